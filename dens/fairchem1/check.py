@@ -1,0 +1,148 @@
+"""Refuse, before anything is built or submitted, what the config alone shows to be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import setup_imports
+
+from dens.config import ConfigError, DeNSConfig, parse_config
+from dens.fairchem1.translate import is_foreign, translate_model, translate_optim
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check a whole training config, as read from YAML.
+
+    Raises:
+        ConfigError: invalid DeNS settings; DeNS settings with a trainer or a model that would
+            ignore them; a DeNS trainer without DeNS settings, force loss or force output.
+    """
+    setup_imports(config)
+    optim, trainer = config.get("optim") or {}, config.get("trainer", "ocp")
+    if not getattr(_trainer_class(trainer), "applies_dens", False):
+        if "dens" in optim or is_foreign(optim):
+            raise ConfigError(
+                f"optim holds DeNS settings, which trainer = {trainer!r} would ignore: "
+                "use trainer: dens.DeNSTrainer, or remove them (trainer)"
+            )
+        return
+    dens = parse_dens(optim)
+    model = config.get("model") or {}
+    check_model_classes(translate_model(model) if is_foreign(optim) else model, dens)
+    check_targets(config)
+
+
+def _trainer_class(name: str) -> type:
+    try:
+        return registry.get_trainer_class(name)
+    except RuntimeError as error:
+        raise ConfigError(f"trainer = {name!r} is not known: {error} (trainer)") from None
+
+
+def parse_dens(optim: Mapping[str, Any]) -> DeNSConfig:
+    """The DeNS settings of an ``optim`` section, in either form.
+
+    Raises:
+        ConfigError: there are none, or they are invalid.
+    """
+    optim = translate_optim(optim)
+    if "dens" not in optim:
+        raise ConfigError(
+            "optim.dens is missing: the DeNS trainer needs its settings "
+            "(for a plain run use trainer: equiformerv2_forces) (optim.dens)"
+        )
+    return parse_config(optim["dens"])
+
+
+def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig) -> None:
+    """Refuse a model without force encoding or noise head, by the classes its config names.
+
+    Raises:
+        ConfigError: names the key of the class, or of the missing head.
+    """
+    if dens.prob == 0:
+        return
+    if "backbone" not in model:
+        name = model.get("name")
+        # hydra without a backbone starts from a checkpoint, whose model is checked when it is built
+        model_class = _model_class(name, "model.name")
+        if name != "hydra" and not getattr(model_class, "applies_dens", False):
+            raise ConfigError(
+                f"model.name = {name!r} would ignore optim.dens: use dens.EquiformerV2DeNS, or "
+                "hydra with a backbone and heads of dens (model.name)"
+            )
+        return
+    name = model["backbone"].get("model")
+    key = "model.backbone.model"
+    if not getattr(_model_class(name, key), "encodes_forces", False):
+        raise ConfigError(
+            f"{key} = {name!r} would ignore optim.dens: use dens.EquiformerV2Backbone ({key})"
+        )
+    heads = model.get("heads") or {}
+    modules = {
+        n: _model_class(h.get("module"), f"model.heads.{n}.module") for n, h in heads.items()
+    }
+    if not any(getattr(module, "predicts_noise", False) for module in modules.values()):
+        raise ConfigError(
+            "model.heads has no noise head, so optim.dens could not be trained: add "
+            f"noise: {{module: dens.NoiseHead}} to {', '.join(heads) or 'it'} (model.heads)"
+        )
+
+
+def _model_class(name: Any, key: str) -> type:
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} must be the name of a model class, got {name!r} ({key})")
+    try:
+        return registry.get_model_class(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} = {name!r} is not known: {error} ({key})") from None
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse a DeNS config without a force output or force loss.
+
+    Raises:
+        ConfigError: names the section.
+    """
+    losses = config.get("loss_functions")
+    if not losses:
+        return  # the older layout, from which fairchem makes outputs and losses itself
+    terms = {name: info for term in losses for name, info in term.items()}
+    if "forces" not in terms:
+        raise ConfigError(
+            "loss_functions must have a term forces, which the denoising loss extends, got "
+            f"{', '.join(terms)} (loss_functions)"
+        )
+    if terms["forces"].get("reduction", "mean") not in (None, "mean"):
+        raise ConfigError(
+            "loss_functions.forces.reduction must be mean: optim.dens.reduction says over which "
+            f"atoms, got {terms['forces']['reduction']!r} (loss_functions.forces.reduction)"
+        )
+    if "forces" not in (config.get("outputs") or {}):
+        raise ConfigError(
+            f"outputs must have forces, got {', '.join(config.get('outputs') or {}) or 'none'} "
+            "(outputs)"
+        )
+    check_primary_metric(config.get("evaluation_metrics") or {})
+
+
+def check_primary_metric(evaluation: Mapping[str, Any]) -> None:
+    """Refuse a primary metric that is not computed: fairchem would stop at the first validation.
+
+    Raises:
+        ConfigError: names the metric and those there are.
+    """
+    metrics = evaluation.get("metrics") or {}
+    names = ["loss"] + [
+        fn if target == "misc" or target in fn else f"{target}_{fn}"
+        for target, fns in metrics.items()
+        for fn in fns
+    ]
+    primary = evaluation.get("primary_metric")
+    if primary is not None and primary not in names:
+        raise ConfigError(
+            f"evaluation_metrics.primary_metric must be one of {', '.join(names)}, got "
+            f"{primary!r} (evaluation_metrics.primary_metric)"
+        )

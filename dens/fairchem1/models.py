@@ -1,0 +1,133 @@
+"""EquiformerV2 with a force encoding and a noise head, by subclass and hook.
+
+Without a corrupted batch (see :func:`dens.corruption.denoising_fields`), so in every evaluation,
+these compute exactly what fairchem's own classes compute with the same weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HydraModel
+from fairchem.core.models.equiformer_v2 import equiformer_v2
+from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
+from torch import Tensor
+
+from dens.config import ConfigError
+from dens.corruption import denoising_fields
+from dens.force_encoding import ForceEncoding
+
+
+@registry.register_model("dens_equiformer_v2_backbone")
+class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
+    """EquiformerV2 that adds the encoded forces of corrupted atoms to its first node embedding.
+
+    Args:
+        force_encoding: whether forces are encoded (false for the ablation).
+        sigma_encoding: whether the noise level is encoded too.
+        kwargs: those of fairchem's ``equiformer_v2_backbone``, unchanged.
+
+    Raises:
+        ConfigError: several resolutions (``lmax_list`` with more than one entry); sigma encoding
+            without force encoding.
+    """
+
+    encodes_forces = True
+
+    def __init__(
+        self, *, force_encoding: bool = True, sigma_encoding: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if self.num_resolutions != 1:
+            raise ConfigError(
+                "lmax_list must have one entry for DeNS, got "
+                f"{self.lmax_list} (model.backbone.lmax_list)"
+            )
+        if sigma_encoding and not force_encoding:
+            raise ConfigError(
+                "sigma_encoding needs force_encoding, got sigma_encoding: true and "
+                "force_encoding: false (model.backbone.sigma_encoding)"
+            )
+        self.force_encoding = None
+        if force_encoding:
+            self.force_encoding = ForceEncoding(
+                self.lmax_list[0], self.sphere_channels, sigma_encoding, self.weight_init
+            )
+        self._encoded: Tensor | None = None  # set for the time of one forward, read by the hook
+        self.edge_degree_embedding.register_forward_hook(self._add_encoding)
+
+    def forward(self, data) -> dict[str, Any]:
+        """fairchem's forward; ``data`` may carry the fields of a corrupted batch."""
+        fields = denoising_fields(data)
+        if fields is not None and self.force_encoding is not None:
+            with torch.autocast(data.pos.device.type, enabled=False):
+                self._encoded = self.force_encoding(fields.noise_forces, _of_atoms(fields, data))
+        try:
+            return super().forward(data)
+        finally:
+            self._encoded = None
+
+    def _add_encoding(self, module, args, output):
+        # the edge-degree embedding is the last summand of the first node embedding; under graph
+        # parallelism it holds the atoms of this rank only
+        if self._encoded is not None:
+            num_nodes, node_offset = args[3], args[4]
+            encoded = self._encoded.narrow(0, node_offset, num_nodes)
+            output.embedding = output.embedding + encoded
+        return output
+
+
+def _of_atoms(fields, data) -> Tensor:
+    """sigma of each atom: (n_atoms,), Å, zero outside C."""
+    return torch.where(fields.noise_mask, fields.sigma[data.batch], 0)
+
+
+@registry.register_model("dens_energy_head")
+class EnergyHead(EqV2ScalarHead):
+    """fairchem's scalar head: the energy of the original structure, corrupted or not."""
+
+
+@registry.register_model("dens_force_head")
+class ForceHead(EqV2VectorHead):
+    """fairchem's vector head: forces, trained on the atoms that are not corrupted."""
+
+
+@registry.register_model("dens_noise_head")
+class NoiseHead(EqV2VectorHead):
+    """A second vector head for the noise, in units of s_N; skipped when no atom is corrupted."""
+
+    predicts_noise = True
+
+    def __init__(self, backbone, output_name: str = "noise") -> None:
+        super().__init__(backbone, output_name)
+
+    def forward(self, data, emb) -> dict[str, Tensor]:
+        """``{"noise": (n_atoms, 3)}`` for a corrupted batch, else an empty dict."""
+        return {} if denoising_fields(data) is None else super().forward(data, emb)
+
+
+@registry.register_model("dens_equiformer_v2")
+class EquiformerV2DeNS(HydraModel):
+    """Backbone and the three heads from one flat list of settings, as in the authors' configs.
+
+    The same model, with the same parameter names, as ``hydra`` with the classes of this module.
+
+    Args:
+        kwargs: those of :class:`EquiformerV2Backbone`.
+    """
+
+    applies_dens = True
+
+    def __init__(self, otf_graph: bool = True, **kwargs: Any) -> None:
+        super().__init__(
+            backbone={"model": "dens_equiformer_v2_backbone", "otf_graph": otf_graph, **kwargs},
+            heads={
+                "energy": {"module": "dens_energy_head"},
+                "forces": {"module": "dens_force_head"},
+                "noise": {"module": "dens_noise_head"},
+            },
+            otf_graph=otf_graph,
+            pass_through_head_outputs=True,
+        )

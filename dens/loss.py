@@ -1,0 +1,114 @@
+"""The DeNS loss, and means that are exact over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class DeNSLoss(NamedTuple):
+    """The two per-atom terms, already weighted; the loss is their sum (plus the energy's)."""
+
+    forces: Tensor
+    noise: Tensor
+
+
+def l2_error(pred: Tensor, target: Tensor) -> Tensor:
+    """Euclidean distance of each row: (n, 3), (n, 3) -> (n,)."""
+    return torch.linalg.vector_norm(pred - target, dim=-1)
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    r"""The mean over all ranks' elements, from this rank's sum and number of elements.
+
+    .. math:: \frac{W}{\sum_r n_r}\, t, \qquad W \text{ ranks}
+
+    DDP averages gradients over ranks, so the factor W makes them those of the global mean,
+    however the elements fall onto ranks. No element anywhere gives zero. One all-reduce, issued by
+    every rank.
+    """
+    count = count.to(total.device, total.dtype)
+    world_size = 1
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(count)
+        world_size = dist.get_world_size()
+    return total * world_size / count.clamp(min=1)
+
+
+def dens_loss(
+    *,
+    forces_pred: Tensor,
+    forces: Tensor,
+    noise_pred: Tensor | None,
+    noise: Tensor,
+    noise_mask: Tensor,
+    free: Tensor,
+    force_coefficient: float,
+    denoising_coefficient: float,
+    reduction: str = "joint",
+    error: Callable[[Tensor, Tensor], Tensor] = l2_error,
+) -> DeNSLoss:
+    r"""Forces of clean atoms and noise of corrupted ones (arXiv:2403.09549, eq. 5).
+
+    .. math:: \frac{\lambda_F}{N} \sum_{i \in F \setminus C} |\hat F_i - f_i/s_F|
+        + \frac{\lambda_{DeNS}}{N} \sum_{i \in C} |\hat\epsilon_i - \epsilon_i/s_N|,
+        \qquad N = |F \cup C|
+
+    with F the atoms whose forces count and C the corrupted ones, for ``reduction='joint'``. For
+    ``'separate'`` the first sum is divided by \|F \\ C\| and the second by \|C\|. Sums and numbers
+    of atoms run over all ranks.
+
+    Args:
+        forces_pred, forces: (n_atoms, 3), predicted and true, divided by s_F.
+        noise_pred, noise: (n_atoms, 3), predicted and true, divided by s_N; the prediction may be
+            None where C is empty.
+        noise_mask: (n_atoms,) bool, the set C.
+        free: (n_atoms,) bool, the set F.
+        force_coefficient, denoising_coefficient: lambda_F, lambda_DeNS.
+        error: rows of predictions and targets -> (n_atoms,).
+    """
+    clean = free & ~noise_mask
+    force_sum = _masked_sum(error, forces_pred, forces, clean)
+    if noise_pred is None:
+        noise_sum = torch.zeros_like(force_sum)
+    else:
+        noise_sum = _masked_sum(error, noise_pred, noise, noise_mask)
+    if reduction == "joint":
+        count = (free | noise_mask).sum()
+        means = global_mean(torch.stack([force_sum, noise_sum]), count)
+    else:
+        count = torch.stack([clean.sum(), noise_mask.sum()])
+        means = global_mean(torch.stack([force_sum, noise_sum]), count)
+    return DeNSLoss(force_coefficient * means[0], denoising_coefficient * means[1])
+
+
+def _masked_sum(error: Callable, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    # both sides become zero outside the mask before the error is taken, so that nothing there,
+    # not even NaN, reaches the sum or its gradient
+    rows = mask[:, None]
+    return error(torch.where(rows, pred, 0), torch.where(rows, target, 0)).sum()
+
+
+class _ZeroGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return tuple(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
+def zero_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
+    """A zero that gives ``parameters`` a gradient of exactly zero.
+
+    Added to the loss where a module did not run: every parameter then has a gradient on every
+    rank, as DDP expects, and weight decay and momentum treat clean and corrupted steps alike.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    return _ZeroGradient.apply(*parameters) if parameters else 0.0

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 
 class ConfigError(ValueError):
-    """A setting the user can mend: the message names the key, what was expected and what was given."""
+    """A setting the user can mend: the message names the key, what was expected and given."""
 
 
 def _field(expects: str, description: str, *, default: Any = ..., unit: str = "", **bounds: Any):
@@ -69,7 +69,7 @@ class DeNSConfig(BaseModel):
     )
     corrupt_ratio: float | None = _field(
         "a number in (0, 1], or null",
-        "r_DeNS: probability that an atom of a corrupted structure gets noise; null is 1, all atoms",
+        "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms",
         default=None,
         gt=0,
         le=1,
@@ -103,7 +103,7 @@ class DeNSConfig(BaseModel):
     )
     strict_max_ratio: float | None = _field(
         "a number in (0, 1], or null",
-        "a structure stays clean if the draw of corrupt_ratio hits more than this share of its atoms",
+        "a structure stays clean if corrupt_ratio happens to hit more than this share of its atoms",
         default=None,
         gt=0,
         le=1,

@@ -19,7 +19,7 @@ from dens.config import DeNSConfig
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corrupted batch. ``pos - original pos == noise`` and ``noise[~noise_mask] == 0`` hold exactly."""
+    """A corrupted batch: ``pos - original pos == noise`` and ``noise[~noise_mask] == 0``, exactly."""
 
     pos: Tensor  # (n_atoms, 3) | Å, corrupted positions
     noise: Tensor  # (n_atoms, 3) | Å, displacement, zero outside C
@@ -45,7 +45,7 @@ def sample_chosen(n_structures: int, config: DeNSConfig, generator: torch.Genera
 
 
 def sample_sigma(n_structures: int, config: DeNSConfig, generator: torch.Generator) -> Tensor:
-    """A noise level for each structure, uniformly from ``config.sigmas``: ``(n_structures,)``, Å."""
+    """A noise level for each structure, uniformly from ``config.sigmas``: (n_structures,), Å."""
     sigmas = torch.tensor(config.sigmas, dtype=torch.float64, device=generator.device)
     rungs = torch.randint(
         len(sigmas), (n_structures,), generator=generator, device=generator.device

@@ -13,7 +13,7 @@ def encoding(dtype=torch.float64, **kwargs) -> ForceEncoding:
 
 
 def wigner(rotation: torch.Tensor) -> torch.Tensor:
-    """The matrix D with Y(R x) = D Y(x) to lmax 4, in double precision (e3nn's own is in single)."""
+    """The matrix D with Y(R x) = D Y(x) to lmax 4, in double precision (e3nn's is in single)."""
     points = torch.randn(200, 3, dtype=torch.float64)
     degrees = list(range(5))
     y, turned = (

@@ -81,10 +81,8 @@ def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig) -> None:
             f"{key} = {name!r} would ignore optim.dens: use dens.EquiformerV2Backbone ({key})"
         )
     heads = model.get("heads") or {}
-    modules = {
-        n: _model_class(h.get("module"), f"model.heads.{n}.module") for n, h in heads.items()
-    }
-    if not any(getattr(module, "predicts_noise", False) for module in modules.values()):
+    classes = [_model_class(h.get("module"), f"model.heads.{n}.module") for n, h in heads.items()]
+    if not any(getattr(head, "predicts_noise", False) for head in classes):
         raise ConfigError(
             "model.heads has no noise head, so optim.dens could not be trained: add "
             f"noise: {{module: dens.NoiseHead}} to {', '.join(heads) or 'it'} (model.heads)"

@@ -77,9 +77,8 @@ class DeNSMixin:
         super().load_model()
         modules = list(self._unwrapped_model.modules())
         heads = [m for m in modules if getattr(m, "predicts_noise", False)]
-        if self.dens.prob > 0 and not (
-            heads and any(hasattr(m, "encodes_forces") for m in modules)
-        ):
+        encoder = any(getattr(m, "encodes_forces", False) for m in modules)
+        if self.dens.prob > 0 and not (heads and encoder):
             raise ConfigError(
                 "the model has no force encoding or no noise head, so it would ignore optim.dens: "
                 f"got {type(self._unwrapped_model).__name__} (model)"

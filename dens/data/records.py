@@ -1,0 +1,149 @@
+"""Records in OC20's form: ASE structures as PyTorch Geometric ``Data``, and their pickled bytes."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ase.constraints import FixAtoms
+from ase.geometry import wrap_positions
+from torch_geometric.data import Data
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# Fixed, because the highest protocol differs between Python versions.
+PICKLE_PROTOCOL = 4
+
+
+def atoms_to_data(
+    atoms: Atoms,
+    *,
+    sid: int | str,
+    fid: int,
+    energy: float | None = None,
+    forces: np.ndarray | None = None,
+    md: bool | None = None,
+) -> Data:
+    """A labelled periodic structure as an S2EF record with the fields and types of OC20.
+
+    ``pos`` (n_atoms, 3) float32, Å, wrapped into the cell, since fairchem's neighbour search misses
+    pairs of atoms that lie outside; ``cell`` (1, 3, 3) float32, Å, rows are vectors;
+    ``atomic_numbers`` (n_atoms,) float32; ``natoms`` int; ``tags`` (n_atoms,) int64;
+    ``fixed`` (n_atoms,) float32, 1 for atoms held by an ASE ``FixAtoms``; ``y`` float, eV;
+    ``force`` (n_atoms, 3) float32, eV/Å; ``sid``; ``fid``; and ``md`` (0 or 1) where it is known.
+
+    Args:
+        atoms: periodic in all three directions (OC20's form has no field for anything else).
+        sid: identifier of the system.
+        fid: number of the frame within the system.
+        energy: eV; by default the one of the structure's calculator.
+        forces: (n_atoms, 3), eV/Å; by default the calculator's, constraints not applied.
+        md: whether the frame comes from molecular dynamics; None if that is not known.
+
+    Raises:
+        ValueError: not periodic, a cell without volume, or missing, misshapen or non-finite labels.
+    """
+    where = f"structure sid={sid} fid={fid}"
+    if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
+        raise ValueError(
+            f"{where}: expected pbc in all three directions and a cell with a volume, "
+            f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
+        )
+    energy, forces = _labels(atoms, energy, forces, where)
+    data = Data(
+        pos=_float32(wrap_positions(atoms.positions, atoms.cell, pbc=True, eps=0)),
+        cell=_float32(atoms.cell.array).view(1, 3, 3),
+        atomic_numbers=_float32(atoms.numbers),
+        natoms=len(atoms),
+        tags=torch.tensor(atoms.get_tags(), dtype=torch.int64),
+        fixed=_float32(fixed_atoms(atoms)),
+        y=energy,
+        force=_float32(forces),
+        sid=sid,
+        fid=int(fid),
+    )
+    if md is not None:
+        data.md = int(md)
+    return data
+
+
+def fixed_atoms(atoms: Atoms) -> np.ndarray:
+    """(n_atoms,) bool: which atoms an ASE ``FixAtoms`` holds. Other constraints do not count."""
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+    return fixed
+
+
+def pickle_record(data: Data) -> bytes:
+    """The pickled record, which plain ``pickle.loads`` reads; equal records give equal bytes.
+
+    ``pickle.dumps`` does not do that: torch writes each storage's memory address, a view brings its
+    whole storage along, and pickle abbreviates strings that happen to be the same object.
+
+    Raises:
+        ValueError: a field is neither a tensor, nor a number, nor a string.
+    """
+    fields = {key: _canonical(key, value) for key, value in data.to_dict().items()}
+    buffer = io.BytesIO()
+    _RecordPickler(buffer, PICKLE_PROTOCOL).dump(Data.from_dict(fields))
+    return buffer.getvalue()
+
+
+class _RecordPickler(pickle.Pickler):
+    """Pickles tensors as torch does, with the key "0" in place of the storage's address."""
+
+    def reducer_override(self, obj):
+        if not isinstance(obj, torch.storage.TypedStorage):
+            return NotImplemented
+        load, (payload,) = obj.__reduce__()
+        address = str(obj._untyped_storage._cdata).encode()
+        return load, (payload.replace(_pickled_text(address), _pickled_text(b"0")),)
+
+
+def _pickled_text(text: bytes) -> bytes:
+    # opcode BINUNICODE: torch pickles storages with protocol 2
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
+def _canonical(key: str, value):
+    """An equal value that shares no memory with another one."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return value.encode().decode()
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise ValueError(
+        f"record field {key} must be a tensor, a number or a string, got {type(value).__name__}"
+    )
+
+
+def _labels(
+    atoms: Atoms, energy: float | None, forces: np.ndarray | None, where: str
+) -> tuple[float, np.ndarray]:
+    try:
+        if energy is None:
+            energy = atoms.get_potential_energy(apply_constraint=False)
+        if forces is None:
+            forces = atoms.get_forces(apply_constraint=False)
+    except RuntimeError as error:  # what ASE raises for no calculator and for no such property
+        raise ValueError(f"{where}: no energy or no forces: {error}") from error
+    forces = np.asarray(forces)
+    if forces.shape != (len(atoms), 3):
+        raise ValueError(f"{where}: forces must be ({len(atoms)}, 3), got {forces.shape}")
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        raise ValueError(f"{where}: energy and forces must be finite, got NaN or infinity")
+    return float(energy), forces
+
+
+def _float32(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.float32)

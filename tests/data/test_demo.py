@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
+from ase.data import atomic_numbers
+from ase.optimize import BFGS
+
+import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.demo import HELD_OUT_METAL, MAX_FORCE, METALS, make_demo_data
+
+SIZES = {"train_frames": 70, "val_frames": 15}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_demo_data(tmp_path_factory.mktemp("demo") / "out", seed=3, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def splits(demo):
+    """The records of each split, as fairchem reads them."""
+    from fairchem.core.datasets.lmdb_dataset import LmdbDataset
+
+    datasets = {name: LmdbDataset({"src": str(demo.path / name)}) for name in demo.splits}
+    return {name: [dataset[i] for i in range(len(dataset))] for name, dataset in datasets.items()}
+
+
+def files(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_same_seed_same_bytes(demo, tmp_path):
+    make_demo_data(tmp_path / "same", seed=3, **SIZES)
+    make_demo_data(tmp_path / "other", seed=4, train_frames=1, val_frames=1)
+    assert files(tmp_path / "same") == files(demo.path)
+    other = files(tmp_path / "other")
+    assert other.keys() == files(demo.path).keys()
+    assert not set(other.values()) & set(files(demo.path).values())
+
+
+def test_splits_have_their_frames_and_metals(demo, splits):
+    assert {name: len(records) for name, records in splits.items()} == {
+        "train": 70,
+        "val_id": 15,
+        "val_ood": 15,
+    }
+    for name, records in splits.items():
+        allowed = {HELD_OUT_METAL} if name == "val_ood" else set(METALS)
+        slab_atoms = torch.cat([data.atomic_numbers[data.tags < 2] for data in records])
+        assert set(slab_atoms.int().tolist()) <= {atomic_numbers[metal] for metal in allowed}
+        assert len({(data.sid, data.fid) for data in records}) == len(records)
+    sids = [{data.sid for data in records} for records in splits.values()]
+    assert len(set.union(*sids)) == sum(len(ids) for ids in sids)
+    energies = [{data.y for data in records} for records in splits.values()]
+    assert not energies[0] & energies[1]
+
+
+def test_marks_of_atoms_and_frames(demo, splits):
+    for name, records in splits.items():
+        metadata = np.load(demo.path / name / "metadata.npz")
+        assert metadata["natoms"].tolist() == [len(data.pos) for data in records]
+        assert metadata["md"].tolist() == [data.md for data in records]
+        assert {data.md for data in records} == {0, 1}
+        for data in records:
+            z = data.pos[:, 2]
+            fixed = data.fixed == 1
+            assert 4 <= fixed.sum() < len(z) - 4
+            assert set(data.tags[fixed].tolist()) == {0}
+            assert z[fixed].max() < z[data.tags == 1].min()
+            assert 1 <= (data.tags == 2).sum() <= 2
+            assert 16 <= data.natoms <= 30
+        moved = [
+            torch.equal(a.pos[a.fixed == 1], b.pos[b.fixed == 1])
+            for a, b in pairwise(records)
+            if a.sid == b.sid
+        ]
+        assert moved
+        assert all(moved)
+
+
+def to_atoms(data) -> Atoms:
+    atoms = Atoms(
+        data.atomic_numbers.int().numpy(), data.pos.numpy(), cell=data.cell[0].numpy(), pbc=True
+    )
+    atoms.calc = EMT()
+    return atoms
+
+
+def test_labels_are_emts(splits):
+    for records in splits.values():
+        references = {}
+        for data in records:
+            atoms = to_atoms(data)
+            np.testing.assert_allclose(data.force, atoms.get_forces(), atol=2e-4)
+            reference = atoms.get_potential_energy() - data.y
+            assert references.setdefault(data.sid, reference) == pytest.approx(reference, abs=1e-4)
+
+
+def relaxed_energy(atoms: Atoms) -> float:
+    atoms.calc = EMT()
+    BFGS(atoms, logfile=None).run(fmax=0.01)
+    return atoms.get_potential_energy()
+
+
+def test_energies_are_adsorption_energies(splits):
+    h2, n2, h2o, co = (relaxed_energy(molecule(name)) for name in ("H2", "N2", "H2O", "CO"))
+    per_atom = {1: h2 / 2, 7: n2 / 2, 8: h2o - h2, 6: co - (h2o - h2)}
+    for data in {data.sid: data for data in splits["val_ood"] if not data.md}.values():
+        slab = to_atoms(data)[(data.tags < 2).numpy()]
+        slab.set_constraint(FixAtoms(mask=data.fixed[data.tags < 2].bool().numpy()))
+        adsorbate = data.atomic_numbers[data.tags == 2].int().tolist()
+        expected = to_atoms(data).get_potential_energy() - relaxed_energy(slab)
+        expected -= sum(per_atom[z] for z in adsorbate)
+        assert data.y == pytest.approx(expected, abs=0.02)
+
+
+def test_forces_and_energies_are_of_useful_size(demo):
+    for split in demo.splits.values():
+        statistics = split.statistics()
+        largest = [np.linalg.norm(forces, axis=1).max() for forces in split.forces]
+        assert min(largest) < 0.5
+        assert 2 < max(largest) <= MAX_FORCE
+        assert 0.2 < statistics["force_rms"] < 2
+        assert abs(statistics["energy_mean"]) < 2
+        assert 0.1 < statistics["energy_std"] < 3
+        assert split.md_frames in range(split.frames // 3, split.frames)
+
+
+def test_readme_gives_seed_and_statistics(demo):
+    text = (demo.path / "README.txt").read_text(encoding="utf-8")
+    assert "Seed: 3\n" in text
+    assert demo.table() in text
+
+
+def test_failure_leaves_nothing(tmp_path):
+    def stop(split: str, done: int, total: int) -> None:
+        if split == "val_id":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_demo_data(tmp_path / "out", train_frames=1, val_frames=1, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"train_frames": 0}, "train_frames must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, argument, message):
+    with pytest.raises(ValueError, match=message):
+        make_demo_data(tmp_path / "out", **argument)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"^{tmp_path} already exists"):
+        make_demo_data(tmp_path)

@@ -19,7 +19,7 @@ from dens.config import DeNSConfig
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corrupted batch: ``pos - original pos == noise`` and ``noise[~noise_mask] == 0``, exactly."""
+    """A corrupted batch; ``pos - original == noise`` and ``noise[~noise_mask] == 0``, exactly."""
 
     pos: Tensor  # (n_atoms, 3) | Å, corrupted positions
     noise: Tensor  # (n_atoms, 3) | Å, displacement, zero outside C

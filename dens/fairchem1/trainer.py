@@ -19,7 +19,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch import Tensor
 
-from dens.config import ConfigError
+from dens.config import ConfigError, DeNSConfig
 from dens.corruption import (
     attach,
     corrupt,
@@ -29,6 +29,7 @@ from dens.corruption import (
 )
 from dens.fairchem1.batches import of_atoms, select_structures
 from dens.fairchem1.check import check_model_classes, check_targets, parse_dens
+from dens.fairchem1.graph_parallel import sum_shared_gradients
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
 from dens.force_encoding import ForceEncoding
 from dens.loss import dens_loss, global_mean, zero_gradient
@@ -60,6 +61,7 @@ class DeNSMixin:
                 notice = yaml.safe_dump({"optim": {"dens": optimizer["dens"]}}, sort_keys=False)
                 logging.warning(f"DeNS settings in an older form were read as\n{notice}")
         check_model_classes(model, self.dens)
+        sum_shared_gradients()
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
 
     def load_task(self) -> None:
@@ -108,13 +110,15 @@ class DeNSMixin:
     def _forward(self, batch) -> dict[str, Tensor]:
         batch = batch.to(self.device)
         if self.model.training:
-            self._corrupt(batch)
+            seed = self.config["cmd"]["seed"] or 0
+            self.corrupt_batch(batch, self.dens, make_generator(seed, self._data_rank(), self.step))
         with self._noise_expected(batch):
             return super()._forward(batch)
 
-    def _corrupt(self, batch) -> None:
+    def corrupt_batch(self, batch, dens: DeNSConfig, generator: torch.Generator) -> None:
+        """Corrupt the structures that ``dens`` and ``generator`` choose, in place."""
         eligible = eligible_structures(
-            self.dens,
+            dens,
             forces=batch.forces,
             batch=batch.batch,
             natoms=batch.natoms,
@@ -122,12 +126,11 @@ class DeNSMixin:
             stress=getattr(batch, "stress", None),
             epoch=math.ceil(self.epoch) - 1,
         )
-        generator = make_generator(self.config["cmd"]["seed"] or 0, self._data_rank(), self.step)
         corruption = corrupt(
             batch.pos,
             batch.batch,
             batch.natoms,
-            self.dens,
+            dens,
             generator,
             fixed=batch.fixed,
             eligible=eligible,
@@ -154,7 +157,9 @@ class DeNSMixin:
     def _compute_loss(self, out: dict[str, Tensor], batch) -> Tensor:
         if not self.model.training:
             return super()._compute_loss(out, batch)
-        return sum(self._loss_terms(out, batch).values())
+        loss = sum(self._loss_terms(out, batch).values())
+        # ranks that share a graph hold parts of one gradient, which DDP then averages
+        return gp_utils.scale_backward_grad(loss) if gp_utils.initialized() else loss
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:
         """The weighted terms of the training loss, each a mean over all ranks."""
@@ -269,3 +274,13 @@ def _update(evaluator, metrics: dict, found: dict[str, Mean]) -> dict:
 @registry.register_trainer("dens")
 class DeNSTrainer(DeNSMixin, EquiformerV2ForcesTrainer):
     """EquiformerV2's trainer (schedules in epochs, EMA) with DeNS."""
+
+    def load_extras(self) -> None:
+        steps = 0 if self.train_loader is None else len(self.train_loader)
+        params = self.config["optim"]["scheduler_params"]
+        if steps and "warmup_epochs" in params and params["warmup_epochs"] * steps < 1:
+            raise ConfigError(
+                f"warmup_epochs must be at least one step, and an epoch has {steps}: got "
+                f"{params['warmup_epochs']} (optim.scheduler_params.warmup_epochs)"
+            )
+        super().load_extras()

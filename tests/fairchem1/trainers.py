@@ -70,7 +70,7 @@ OPTIM = {
     "scheduler_params": {
         "lambda_type": "cosine",
         "warmup_factor": 0.2,
-        "warmup_epochs": 0.5,
+        "warmup_epochs": 1.0,
         "lr_min_factor": 0.01,
     },
     "max_epochs": 2,

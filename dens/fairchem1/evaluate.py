@@ -1,0 +1,105 @@
+"""S2EF and denoising errors of a checkpoint, beside those of the untrained model and of zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.common.utils import new_trainer_context
+
+from dens.config import ConfigError
+from dens.corruption import denoising_fields, make_generator
+from dens.fairchem1.launch import parse_args, read_config
+
+_UNITS = {
+    "energy_mae": "eV",
+    "forces_mae": "eV/Å",
+    "denoising_pos_mae": "Å",
+    "denoising_forces_mae": "eV/Å",
+    "denoising_energy_mae": "eV",
+}
+
+
+def evaluate_command(
+    config_path: Path, checkpoint: Path, *, split: str = "val", overrides: Iterable[str] = ()
+) -> None:
+    """Print the table of :func:`evaluate` for a config and a checkpoint of it.
+
+    Raises:
+        ConfigError: no such checkpoint; a split that the config has not.
+    """
+    if not checkpoint.is_file():
+        raise ConfigError(f"--checkpoint {checkpoint} does not exist")
+    argv = ["--config-yml", str(config_path), "--mode", "validate", "--debug"]
+    config = read_config(*parse_args([*argv, "--checkpoint", str(checkpoint), *overrides]))
+    with new_trainer_context(config=config) as context:
+        errors = evaluate(context.trainer, checkpoint, split)
+        if distutils.is_master():
+            click.echo(format_table(errors))
+
+
+def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[str, float]]:
+    """Errors of zeros, of the trainer's present weights and of a checkpoint's EMA weights.
+
+    Returns:
+        For ``"zeros"``, ``"untrained"`` and ``"trained"``: errors by name, in eV, eV/Å and Å.
+        Denoising errors are those of the structures of the split, all of them corrupted once, with
+        the same noise in every column.
+    """
+    loaders = {"val": trainer.val_loader, "test": trainer.test_loader}
+    if loaders.get(split) is None:
+        raise ConfigError(f"--split must be one of the config's val, test, got {split!r}")
+    columns = {"zeros": {}, "untrained": {}, "trained": {}}
+    for name in ("untrained", "trained"):
+        if name == "trained":
+            trainer.load_checkpoint(str(checkpoint))
+        metrics = trainer.validate(split, disable_tqdm=True)
+        columns[name] = {key: metrics[key]["metric"] for key in metrics if key in _UNITS}
+        if getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0:
+            columns[name].update(denoising_errors(trainer, loaders[split]))
+            columns["zeros"] = denoising_errors(trainer, loaders[split], zeros=True)
+    return columns
+
+
+@torch.no_grad()
+def denoising_errors(trainer, loader, zeros: bool = False) -> dict[str, float]:
+    """Denoising errors on a loader's structures, each corrupted as ``optim.dens`` says.
+
+    Args:
+        trainer: a DeNS trainer; its EMA weights are used, where it has some.
+        zeros: predict no noise, no force and the mean energy instead.
+    """
+    dens = trainer.dens.model_copy(update={"prob": 1.0})
+    totals: dict[str, list[float]] = {}
+    trainer.model.eval()
+    if trainer.ema:
+        trainer.ema.store()
+        trainer.ema.copy_to()
+    for i, batch in enumerate(loader):
+        batch = batch.to(trainer.device)
+        trainer.corrupt_batch(batch, dens, make_generator(trainer.config["cmd"]["seed"] or 0, 0, i))
+        fields = denoising_fields(batch)
+        if fields is None:
+            continue
+        out = trainer._forward(batch)
+        if zeros:
+            out = {name: torch.zeros_like(value) for name, value in out.items()}
+        for name, mean in trainer._denoising_metrics(out, batch, fields).items():
+            total = totals.setdefault(name, [0.0, 0])
+            total[0] += mean.total
+            total[1] += mean.count
+    if trainer.ema:
+        trainer.ema.restore()
+    return {name: total / count for name, (total, count) in totals.items()}
+
+
+def format_table(columns: dict[str, dict[str, float]]) -> str:
+    """The errors as text, one row for each."""
+    rows = [f"{'error':<24}{'unit':<6}" + "".join(f"{name:>12}" for name in columns)]
+    for name in columns["trained"]:
+        cells = [f"{c[name]:12.4f}" if name in c else f"{'-':>12}" for c in columns.values()]
+        rows.append(f"{name:<24}{_UNITS.get(name, 'Å'):<6}" + "".join(cells))
+    return "\n".join(rows)

@@ -1,0 +1,217 @@
+"""Launch training with fairchem-core 1.10: its own ``main``, with a few of its names exchanged.
+
+``fairchem.core._cli.main`` finds what it calls among the globals of its module. While it runs,
+:func:`launch` puts ours in the place of five of them and restores them afterwards:
+
+``build_config``, ``create_grid``
+    Read the config (or the sweep) as fairchem does, give each run an id of its own, and refuse what
+    the user should mend before a process is spawned or a job submitted.
+``Runner``, ``runner_wrapper``
+    What submitted jobs and spawned ranks are started with. They import it by its name, and since it
+    lives here, ``dens`` is imported there before fairchem, as it is in this process.
+``LaunchConfig``
+    With a free port, where fairchem's fixed one makes two runs on one machine share a rendezvous.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import collections.abc
+import datetime
+import functools
+import itertools
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from fairchem.core import _cli
+from fairchem.core.common.flags import Flags
+from submitit import AutoExecutor
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from dens.config import ConfigError
+from dens.fairchem1.check import check_config
+from dens.fairchem1.preflight import check_inputs, keep_wandb_offline
+
+_OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
+_build, _grid = _cli.build_config, _cli.create_grid  # as they are when ours stand in for them
+_serial = itertools.count(secrets.randbits(16))
+
+
+def parse_args(
+    argv: list[str], program: str = "fairchem", epilog: str = ""
+) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into fairchem's own options and overrides of the config.
+
+    Beyond what fairchem accepts, ``--config`` means ``--config-yml`` and ``--mode`` is optional.
+    ``program`` and ``epilog`` are for the help, with which ``--help`` exits.
+
+    Raises:
+        ConfigError: an option that is unknown or wrong, an override without one ``=``.
+    """
+    parser = Flags().get_parser()
+    parser.prog, parser.epilog, parser.error = program, epilog, _refuse
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = f"{program} --config FILE [options] [--section.key=value ...]"
+    parser.description = (
+        "Train on fairchem-core 1.10. --config is short for --config-yml; --mode is train by\n"
+        "default; --section.key=value changes the config, as in --optim.dens.sigma=0.15."
+    )
+    parser.set_defaults(mode="train")
+    argv = [re.sub(r"^--config(?==|$)", "--config-yml", arg) for arg in argv]
+    args, overrides = parser.parse_known_args(argv)
+    for override in overrides:
+        if not _OVERRIDE.fullmatch(override):
+            _refuse(
+                f"{override!r} is neither an option of {program} nor an override of the config, "
+                "which is written --section.key=value, with one '='"
+            )
+    if args.num_gpus < 1:
+        _refuse(f"--num-gpus is the number of ranks and must be at least 1, got {args.num_gpus}")
+    return args, overrides
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(message)
+
+
+def new_timestamp_id(identifier: str = "") -> str:
+    """An id for a run, and for its folders: the time, four hex digits and the identifier, if any.
+
+    fairchem's own, a float32, is the same for runs that start within about two minutes.
+    """
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+    # counted on from a random start: the ids of one process differ for certain
+    parts = [now, f"{next(_serial) % 2**16:04x}", identifier]
+    return "-".join(part for part in parts if part)
+
+
+class Runner(_cli.Runner):
+    """fairchem's runner of one rank; a requeued job starts with this class again."""
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run the rank that this process is."""
+        if config["submit"] and "SLURM_JOB_ID" not in os.environ:
+            # submitit kept the job on this machine; fairchem would look for its rank in SLURM only
+            config = {**config, "submit": False}
+        super().__call__(config)
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by submitit on preemption: save, and return how to go on."""
+        delayed = super().checkpoint(*args, **kwargs)
+        delayed.function = type(self)()
+        return delayed
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """Run one rank, in this process or in a spawned one."""
+    Runner()(config)
+
+
+def launch(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Train, or whatever ``args.mode`` says, as fairchem's ``main`` does.
+
+    Raises:
+        ConfigError: the user should mend something, found here or by a rank.
+        SystemExit: a spawned rank failed; holds its report.
+    """
+    ours = {
+        "build_config": read_config,
+        "create_grid": _create_grid,
+        "Runner": Runner,
+        "runner_wrapper": run_rank,
+        "LaunchConfig": functools.partial(_cli.LaunchConfig, rdzv_endpoint="localhost:0"),
+    }
+    try:
+        with _replaced(_cli, **ours):
+            _cli.main(args, overrides)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        report = failure.message  # a mapping where the rank left a traceback
+        text = report if isinstance(report, str) else report["message"]
+        if text.startswith("ConfigError: "):
+            raise ConfigError(text.removeprefix("ConfigError: ")) from None
+        raise SystemExit(str(error)) from None
+
+
+@contextmanager
+def _replaced(owner: Any, **new: Any) -> Iterator[None]:
+    """Give attributes of ``owner`` new values for a while."""
+    old = {name: getattr(owner, name) for name in new if hasattr(owner, name)}
+    for name, value in new.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in new:
+            setattr(owner, name, old[name]) if name in old else delattr(owner, name)
+
+
+def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    """The config of a run, checked, with its device and id settled; from :func:`parse_args`.
+
+    Raises:
+        ConfigError: it cannot be read or used, or its data or checkpoint is missing.
+    """
+    stays_here = not args.submit or AutoExecutor.which() == "local"
+    if args.submit and stays_here and args.num_gpus > 1:
+        _refuse(f"--submit without SLURM runs one rank, not --num-gpus {args.num_gpus}")
+    without_gpu = stays_here and not args.cpu and not torch.cuda.is_available()
+    args.cpu |= without_gpu
+    args.timestamp_id = args.timestamp_id or new_timestamp_id(args.identifier)
+    with _explained(args.config_yml):
+        config = _build(args, overrides)
+    if not (args.submit and args.sweep_yml):
+        _check(config)
+    if without_gpu:
+        logging.info("There is no CUDA device: running on the CPU with gloo, as --cpu does.")
+    return config
+
+
+def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
+    # fairchem looks for MutableMapping where it stood until Python 3.10
+    moved = {"MutableMapping": collections.abc.MutableMapping}
+    with _explained(sweep_yml), _replaced(collections, **moved):
+        configs = _grid(base, sweep_yml)
+    for config in configs:
+        run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...
+        config["timestamp_id"] = base["timestamp_id"] + run
+        _check(config)
+    return configs
+
+
+def _check(config: dict[str, Any]) -> None:
+    try:
+        check_config(config)
+        check_inputs(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    keep_wandb_offline(config)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the errors of reading ``path`` into one line each."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} or a file it includes is not valid YAML: {reason}") from error
+    except KeyError as error:
+        raise ConfigError(f"{path} sets a key below {error}, which the config lacks") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{path} must be a mapping of sections, with `includes` a list: {error}"
+        ) from error

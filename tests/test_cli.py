@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from dens import cli
+from dens.config import ConfigError
+from dens.fairchem1 import launch as launcher
+
+ROOT = Path(__file__).parents[1]
+
+
+def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python main.py`` as a user does."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *argv],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+
+
+def error_of(capsys, *argv: str) -> str:
+    """What the program prints to stderr, where it ends with status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(argv))
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list:
+    """The runs that would be launched, as (args, overrides)."""
+    runs = []
+    monkeypatch.setattr(launcher, "launch", lambda *run: runs.append(run))
+    return runs
+
+
+def test_the_console_scripts_are_one_program():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    scripts = setup["options.entry_points"]["console_scripts"].split("\n")[1:]
+    assert scripts == ["fairchem = dens.cli:main", "dens = dens.cli:main"]
+
+
+@pytest.mark.parametrize("first", [[], ["main.py"], ["./main.py"]])
+def test_one_leading_main_py_is_ignored(first, launched):
+    cli.main([*first, "--config", "a.yml", "--optim.lr=1"])
+    ((args, overrides),) = launched
+    assert (args.config_yml, args.mode, overrides) == (Path("a.yml"), "train", ["--optim.lr=1"])
+
+
+def test_arguments_default_to_those_of_the_process(launched, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fairchem", "optim.lr=1", "--config=a.yml"])
+    cli.main()
+    assert launched[0][1] == ["optim.lr=1"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "error: unknown command 'trian': the commands are demo-data, "),
+        (["main.py", "main.py"], "error: unknown command 'main.py'"),
+        ([], "error: the following arguments are required: --config-yml"),
+        (["demo-data"], "error: Missing argument 'OUT'."),
+        (["evaluate", "--config", "c.yml"], "error: Missing option '--checkpoint'."),
+    ],
+)
+def test_usage_errors_take_one_line(argv, message, capsys):
+    error = error_of(capsys, *argv)
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_each_line_of_a_config_error_is_marked(capsys, monkeypatch):
+    def refuse(*_):
+        raise ConfigError("sigma must be ...\nprob must be ...")
+
+    monkeypatch.setattr(launcher, "launch", refuse)
+    error = error_of(capsys, "--config", "a.yml")
+    assert error == "error: sigma must be ...\nerror: prob must be ...\n"
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(launcher, "launch", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["--config", "a.yml"])
+
+
+def test_training_without_fairchem_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "dens.fairchem1.launch")
+    monkeypatch.setitem(sys.modules, "fairchem.core.common.flags", None)
+    error = error_of(capsys, "--config", "a.yml")
+    assert error.startswith("error: training needs fairchem-core 1.10: pip install ")
+
+
+def test_demo_data(tmp_path, capsys, monkeypatch):
+    def make(out, seed, progress):
+        progress("train", 1, 2)
+        progress("train", 2, 2)
+        if out.exists():
+            raise ValueError(f"{out} already exists")
+        return types.SimpleNamespace(table=lambda: f"made {out} from {seed}")
+
+    monkeypatch.setattr("dens.data.demo.make_demo_data", make)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["demo-data", str(tmp_path / "out"), "--seed", "3"])
+    assert not exit_.value.code
+    printed = capsys.readouterr()
+    assert printed.out == f"made {tmp_path / 'out'} from 3\n"
+    assert printed.err.endswith("train: 2 of 2 frames\n")
+    assert f"error: {tmp_path} already exists\n" in error_of(capsys, "demo-data", str(tmp_path))
+
+
+def test_evaluate_passes_its_arguments_on(monkeypatch):
+    calls = []
+    module = types.ModuleType("dens.fairchem1.evaluate")
+    module.evaluate_command = lambda *args, **more: calls.append((args, more))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    argv = "evaluate --config c.yml --checkpoint w.pt --optim.dens.sigma=0.2 --split test"
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv.split())
+    assert not exit_.value.code
+    more = {"split": "test", "overrides": ["--optim.dens.sigma=0.2"]}
+    assert calls == [((Path("c.yml"), Path("w.pt")), more)]
+
+
+def test_download_data_runs_fairchems_script(tmp_path, monkeypatch):
+    shell = []
+    monkeypatch.setattr(os, "system", shell.append)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    # it gets as far as reading what the (here empty) download unpacked to
+    with pytest.raises(RuntimeError, match="Did you uncompress"):
+        cli.main(f"download-data --task s2ef --split 200k --data-path {tmp_path}".split())
+    assert shell[0].startswith("wget ")
+    assert shell[0].endswith(f"s2ef_train_200K.tar -P {tmp_path}")
+
+
+def test_help_shows_options_and_commands():
+    result = program("--help")
+    assert result.returncode == 0, result.stderr
+    for part in ("--gp-gpus", "--config", "--optim.dens.sigma=0.15", *cli.commands.commands):
+        assert part in result.stdout
+
+
+def test_missing_data_end_the_program_with_one_clear_line(tmp_path):
+    config = "trainer: forces\nmodel: {}\noptim: {}\ndataset: {train: {src: data/oc20/nothing}}\n"
+    (tmp_path / "c.yml").write_text(config)
+    result = program("main.py", "--config", "c.yml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert "dataset.train.src = data/oc20/nothing" in lines[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yml"]

@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+DEMO = configs/oc20/eqv2_dens_demo.yml
+
+.PHONY: install test demo clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[fairchem1,test]'
+	touch $@
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+data/demo: | install
+	$(BIN)/dens demo-data $@
+
+demo: install data/demo
+	. $(BIN)/activate && fairchem main.py --config $(DEMO)
+	$(BIN)/dens evaluate --config $(DEMO) --checkpoint "$$(ls -t checkpoints/*/checkpoint.pt | head -n 1)"
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

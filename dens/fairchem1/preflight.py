@@ -74,8 +74,12 @@ def _is_there(src: str, is_lmdb: bool) -> bool:
 
 
 def _how_to_get(key: str, src: str) -> str:
-    """The command that fills ``src``, where it is a folder as OC20's download makes them."""
-    oc20 = re.fullmatch(r"(?:(.*)/)?s2ef/(?:all/(val_\w+)|(\w+)/train)/?", src)
+    """The command that fills ``src``, where it is a folder as the shipped configs name them."""
+    md17 = re.fullmatch(r"((?:.*/)?md17/(\w+))/(?:train|val|test)/?", src)
+    if md17:
+        folder, molecule = md17.groups()
+        return f"dens data md17 {molecule} --download --out {folder}"
+    oc20 = re.fullmatch(r"(?:(.*)/)?s2ef/(?:all/(val_\w+)|(?!all_md)(\w+)/train)/?", src)
     if not oc20:
         return f"set {key} to where it is (--{key}=PATH)"
     root, val, train = oc20.groups()

@@ -83,6 +83,7 @@ def test_the_refusal_says_how_to_get_oc20_and_how_to_run_the_demo():
         "train": {"src": "data/oc20/s2ef/2M/train"},
         "val": {"src": "data/oc20/s2ef/all/val_id/"},
         "test": {"src": "elsewhere"},
+        "relax": {"src": "data/md17/aspirin/train"},
     }
     with pytest.raises(ConfigError) as error:
         check_inputs(run_config(dataset))
@@ -92,6 +93,7 @@ def test_the_refusal_says_how_to_get_oc20_and_how_to_run_the_demo():
         "--data-path data/oc20",
         "--split val_id --ref-energy --num-workers 8 --data-path data/oc20",
         "--dataset.test.src=PATH",
+        "dens data md17 aspirin --download --out data/md17/aspirin",
         "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml",
     ):
         assert part in message

@@ -52,8 +52,8 @@ def corrupted_batch(of: list[int]) -> Batch:
 def gradients(src: str, of: list[int], reduction: str) -> tuple[float, dict]:
     """Loss and gradients of one step on structures ``of``, whose noise is given."""
     model = {**MODEL, "backbone": {**MODEL["backbone"], **EXACT}}
-    dens = {**DENS, "reduction": reduction}
-    trainer = DeNSTrainer(**trainer_config(src, model=model, dens=dens))
+    settings = {**DENS, "reduction": reduction}
+    trainer = DeNSTrainer(**trainer_config(src, model=model, dens=settings))
     trainer.corrupt_batch = lambda batch, *args: None
     trainer.model.train()
     trainer.step, trainer.epoch = 1, 0.5

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from ase.build import fcc111
+from ase.calculators.emt import EMT
+from ase.io import Trajectory
 from trainers import trainer_config, write_dataset
 
 import dens
@@ -84,6 +88,27 @@ def test_oc20_commands_ask_for_the_data(workplace):
         "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.y"
         in line
     )
+
+
+def test_data_commands_convert_check_and_measure(workplace):
+    """The three commands as typed, on trajectories of ten small slabs."""
+    (workplace / "trajectories").mkdir()
+    for i, metal in enumerate(["Cu", "Ni", "Pd", "Pt", "Au"] * 2):
+        slab = fcc111(metal, size=(2, 2, 2), vacuum=6.0, periodic=True)
+        with Trajectory(workplace / f"trajectories/{i}.traj", "w") as trajectory:
+            for frame in range(3):
+                slab.rattle(0.1, seed=10 * i + frame)
+                slab.calc = EMT()
+                slab.get_forces()
+                trajectory.write(slab)
+    typed = [c for c in commands() if c.startswith("dens data ")]
+    assert [c.split()[2] for c in typed] == ["convert", "check", "stats"]
+    for command in typed:
+        done = run(command, workplace)
+        assert done.returncode == 0, done.stderr
+    snippet = yaml.safe_load((workplace / "data/mine/stats.yml").read_text())
+    assert snippet["model"]["backbone"]["avg_num_nodes"] == 8
+    assert snippet["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] > 0.1
 
 
 def test_demo_commands_train_and_evaluate(workplace):

@@ -1,3 +1,4 @@
-"""Data sets: records in OC20's form (``records``), the atomic LMDB writer (``lmdb``), and the demo
-data set (``demo``). Nothing here imports fairchem.
+"""Data sets: conversion to LMDB, the demo's data, statistics and checks.
+
+Only reading through fairchem's data sets (``stats``, ``check``) needs fairchem, when it is done.
 """

@@ -29,7 +29,7 @@ def atoms_to_data(
     forces: np.ndarray | None = None,
     md: bool | None = None,
 ) -> Data:
-    """A labelled periodic structure as an S2EF record with the fields and types of OC20.
+    """A labelled structure as an S2EF record with the fields and types of OC20.
 
     ``pos`` (n_atoms, 3) float32, Å, wrapped into the cell, since fairchem's neighbour search misses
     pairs of atoms that lie outside; ``cell`` (1, 3, 3) float32, Å, rows are vectors;
@@ -37,8 +37,11 @@ def atoms_to_data(
     ``fixed`` (n_atoms,) float32, 1 for atoms held by an ASE ``FixAtoms``; ``y`` float, eV;
     ``force`` (n_atoms, 3) float32, eV/Å; ``sid``; ``fid``; and ``md`` (0 or 1) where it is known.
 
+    A structure without periodic boundaries also has ``pbc`` (1, 3) bool, all false; its positions
+    are not wrapped, and its cell is zero.
+
     Args:
-        atoms: periodic in all three directions (OC20's form has no field for anything else).
+        atoms: periodic in all three directions or in none.
         sid: identifier of the system.
         fid: number of the frame within the system.
         energy: eV; by default the one of the structure's calculator.
@@ -46,18 +49,21 @@ def atoms_to_data(
         md: whether the frame comes from molecular dynamics; None if that is not known.
 
     Raises:
-        ValueError: not periodic, a cell without volume, or missing, misshapen or non-finite labels.
+        ValueError: periodic in some directions only, a periodic cell without volume, or missing,
+            misshapen or non-finite labels.
     """
     where = f"structure sid={sid} fid={fid}"
-    if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
+    is_open = not atoms.pbc.any()
+    if not is_open and (not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6):
         raise ValueError(
-            f"{where}: expected pbc in all three directions and a cell with a volume, "
+            f"{where}: expected pbc in all three directions and a cell with a volume, or no pbc, "
             f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
         )
     energy, forces = _labels(atoms, energy, forces, where)
+    pos, cell = atoms.positions, atoms.cell.array
     data = Data(
-        pos=_float32(wrap_positions(atoms.positions, atoms.cell, pbc=True, eps=0)),
-        cell=_float32(atoms.cell.array).view(1, 3, 3),
+        pos=_float32(pos if is_open else wrap_positions(pos, cell, pbc=True, eps=0)),
+        cell=_float32(np.zeros((3, 3)) if is_open else cell).view(1, 3, 3),
         atomic_numbers=_float32(atoms.numbers),
         natoms=len(atoms),
         tags=torch.tensor(atoms.get_tags(), dtype=torch.int64),
@@ -67,6 +73,8 @@ def atoms_to_data(
         sid=sid,
         fid=int(fid),
     )
+    if is_open:
+        data.pbc = torch.zeros(1, 3, dtype=torch.bool)
     if md is not None:
         data.md = int(md)
     return data

@@ -8,17 +8,20 @@ from dens import compat
 
 compat.install()  # before the first import of fairchem, which needs what it supplies
 
-with warnings.catch_warnings():
-    # fairchem loads two files of its own in a way that torch 2.4 warns of, at every start
-    warnings.simplefilter("ignore", FutureWarning)
-    from dens.fairchem1.models import (
-        EnergyHead,
-        EquiformerV2Backbone,
-        EquiformerV2DeNS,
-        ForceHead,
-        NoiseHead,
-    )
-    from dens.fairchem1.trainer import DeNSMixin, DeNSTrainer
+# fairchem loads files of its own in a way that torch 2.4 warns of, at every start
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairchem\.core\.")
+
+from dens.fairchem1.models import (  # noqa: E402
+    EnergyHead,
+    EquiformerV2Backbone,
+    EquiformerV2DeNS,
+    ForceHead,
+    NoiseHead,
+)
+from dens.fairchem1.oc22 import OC22LmdbDataset  # noqa: E402
+from dens.fairchem1.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
+
+compat.repair()
 
 __all__ = [
     "DeNSMixin",
@@ -28,4 +31,5 @@ __all__ = [
     "EquiformerV2DeNS",
     "ForceHead",
     "NoiseHead",
+    "OC22LmdbDataset",
 ]

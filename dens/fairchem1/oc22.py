@@ -80,7 +80,7 @@ class OC22LmdbDataset(oc22_lmdb_dataset.OC22LmdbDataset):
 
 
 def heed_lin_ref(config: dict[str, Any]) -> None:
-    """Turn ``oc22_lmdb`` with ``lin_ref`` into the data set that heeds it, in a trainer's config."""
+    """Turn ``oc22_lmdb`` with ``lin_ref`` into the data set that heeds it, in all splits."""
     train = config.get("dataset") or {}
     for key in ("dataset", "val_dataset", "test_dataset", "relax_dataset"):
         split = config.get(key) or {}

@@ -1,0 +1,114 @@
+"""Speed of conversion to LMDB, and of reading it back through fairchem's loader.
+
+    python -m benchmarks.data --data PATH
+
+PATH: files or a folder as ``dens data convert`` takes them. Without ``--data``, slabs are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase.build import fcc111
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.convert import convert
+from dens.data.recipe import Recipe
+from dens.data.units import parse_units
+
+MADE_UP = 2000
+BATCH_SIZE = 4  # structures, as OC20's recipes have it
+
+
+def make_up(path: Path) -> Path:
+    """A trajectory of `MADE_UP` slabs of 80 atoms, about the average of OC20."""
+    rng = np.random.default_rng(0)
+    atoms = fcc111("Cu", (4, 4, 5), vacuum=10.0)
+    atoms.pbc = True
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 2))
+    frames = []
+    for _ in range(MADE_UP):
+        frame = atoms.copy()
+        frame.rattle(0.1, rng=rng)
+        labels = {"energy": rng.normal(), "forces": rng.normal(size=(80, 3))}
+        frame.calc = SinglePointCalculator(frame, **labels)
+        frames.append(frame)
+    ase.io.write(path, frames)
+    return path
+
+
+def time_conversion(
+    sources: list[Path], out: Path, recipe: Recipe, workers: int
+) -> tuple[int, float]:
+    """Structures converted, and the seconds from the first finished ones to the last: without the
+    start of the workers, which a large conversion does not feel."""
+    marks: list[tuple[float, int]] = []
+    # of one process, the time of its core, which other programs do not change
+    clock = time.process_time if workers == 1 else time.perf_counter
+    convert(
+        sources,
+        out,
+        recipe,
+        workers=workers,
+        progress=lambda done, total: marks.append((clock(), done)),
+    )
+    (start, first), (end, last) = marks[0], marks[-1]
+    return last - first, end - start
+
+
+def time_reading(folder: Path, workers: int) -> tuple[int, float]:
+    """Structures read by fairchem's data set and collater in batches, and the seconds, of this
+    process's core where it has no workers."""
+    from fairchem.core.datasets.lmdb_dataset import LmdbDataset, data_list_collater
+
+    dataset = LmdbDataset({"src": str(folder), "key_mapping": {"y": "energy", "force": "forces"}})
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        num_workers=workers,
+        collate_fn=lambda samples: data_list_collater(samples, otf_graph=True),
+    )
+    clock = time.perf_counter if workers else time.process_time
+    start = clock()
+    count = sum(len(batch.natoms) for batch in loader)
+    return count, clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, nargs="+", help="what to convert")
+    parser.add_argument("--units", help="as for dens data convert")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = Recipe(units=parse_units(arguments.units) if arguments.units else None)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        sources = arguments.data or [make_up(Path(folder, "made_up.traj"))]
+        for workers in arguments.workers:
+            out = Path(folder, f"out{workers}")
+            count, seconds = time_conversion(sources, out, recipe, workers)
+            rate = count / seconds
+            print(f"convert, {workers} processes: {rate:.0f} structures/s, ", end="")
+            print(f"{rate / workers:.0f} per core")
+        natoms = np.load(out / "metadata.npz")["natoms"]
+        size = sum(file.stat().st_size for file in out.glob("*.lmdb"))
+        print(f"{len(natoms)} structures of {natoms.mean():.1f} atoms, ", end="")
+        print(f"{size / len(natoms):.0f} bytes each on disk")
+        for workers in (0, 1):
+            count, seconds = time_reading(out, workers)
+            print(f"read, {workers} loader workers: {count / seconds:.0f} structures/s")
+
+
+if __name__ == "__main__":
+    main()

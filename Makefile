@@ -22,7 +22,7 @@ data/demo: | install
 	$(BIN)/dens demo-data $@
 
 demo: install data/demo
-	. $(BIN)/activate && fairchem main.py --config $(DEMO)
+	. $(BIN)/activate && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} fairchem main.py --config $(DEMO)
 	$(BIN)/dens evaluate --config $(DEMO) --checkpoint "$$(ls -t checkpoints/*/checkpoint.pt | head -n 1)"
 
 clean:

@@ -12,21 +12,27 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2 import equiformer_v2
-from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
 from torch import Tensor
 
 from dens.config import ConfigError
 from dens.corruption import denoising_fields
+from dens.fairchem1.fast import ScalarHead, VectorHead, speed_up
+from dens.fairchem1.graph import OpenBoundaries
 from dens.force_encoding import ForceEncoding
 
 
 @registry.register_model("dens_equiformer_v2_backbone")
-class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
+class EquiformerV2Backbone(OpenBoundaries, equiformer_v2.EquiformerV2Backbone):
     """EquiformerV2 that adds the encoded forces of corrupted atoms to its first node embedding.
+
+    With ``use_pbc: false`` its graph is that of :mod:`dens.neighbors`, which reads no cell.
 
     Args:
         force_encoding: whether forces are encoded (false for the ablation).
-        sigma_encoding: whether the noise level is encoded too.
+        sigma_encoding: whether the noise level is encoded too: true for corrupted atoms;
+            ``structure`` for all atoms of a corrupted structure, as in the authors' models.
+        fast: whether to take the fast path (:mod:`dens.fairchem1.fast`), where it covers the other
+            settings; the heads of this module follow.
         kwargs: those of fairchem's ``equiformer_v2_backbone``, unchanged.
 
     Raises:
@@ -37,7 +43,12 @@ class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
     encodes_forces = True
 
     def __init__(
-        self, *, force_encoding: bool = True, sigma_encoding: bool = False, **kwargs: Any
+        self,
+        *,
+        force_encoding: bool = True,
+        sigma_encoding: bool | str = False,
+        fast: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if self.num_resolutions != 1:
@@ -47,14 +58,21 @@ class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
             )
         if sigma_encoding and not force_encoding:
             raise ConfigError(
-                "sigma_encoding needs force_encoding, got sigma_encoding: true and "
+                f"sigma_encoding needs force_encoding, got sigma_encoding: {sigma_encoding} and "
                 "force_encoding: false (model.backbone.sigma_encoding)"
             )
+        if sigma_encoding not in (True, False, "structure"):
+            raise ConfigError(
+                f"sigma_encoding must be true, false or 'structure', got {sigma_encoding!r} "
+                "(model.backbone.sigma_encoding)"
+            )
+        self.sigma_encoding = sigma_encoding
         self.force_encoding = None
         if force_encoding:
             self.force_encoding = ForceEncoding(
-                self.lmax_list[0], self.sphere_channels, sigma_encoding, self.weight_init
+                self.lmax_list[0], self.sphere_channels, bool(sigma_encoding), self.weight_init
             )
+        self.fast = fast and speed_up(self)
         self._encoded: Tensor | None = None  # set for the time of one forward, read by the hook
         self.edge_degree_embedding.register_forward_hook(self._add_encoding)
 
@@ -63,7 +81,8 @@ class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
         fields = denoising_fields(data)
         if fields is not None and self.force_encoding is not None:
             with torch.autocast(data.pos.device.type, enabled=False):
-                self._encoded = self.force_encoding(fields.noise_forces, _of_atoms(fields, data))
+                sigma = self._sigma_of_atoms(fields, data)
+                self._encoded = self.force_encoding(fields.noise_forces, sigma)
         try:
             return super().forward(data)
         finally:
@@ -78,30 +97,38 @@ class EquiformerV2Backbone(equiformer_v2.EquiformerV2Backbone):
             output.embedding = output.embedding + encoded
         return output
 
-
-def _of_atoms(fields, data) -> Tensor:
-    """sigma of each atom: (n_atoms,), Å, zero outside C."""
-    return torch.where(fields.noise_mask, fields.sigma[data.batch], 0)
+    def _sigma_of_atoms(self, fields, data) -> Tensor:
+        """sigma to encode: (n_atoms,), Å, zero outside C, or outside corrupted structures."""
+        sigma = fields.sigma[data.batch]
+        if self.sigma_encoding == "structure":
+            return sigma
+        return torch.where(fields.noise_mask, sigma, 0)
 
 
 @registry.register_model("dens_energy_head")
-class EnergyHead(EqV2ScalarHead):
+class EnergyHead(ScalarHead):
     """fairchem's scalar head: the energy of the original structure, corrupted or not."""
 
 
 @registry.register_model("dens_force_head")
-class ForceHead(EqV2VectorHead):
+class ForceHead(VectorHead):
     """fairchem's vector head: forces, trained on the atoms that are not corrupted."""
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        return ~noise_mask
 
 
 @registry.register_model("dens_noise_head")
-class NoiseHead(EqV2VectorHead):
+class NoiseHead(VectorHead):
     """A second vector head for the noise, in units of s_N; skipped when no atom is corrupted."""
 
     predicts_noise = True
 
     def __init__(self, backbone, output_name: str = "noise") -> None:
         super().__init__(backbone, output_name)
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        return noise_mask
 
     def forward(self, data, emb) -> dict[str, Tensor]:
         """``{"noise": (n_atoms, 3)}`` for a corrupted batch, else an empty dict."""

@@ -1,0 +1,141 @@
+"""EquiformerV2's graph attention, and its cut-down form that predicts vectors.
+
+The functions take the parameters from a module that holds them under fairchem's names (see
+:class:`AttentionParameters`), so that checkpoints need no translation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dens.fast.activation import separable_s2
+from dens.fast.edges import rotate_in, rotate_out
+from dens.fast.layout import OrderMajor
+from dens.fast.products import complex_linear, linear_by_degree, softmax_by_target
+
+
+class Edges(NamedTuple):
+    """The edges of a batch, or some of them."""
+
+    source: Tensor  # (n_edges,) int64
+    target: Tensor  # (n_edges,) int64
+    distance: Tensor  # (n_edges, n_basis), the length in a radial basis
+    rotation: Tensor  # (n_edges, rows, (lmax + 1)^2), into the frame of the edge, order-major
+    back: Tensor  # the same, times the layout's rescaling: its transpose leads out of the frame
+
+    def select(self, kept: Tensor) -> Edges:
+        """Those of ``kept``: (n_edges,) bool."""
+        return Edges(*(tensor[kept] for tensor in self))
+
+
+class AttentionParameters(Protocol):
+    """Where the parameters are, and the sizes."""
+
+    source_embedding: nn.Embedding | None
+    target_embedding: nn.Embedding | None
+    so2_conv_1: nn.Module  # fc_m0, so2_m_conv[m - 1].fc, rad_func.net
+    so2_conv_2: nn.Module  # fc_m0, so2_m_conv[m - 1].fc
+    alpha_norm: nn.Module
+    alpha_act: nn.Module
+    alpha_dot: nn.Parameter
+    alpha_dropout: nn.Module | None
+    proj: nn.Module  # weight (lmax + 1, out, in), bias
+    num_heads: int
+    hidden_channels: int
+    layout: OrderMajor
+    to_grid: Tensor  # (points, rows)
+    from_grid: Tensor  # (points, rows)
+
+
+def attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+    """Messages along the edges, weighted and summed at their targets.
+
+    Args:
+        x: (n_atoms, (lmax + 1)^2, channels), of all atoms.
+        numbers: (n_atoms,), atomic numbers.
+        out: the consecutive atoms that are targets.
+
+    Returns:
+        (atoms in ``out``, (lmax + 1)^2, out channels).
+    """
+    hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
+    conv, (zero, *others) = p.so2_conv_2, hidden.split(p.layout.sizes, dim=1)
+    messages = [conv.fc_m0(zero.flatten(1))]
+    for fc, part in zip(_orders(conv), others, strict=True):
+        messages.append(complex_linear(part.flatten(1), fc.weight))
+    messages = torch.cat(messages, dim=1).unflatten(1, (len(p.layout.rows), -1))
+    summed = rotate_out(messages, weights, edges.back, target, n_out)
+    return linear_by_degree(summed, p.proj.weight, p.proj.bias)
+
+
+def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+    """Degree 1 of :func:`attention` and no other: (atoms in ``out``, 3, out channels).
+
+    A rotation does not mix degrees, so only three rows of the messages are needed.
+    """
+    hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
+    zero, one = hidden.split(p.layout.sizes, dim=1)[:2]
+    conv = p.so2_conv_2
+    width = conv.fc_m0.out_features // p.layout.degrees[0]  # of one degree
+    degree_1 = slice(width, 2 * width)  # of l = 0, 1, ...
+    parts = [F.linear(zero.flatten(1), conv.fc_m0.weight[degree_1], conv.fc_m0.bias[degree_1])]
+    real, imaginary = _orders(conv)[0].weight.chunk(2)  # l = 1, 2, ...
+    lowest = torch.cat([real[:width], imaginary[:width]])
+    parts.append(complex_linear(one.flatten(1), lowest))
+    messages = torch.cat(parts, dim=1).unflatten(1, (3, -1))
+    back = edges.back[:, p.layout.rows_of_degree(1), 1:4]
+    summed = rotate_out(messages, weights, back, target, n_out)
+    return F.linear(summed, p.proj.weight[1])
+
+
+def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Tensor:
+    """The weights of an edge from its length and, through embeddings, its two elements.
+
+    The first layer acts on the concatenation of the three; each element's share is computed once.
+    """
+    first, *rest = net
+    if p.source_embedding is None:
+        out = first(edges.distance)
+    else:
+        embeddings = p.source_embedding, p.target_embedding
+        sizes = [edges.distance.shape[1], *(e.embedding_dim for e in embeddings)]
+        of_distance, of_source, of_target = first.weight.split(sizes, dim=1)
+        out = F.linear(edges.distance, of_distance, first.bias)
+        out = out + F.linear(embeddings[0].weight, of_source)[numbers[edges.source]]
+        out = out + F.linear(embeddings[1].weight, of_target)[numbers[edges.target]]
+    for layer in rest:
+        out = layer(out)
+    return out
+
+
+def _orders(conv: nn.Module) -> list[nn.Linear]:
+    return [order.fc for order in conv.so2_m_conv]
+
+
+def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+    """Hidden features and attention weights of each edge, its target in ``out``, its size."""
+    conv = p.so2_conv_1
+    radial = radial_function(p, conv.rad_func.net, numbers, edges)
+    zero, *others = rotate_in(x, radial, edges.rotation, edges.source, edges.target, p.layout)
+    channels, rows = p.hidden_channels, len(p.layout.rows)
+    zero = conv.fc_m0(zero)
+    n_logits = zero.shape[1] - channels * (p.layout.degrees[0] + 1)
+    logits, gate, zero = zero.split([n_logits, channels, channels * p.layout.degrees[0]], dim=1)
+    parts = [
+        complex_linear(y.flatten(1), fc.weight) for y, fc in zip(others, _orders(conv), strict=True)
+    ]
+    hidden = torch.cat([zero, *parts], dim=1).unflatten(1, (rows, channels))
+    hidden = separable_s2(gate, hidden, p.to_grid, p.from_grid)
+    target, n_out = edges.target - out.start, out.stop - out.start
+    return hidden, _weights(p, logits, target, n_out), target, n_out
+
+
+def _weights(p: AttentionParameters, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
+    """The attention weights: (n_edges, heads)."""
+    logits = p.alpha_act(p.alpha_norm(logits.unflatten(1, (p.num_heads, -1))))
+    weights = softmax_by_target((logits * p.alpha_dot).sum(dim=-1), target, n_out)
+    return weights if p.alpha_dropout is None else p.alpha_dropout(weights)

@@ -1,0 +1,168 @@
+"""From atoms into the frames of their edges and back, with what is multiplied on the way."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dens.fast.chunks import autocast_type, chunk_size, chunks, own_type
+from dens.fast.layout import OrderMajor
+
+
+def rotate_in(
+    x: Tensor, radial: Tensor, rotation: Tensor, source: Tensor, target: Tensor, layout: OrderMajor
+) -> tuple[Tensor, ...]:
+    r"""Features of both atoms of each edge, in its frame, weighted by a function of its length.
+
+    .. math:: y_e = w_e \odot D_e\,[x_{s(e)}, x_{t(e)}]
+
+    Nothing of the size of an edge is kept for the backward pass but the weights.
+
+    Args:
+        x: (n_atoms, (lmax + 1)^2, channels).
+        radial: (n_edges, sum(layout.degrees) * 2 channels), w, the same for both signs of m.
+        rotation: (n_edges, rows, (lmax + 1)^2), D with order-major rows.
+        source, target: (n_edges,) int64.
+
+    Returns:
+        for m = 0: (n_edges, (lmax + 1) * 2 channels); for each m > 0: (n_edges, 2,
+        (lmax - m + 1) * 2 channels), +m before -m.
+    """
+    x, radial, rotation = autocast_type(x, radial, rotation)
+    return _RotateIn.apply(x, radial, rotation, source, target, layout)
+
+
+def rotate_out(
+    values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
+) -> Tensor:
+    r"""The weighted sum of messages over the edges into each atom, out of the edges' frames.
+
+    .. math:: y_i = \sum_{e: t(e) = i} D_e^T\,(\alpha_e \odot v_e)
+
+    Args:
+        values: (n_edges, rows, heads * channels), v.
+        weights: (n_edges, heads), alpha, each for ``channels`` consecutive features.
+        rotation: (n_edges, rows, n_out), D, rescaled.
+        target: (n_edges,) int64.
+
+    Returns:
+        (n_atoms, n_out, heads * channels).
+    """
+    values, weights, rotation = autocast_type(values, weights, rotation)
+    return _RotateOut.apply(values, weights, rotation, target, n_atoms)
+
+
+class _RotateIn(torch.autograd.Function):
+    @staticmethod
+    @own_type
+    def forward(ctx, x, radial, rotation, source, target, layout):
+        ctx.save_for_backward(x, radial, rotation, source, target)
+        ctx.layout = layout
+        x, rows, width = x.contiguous(), rotation.shape[1], 2 * x.shape[2]
+        outs = [
+            x.new_empty(len(source), 2 if m else 1, degrees * width)
+            for m, degrees in enumerate(layout.degrees)
+        ]
+        both, rotated = _buffers(x, rows, len(source))
+        for piece, n in chunks(len(source), len(both)):
+            _gather(x, source[piece], target[piece], both[:n])
+            torch.bmm(rotation[piece], both[:n], out=rotated[:n])
+            for out, part, weight in _orders(outs, rotated[:n], radial[piece], layout):
+                torch.mul(part, weight, out=out[piece])
+        outs[0] = outs[0].squeeze(1)
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    @own_type
+    def backward(ctx, *grad_outs):
+        x, radial, rotation, source, target = ctx.saved_tensors
+        layout, x, rows = ctx.layout, x.contiguous(), rotation.shape[1]
+        grads = [g if m else g[:, None] for m, g in enumerate(grad_outs)]
+        grad_x, grad_radial = torch.zeros_like(x), torch.empty_like(radial)
+        both, rotated = _buffers(x, rows, len(source))
+        for piece, n in chunks(len(source), len(both)):
+            _gather(x, source[piece], target[piece], both[:n])
+            torch.bmm(rotation[piece], both[:n], out=rotated[:n])
+            offset = 0
+            for grad, part, weight in _orders(grads, rotated[:n], radial[piece], layout):
+                end = offset + weight.shape[-1]
+                torch.sum(grad[piece] * part, dim=1, out=grad_radial[piece, offset:end])
+                torch.mul(grad[piece], weight, out=part)
+                offset = end
+            torch.bmm(rotation[piece].transpose(1, 2), rotated[:n], out=both[:n])
+            grad_source, grad_target = both[:n].chunk(2, dim=2)
+            grad_x.index_add_(0, source[piece], grad_source)
+            grad_x.index_add_(0, target[piece], grad_target)
+        return grad_x, grad_radial, None, None, None, None
+
+
+def _buffers(x: Tensor, rows: int, n_edges: int) -> tuple[Tensor, Tensor]:
+    """Both atoms' features of one piece of the edges, in the common frame and in the edges'."""
+    width = 2 * x.shape[2]
+    size = chunk_size(n_edges, (x.shape[1] + rows) * width, x.device)
+    return x.new_empty(size, x.shape[1], width), x.new_empty(size, rows, width)
+
+
+def _gather(x: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
+    half = x.shape[2]
+    out[:, :, :half] = x.index_select(0, source)
+    out[:, :, half:] = x.index_select(0, target)
+
+
+def _orders(tensors: list[Tensor], rotated: Tensor, radial: Tensor, layout: OrderMajor):
+    """For each order: its tensor, its rows of ``rotated`` (n, signs, ...), its weights."""
+    parts = rotated.split(layout.sizes, dim=1)
+    weights = radial.split([degrees * rotated.shape[2] for degrees in layout.degrees], dim=1)
+    for m, (tensor, part, weight) in enumerate(zip(tensors, parts, weights, strict=True)):
+        yield tensor, part.view(len(part), 2 if m else 1, weight.shape[1]), weight[:, None]
+
+
+class _RotateOut(torch.autograd.Function):
+    @staticmethod
+    @own_type
+    def forward(ctx, values, weights, rotation, target, n_atoms):
+        ctx.save_for_backward(values, weights, rotation, target)
+        values, n_out = values.contiguous(), rotation.shape[2]
+        out = values.new_zeros(n_atoms, n_out, values.shape[2])
+        weighted, message = _out_buffers(values, n_out)
+        for piece, n in chunks(len(target), len(message)):
+            torch.mul(
+                _heads(values[piece], weights),
+                weights[piece, None, :, None],
+                out=_heads(weighted[:n], weights),
+            )
+            torch.bmm(rotation[piece].transpose(1, 2), weighted[:n], out=message[:n])
+            out.index_add_(0, target[piece], message[:n])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    @own_type
+    def backward(ctx, grad_out):
+        values, weights, rotation, target = ctx.saved_tensors
+        values, grad_out = values.contiguous(), grad_out.contiguous()
+        grad_values, grad_weights = torch.empty_like(values), torch.empty_like(weights)
+        weighted, message = _out_buffers(values, rotation.shape[2])
+        for piece, n in chunks(len(target), len(message)):
+            torch.index_select(grad_out, 0, target[piece], out=message[:n])
+            torch.bmm(rotation[piece], message[:n], out=weighted[:n])
+            grads = _heads(weighted[:n], weights)
+            part = _heads(values[piece], weights)
+            torch.sum(grads * part, dim=(1, 3), out=grad_weights[piece])
+            torch.mul(grads, weights[piece, None, :, None], out=_heads(grad_values[piece], weights))
+        return grad_values, grad_weights, None, None, None
+
+
+def _out_buffers(values: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
+    n_edges, rows, width = values.shape
+    size = chunk_size(n_edges, (rows + n_out) * width, values.device)
+    return values.new_empty(size, rows, width), values.new_empty(size, n_out, width)
+
+
+def _heads(values: Tensor, weights: Tensor) -> Tensor:
+    """(n, rows, heads, channels)."""
+    n, rows, width = values.shape
+    heads = weights.shape[1]
+    return values.view(n, rows, heads, width // heads)

@@ -1,0 +1,99 @@
+"""The linear maps of EquiformerV2: by degree on atoms, by order on edges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from dens.fast.chunks import autocast_type, own_type
+
+
+def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One matrix for each degree, and a bias for l = 0.
+
+    Args:
+        x: (n_atoms, (lmax + 1)^2, channels), degree-major.
+        weight: (lmax + 1, out, channels).
+        bias: (out,).
+
+    Returns:
+        (n_atoms, (lmax + 1)^2, out).
+    """
+    sizes = [2 * degree + 1 for degree in range(len(weight))]
+    scalars, *parts = x.split(sizes, dim=1)
+    out = [F.linear(scalars, weight[0], bias)]
+    out += [F.linear(part, w) for part, w in zip(parts, weight[1:], strict=True)]
+    return torch.cat(out, dim=1)
+
+
+def complex_linear(x: Tensor, weight: Tensor) -> Tensor:
+    r"""The complex product of order m > 0.
+
+    .. math:: \begin{pmatrix} y_+ \\ y_- \end{pmatrix} =
+        \begin{pmatrix} W_r & -W_i \\ W_i & W_r \end{pmatrix}
+        \begin{pmatrix} x_+ \\ x_- \end{pmatrix}
+
+    On a CPU in three real products of a quarter of that size instead of four (Gauss); elsewhere,
+    where the arithmetic is cheap and launches are not, as one.
+
+    Args:
+        x: (n_edges, 2 n), +m before -m.
+        weight: (2 n_out, n), W_r above W_i.
+
+    Returns:
+        (n_edges, 2 n_out).
+    """
+    if x.device.type == "cpu":
+        return _ThreeProducts.apply(*autocast_type(x, weight))
+    return block_linear(x, weight)
+
+
+def block_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`complex_linear` as one product with the block matrix."""
+    real, imaginary = weight.chunk(2)
+    block = torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
+    return F.linear(x, block)
+
+
+class _ThreeProducts(torch.autograd.Function):
+    @staticmethod
+    @own_type
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)
+        shared = (plus + minus) @ real.t()
+        out = x.new_empty(len(x), len(weight))
+        out_plus, out_minus = out.chunk(2, dim=1)
+        out_plus.copy_(torch.addmm(shared, minus, (real + imaginary).t(), alpha=-1))
+        out_minus.copy_(shared.addmm_(plus, (imaginary - real).t()))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    @own_type
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)
+        grad_plus, grad_minus = grad.chunk(2, dim=1)
+        grad_sum = grad_plus + grad_minus
+        shared = grad_sum @ real
+        grad_x = torch.empty_like(x)
+        of_plus, of_minus = grad_x.chunk(2, dim=1)
+        of_plus.copy_(torch.addmm(shared, grad_minus, imaginary - real))
+        of_minus.copy_(shared.addmm_(grad_plus, real + imaginary, alpha=-1))
+        first, second = grad_plus.t() @ plus, grad_minus.t() @ minus
+        third = grad_sum.t() @ (plus - minus)
+        return grad_x, torch.cat([first + second, third - first + second])
+
+
+def softmax_by_target(logits: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    """Softmax over the edges into each atom: (n_edges, heads) -> the same."""
+    index = target[:, None].expand_as(logits)
+    largest = logits.new_zeros(n_atoms, logits.shape[1]).scatter_reduce(
+        0, index, logits.detach(), "amax", include_self=False
+    )
+    weights = (logits - largest.index_select(0, target)).exp()
+    total = weights.new_zeros(n_atoms, logits.shape[1]).index_add(0, target, weights)
+    return weights / (total.index_select(0, target) + 1e-16)  # as in torch_geometric

@@ -28,6 +28,8 @@ _HOME = {
     "EnergyHead": "dens.fairchem1",
     "ForceHead": "dens.fairchem1",
     "NoiseHead": "dens.fairchem1",
+    "OC22LmdbDataset": "dens.fairchem1",
+    "load_calculator": "dens.fairchem1.checkpoints.calculator",
 }
 
 __all__ = sorted(_HOME)

@@ -80,6 +80,33 @@ def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, .
     evaluate_command(config, checkpoint, split=split, overrides=list(overrides))
 
 
+@commands.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--raw", is_flag=True, help="Take the weights as trained, not their average (EMA).")
+@click.option("--safetensors", is_flag=True, help="Write the bare weights in that format.")
+def export(checkpoint: Path, out: Path, raw: bool, safetensors: bool) -> None:
+    """Write CHECKPOINT as stock EquiformerV2, which runs without dens."""
+    from dens.fairchem1.checkpoints.export import export_checkpoint
+
+    try:
+        click.echo(export_checkpoint(checkpoint, out, raw=raw, bare=safetensors))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@commands.command("inspect")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+def inspect(checkpoint: Path) -> None:
+    """Show what CHECKPOINT holds; runs no code from the file."""
+    from dens.fairchem1.checkpoints.inspect import inspect_checkpoint
+
+    try:
+        click.echo(inspect_checkpoint(checkpoint))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the program on ``argv`` (default: the arguments of this process).
 

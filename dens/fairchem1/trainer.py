@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ from dens.corruption import (
 )
 from dens.fairchem1.batches import of_atoms, select_structures
 from dens.fairchem1.check import check_model_classes, check_targets, parse_dens
+from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
+from dens.fairchem1.oc22 import heed_lin_ref
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
 from dens.force_encoding import ForceEncoding
 from dens.loss import dens_loss, global_mean, zero_gradient
@@ -54,6 +57,7 @@ class DeNSMixin:
 
     def __init__(self, *, model: dict, optimizer: dict, task: dict, **kwargs: Any) -> None:
         self.dens = parse_dens(optimizer)
+        model, self.pretrained = take_pretrained(model)
         if is_foreign(optimizer):
             model, task = translate_model(model), translate_task(task)
             optimizer = translate_optim(optimizer)
@@ -62,7 +66,21 @@ class DeNSMixin:
                 logging.warning(f"DeNS settings in an older form were read as\n{notice}")
         check_model_classes(model, self.dens)
         sum_shared_gradients()
+        if self.pretrained.path is not None:
+            task = {**task, "pretrained": asdict(self.pretrained)}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
+
+    def load(self, inference_only: bool) -> None:
+        super().load(inference_only)
+        if self.pretrained.path is not None:
+            self.load_checkpoint(self.pretrained.path)
+
+    def load_checkpoint(
+        self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
+    ) -> None:
+        """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
+        parent = super().load_checkpoint
+        load_from(self, parent, checkpoint_path, checkpoint, inference_only)
 
     def load_task(self) -> None:
         check_targets(self.config)
@@ -89,6 +107,7 @@ class DeNSMixin:
         self._dens_parameters = [p for m in heads + encodings for p in m.parameters()]
 
     def load_datasets(self) -> None:
+        heed_lin_ref(self.config)
         super().load_datasets()
         if self.train_loader is None:
             return

@@ -1,0 +1,1 @@
+"""Checkpoints in and out: their layouts, starting from them, exporting and inspecting them."""

@@ -1,0 +1,54 @@
+"""An ASE calculator from a checkpoint of any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fairchem.core.common.relaxation.ase_utils import OCPCalculator
+
+from dens.fairchem1.checkpoints.export import export
+from dens.fairchem1.checkpoints.layouts import read
+
+
+class DeNSCalculator(OCPCalculator):
+    """fairchem's ASE calculator, without what DeNS added for training.
+
+    Args:
+        path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
+        raw: the weights as trained; by default their moving average, where there is one.
+        kwargs: those of fairchem's ``OCPCalculator``.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or its layout is unknown.
+    """
+
+    def __init__(self, path: str | Path, *, raw: bool = False, **kwargs: Any) -> None:
+        content = export(read(path, raw), str(path))
+        config = content["config"]
+        # its graph of molecules needs no torch-cluster
+        config["model"]["backbone"].update(model="dens.EquiformerV2Backbone", force_encoding=False)
+        config["dataset"] = {"train": config["dataset"]}
+        self._content = content
+        super().__init__(config_yml=config, checkpoint_path=path, **kwargs)
+
+    def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None) -> None:
+        """Load what was read from the file; ``checkpoint`` is not used."""
+        super().load_checkpoint(checkpoint_path, self._content)
+
+
+def load_calculator(
+    path: str | Path, *, cpu: bool = False, seed: int | None = 0, **kwargs: Any
+) -> DeNSCalculator:
+    """An ASE calculator from a checkpoint: energies in eV, forces in eV/Å, and stress if it has it.
+
+    Args:
+        path: a checkpoint of dens, of stock EquiformerV2, or of a published DeNS model.
+        cpu: run on the CPU even where there is a CUDA device.
+        seed: of the random frames of edges, on which the last digits of a result depend.
+        kwargs: those of :class:`DeNSCalculator`.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or its layout is unknown.
+    """
+    return DeNSCalculator(path, cpu=cpu, seed=seed, **kwargs)

@@ -1,0 +1,130 @@
+"""Turn a checkpoint of any layout into one of stock EquiformerV2, for machines without dens.
+
+What DeNS added is left out: in evaluation it has no effect. The file holds tensors, numbers, text
+and plain containers only, so that every PyTorch reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.utils import update_config
+from torch import Tensor
+
+from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
+from dens.fairchem1.checkpoints.settings import stock_section
+
+_LIN_REF = "backbone.energy_lin_ref"
+
+
+def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = False) -> str:
+    """Write a stock EquiformerV2 checkpoint, and return a line that says what it is.
+
+    Args:
+        path: a checkpoint of any layout.
+        out: the file to write.
+        raw: the weights as trained; by default their moving average, where there is one.
+        bare: the weights alone, in the safetensors format.
+
+    Raises:
+        ValueError: ``path`` cannot be exported, ``out`` is ``path``, or safetensors is missing.
+    """
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"--out must be another file than the checkpoint, got {out}")
+    stock = export(read(path, raw), str(path))
+    if bare:
+        _write_safetensors(stock["state_dict"], out)
+    else:
+        torch.save(stock, out)
+    return f"{out}: stock EquiformerV2, outputs {', '.join(stock['config']['outputs'])}"
+
+
+def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
+    """The content of a stock checkpoint with the function of ``checkpoint`` on clean structures.
+
+    Raises:
+        ValueError: the checkpoint holds no config.
+    """
+    if checkpoint.model is None:
+        raise ValueError(f"{where} holds no config, without which it cannot be exported")
+    model = stock_section(checkpoint.model)
+    left_out = (
+        ENCODING,
+        *(f"output_heads.{n}." for n, r in checkpoint.heads.items() if r == "noise"),
+    )
+    weights = {k: v for k, v in checkpoint.weights.items() if not k.startswith(left_out)}
+    if model["backbone"].get("use_pbc") is False:
+        logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
+    elementrefs = dict(checkpoint.elementrefs)
+    if model["backbone"].get("use_energy_lin_ref"):
+        elementrefs["energy"] = _references(weights[_LIN_REF], checkpoint)
+        model["backbone"]["use_energy_lin_ref"] = False
+    return plain(
+        {
+            "state_dict": weights,
+            "normalizers": checkpoint.normalizers,
+            "elementrefs": elementrefs,
+            "config": _config(checkpoint.content["config"], model),
+            "val_metrics": checkpoint.content.get("val_metrics"),
+            "amp": None,
+        }
+    )
+
+
+def _references(lin_ref: Tensor, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Energies of the elements, eV, from those inside the model, which are in its own units."""
+    normalizer = checkpoint.normalizers.get("energy", {})
+    scale = normalizer.get("rmsd", normalizer.get("std", 1.0))
+    return {"element_references": lin_ref * scale}
+
+
+def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """What fairchem reads when it runs a checkpoint; nothing of how and where it was trained."""
+    config = copy.deepcopy(dict(config))
+    config = update_config(config)
+    optim, dataset = config.get("optim") or {}, config.get("dataset") or {}
+    if isinstance(dataset, list):
+        dataset = dataset[0]
+    return {
+        "trainer": "equiformerv2_forces",
+        "model": model,
+        "outputs": config["outputs"],
+        "loss_functions": config["loss_functions"],
+        "evaluation_metrics": config.get("evaluation_metrics") or {},
+        # OCPCalculator deletes src, and so wants one
+        "dataset": {
+            "src": "",
+            **{k: dataset[k] for k in ("format", "key_mapping") if k in dataset},
+        },
+        "optim": {k: optim[k] for k in ("batch_size", "eval_batch_size") if k in optim},
+        "task": {},
+        "amp": bool(config.get("amp")),
+    }
+
+
+def plain(value: Any) -> Any:
+    """``value`` with builtin containers, numbers and text, and tensors of their own memory."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):  # a numpy number
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _write_safetensors(weights: Mapping[str, Tensor], out: Path) -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise ValueError(
+            "--safetensors needs the package safetensors: pip install safetensors"
+        ) from None
+    save_file({name: value.contiguous() for name, value in weights.items()}, out)

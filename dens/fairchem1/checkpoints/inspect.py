@@ -1,0 +1,98 @@
+"""What a checkpoint holds, read from it without running any code of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dens.fairchem1.checkpoints.layouts import EMBEDDING, ENCODING, Checkpoint, read
+
+_BLOCK = "backbone.blocks.0."
+
+
+def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes of an EquiformerV2, from the shapes of its weights (by their names in dens)."""
+    sizes = {}
+    if EMBEDDING in weights:
+        sizes["max_num_elements"], sizes["sphere_channels"] = weights[EMBEDDING].shape
+    blocks = {name.split(".")[2] for name in weights if name.startswith("backbone.blocks.")}
+    sizes["num_layers"] = len(blocks)
+    for key, (name, dim, more) in {
+        "lmax": ("ga.proj.weight", 0, -1),
+        "num_heads": ("ga.alpha_dot", 0, 0),
+        "attn_alpha_channels": ("ga.alpha_dot", 1, 0),
+        "edge_channels": ("ga.so2_conv_1.rad_func.net.0.weight", 0, 0),
+        "ffn_hidden_channels": ("ffn.so3_linear_1.weight", 1, 0),
+    }.items():
+        if _BLOCK + name in weights:
+            sizes[key] = weights[_BLOCK + name].shape[dim] + more
+    orders = f"{_BLOCK}ga.so2_conv_1.so2_m_conv."
+    sizes["mmax"] = len({name.split(".")[6] for name in weights if name.startswith(orders)})
+    return sizes
+
+
+def inspect_checkpoint(path: str | Path) -> str:
+    """A table of what a checkpoint holds.
+
+    Raises:
+        ValueError: it cannot be read, or its layout is unknown.
+    """
+    checkpoint = read(path, raw=True)
+    rows = _rows(checkpoint, checkpoint.content)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    config = content.get("config") or {}
+    backbone = (checkpoint.model or {}).get("backbone", {})
+    count = sum(w.numel() for name, w in checkpoint.weights.items() if "mapping" not in name)
+    rows = [("layout", checkpoint.layout), ("numbers in weights and tables", f"{count:,}")]
+    rows += [(key, str(value)) for key, value in describe(checkpoint.weights).items()]
+    rows += [
+        ("cutoff", f"{backbone['max_radius']} Å" if "max_radius" in backbone else "not given"),
+        ("max_neighbors", str(backbone.get("max_neighbors", "not given"))),
+        ("heads", ", ".join(f"{name} ({role})" for name, role in checkpoint.heads.items())),
+        ("force encoding", _encoding(checkpoint.weights)),
+        ("DeNS settings", _dens(config.get("optim") or {})),
+        ("epoch, step", f"{content.get('epoch', '-')}, {content.get('step', '-')}"),
+        ("best metric", _best(content)),
+        ("moving average (ema)", _average(content)),
+        ("optimizer", "yes" if content.get("optimizer") else "no"),
+    ]
+    for target, state in checkpoint.normalizers.items():
+        numbers = ", ".join(f"{key} {float(value):.6g}" for key, value in state.items())
+        rows.append((f"normaliser of {target}", numbers))
+    for target, state in checkpoint.elementrefs.items():
+        used = int((state["element_references"] != 0).sum())
+        rows.append((f"element references of {target}", f"{used} elements"))
+    rows.append(("fairchem", str((config.get("cmd") or {}).get("version", "not given"))))
+    return rows
+
+
+def _encoding(weights: Mapping[str, Tensor]) -> str:
+    if f"{ENCODING}weight" not in weights:
+        return "none"
+    return "forces and sigma" if f"{ENCODING}sigma_weight" in weights else "forces"
+
+
+def _dens(optim: Mapping[str, Any]) -> str:
+    settings = optim.get("dens") or optim.get("denoising_pos_params") or {}
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "none"
+
+
+def _best(content: Mapping[str, Any]) -> str:
+    name, value = content.get("primary_metric"), content.get("best_val_metric")
+    if value is not None:
+        return f"{name} {float(value):.6g}"
+    metrics = content.get("val_metrics") or {}
+    found = [f"{key} {float(m['metric']):.6g}" for key, m in metrics.items() if "metric" in m]
+    return ", ".join(found) or "not given"
+
+
+def _average(content: Mapping[str, Any]) -> str:
+    average = content.get("ema")
+    return f"yes, decay {average['decay']}" if average else "no"

@@ -1,0 +1,219 @@
+"""Checkpoints of EquiformerV2 with and without DeNS, whoever wrote them, under the names of dens.
+
+Five layouts are known. ``module.``, which DataParallel and its kin put before each name, once or
+more often, is no part of them.
+
+====================== =====================================================================
+EquiformerV2           ``backbone.*``, ``output_heads.<name>.energy_block``, ``.force_block``
+EquiformerV2, flat     ``energy_block``, ``force_block``, everything else at top level
+DeNS of fairchem 1.10  ``backbone.force_embedding``, heads with ``scalar_block``,
+                       ``vector_block`` and ``denoising_pos_block``
+DeNS, flat             flat, with ``force_embedding`` and ``denoising_pos_block``
+dens                   ``backbone.force_encoding``, ``output_heads.noise``
+====================== =====================================================================
+
+In both foreign DeNS layouts the force embedding, and the embedding of sigma, have a bias on l = 0
+that reaches every atom, clean or not. So it is one with the atom embedding: it is added to the
+embedding of every element, which reproduces those models exactly, with one parameter less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dens.fairchem1.checkpoints.settings import NOISE_HEAD, model_section, trainable_names
+from dens.safe_load import safe_load
+
+DENS = "dens"
+FAIRCHEM_DENS = "DeNS of fairchem 1.10"
+FLAT_DENS = "DeNS, flat"
+PLAIN = "EquiformerV2"
+FLAT = "EquiformerV2, flat"
+
+ENCODING = "backbone.force_encoding."
+EMBEDDING = "backbone.sphere_embedding.weight"
+
+_FLAT_HEADS = {
+    "energy_block.": "output_heads.energy.energy_block.",
+    "force_block.": "output_heads.forces.force_block.",
+    "denoising_pos_block.": "output_heads.noise.force_block.",
+}
+_RENAMED = [
+    (r"^backbone\.force_embedding\.", ENCODING),
+    (r"^backbone\.noise_schedule_sigma_embedding\.", f"{ENCODING}sigma_"),
+    (r"^(output_heads\.[^.]+)\.scalar_block\.", r"\1.energy_block."),
+    (r"^(output_heads\.[^.]+)\.vector_block\.", r"\1.force_block."),
+    (r"^output_heads\.[^.]+\.denoising_pos_block\.", "output_heads.noise.force_block."),
+]
+_TARGETS = {"target": "energy", "grad_target": "forces"}  # older names of normalisers
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds of a model.
+
+    Attributes:
+        layout: one of the five.
+        weights: tensors by their names in dens.
+        model: the ``model`` section that builds that model of dens, or None where the file holds no
+            config.
+        normalizers: by target, state dicts.
+        elementrefs: by target, state dicts.
+        content: all of the file, as it is.
+    """
+
+    layout: str
+    weights: dict[str, Tensor]
+    model: dict[str, Any] | None
+    normalizers: dict[str, Mapping[str, Tensor]]
+    elementrefs: dict[str, Mapping[str, Tensor]]
+    content: dict[str, Any]
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """The role (energy, forces, noise or other) of each head, by its name."""
+        found = roles(self.weights)
+        for name, head in (self.model or {"heads": {}})["heads"].items():
+            if head["module"] == NOISE_HEAD and name in found:
+                found[name] = "noise"
+        return found
+
+
+def read(path: str | Path, raw: bool = False) -> Checkpoint:
+    """Read a checkpoint of any layout; runs no code from the file.
+
+    Args:
+        path: the file.
+        raw: take the weights as trained; by default their moving average, where there is one.
+
+    Raises:
+        ValueError: no such file, not a checkpoint, an unknown layout, or damaged.
+    """
+    return interpret(safe_load(path), str(path), raw)
+
+
+def interpret(content: dict[str, Any], where: str, raw: bool = False) -> Checkpoint:
+    """A :class:`Checkpoint` from the content of a file; ``where`` is its name for errors.
+
+    Raises:
+        ValueError: an unknown layout, or a moving average that does not fit the weights.
+    """
+    found = _state_dict(content, where)
+    layout = recognise(found, where)
+    weights = {name: found[key] for key in found if (name := canonical(key, layout))}
+    model = model_section(
+        content.get("config"),
+        where,
+        foreign=layout == FAIRCHEM_DENS,
+        noise="noise" in roles(weights),
+    )
+    if model and layout in (FAIRCHEM_DENS, FLAT_DENS):
+        sigma = f"{ENCODING}sigma_weight" in weights
+        model["backbone"]["sigma_encoding"] = "structure" if sigma else False
+    average = content.get("ema")
+    if average and not raw:
+        if model is None:
+            raise ValueError(f"{where} has a moving average and no config to assign it by")
+        weights.update(_averages(weights, average["shadow_params"], model, where))
+    return Checkpoint(
+        layout,
+        _fold_biases(weights),
+        model,
+        {_TARGETS.get(k, k): v for k, v in (content.get("normalizers") or {}).items()},
+        dict(content.get("elementrefs") or {}),
+        content,
+    )
+
+
+def is_resumable(content: dict[str, Any], where: str) -> bool:
+    """Whether the file is a checkpoint of dens with the state of its training.
+
+    Raises:
+        ValueError: an unknown layout.
+    """
+    return "optimizer" in content and recognise(_state_dict(content, where), where) == DENS
+
+
+def _state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    if not isinstance(content.get("state_dict"), Mapping) or not content["state_dict"]:
+        raise ValueError(
+            f"{where} holds no model: expected state_dict, got {', '.join(map(str, content))}"
+        )
+    return {re.sub(r"^(module\.)+", "", k): v for k, v in content["state_dict"].items()}
+
+
+def recognise(names: Iterable[str], where: str) -> str:
+    """The layout of a state dict, by its names (without ``module.``).
+
+    Raises:
+        ValueError: none of the five.
+    """
+    names = list(names)
+    starts = {name.split(".")[0] for name in names}
+    if "backbone" in starts and "output_heads" in starts:
+        if any(name.startswith("backbone.force_embedding.") for name in names):
+            return FAIRCHEM_DENS
+        ours = (ENCODING, "output_heads.noise.")
+        return DENS if any(name.startswith(ours) for name in names) else PLAIN
+    if {"sphere_embedding", "blocks", "energy_block"} <= starts:
+        return FLAT_DENS if "force_embedding" in starts else FLAT
+    raise ValueError(
+        f"{where} is not an EquiformerV2 checkpoint of a known layout: expected backbone.* and "
+        f"output_heads.*, or sphere_embedding, blocks and energy_block, got {', '.join(starts)}"
+    )
+
+
+def canonical(key: str, layout: str) -> str | None:
+    """The name in dens of a tensor, or None for a table that dens does not keep."""
+    if layout in (FLAT, FLAT_DENS):
+        for old, new in _FLAT_HEADS.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+                break
+        else:
+            key = f"backbone.{key}"
+    if key == "backbone.force_embedding.expand_index":
+        return None
+    for pattern, name in _RENAMED:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def roles(names: Iterable[str]) -> dict[str, str]:
+    """The role (energy, forces, noise or other) of each head, by the names of its tensors."""
+    found: dict[str, str] = {}
+    for name in names:
+        if match := re.match(r"output_heads\.([^.]+)\.([^.]+)", name):
+            head, block = match.groups()
+            role = {"energy_block": "energy", "force_block": "forces"}.get(block, "other")
+            found.setdefault(head, "noise" if head == "noise" else role)
+    return found
+
+
+def _averages(weights, shadow: list[Tensor], model, where: str) -> dict[str, Tensor]:
+    """The moving average by name: it is kept as a list, in the order of the trained weights."""
+    trained = trainable_names(model) | {f"{ENCODING}bias", f"{ENCODING}sigma_bias"}
+    names = [name for name in weights if name in trained]
+    if [weights[name].shape for name in names] != [value.shape for value in shadow]:
+        raise ValueError(
+            f"{where}: the moving average (ema) has {len(shadow)} tensors that do not fit the "
+            f"{len(names)} trained weights; --raw takes the weights without it"
+        )
+    return dict(zip(names, shadow, strict=True))
+
+
+def _fold_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the biases of foreign encodings to the embedding of every element."""
+    weights = dict(weights)
+    for name in (f"{ENCODING}bias", f"{ENCODING}sigma_bias"):
+        if name in weights:
+            weights[EMBEDDING] = weights[EMBEDDING] + weights.pop(name)
+    if (sigma := weights.get(f"{ENCODING}sigma_weight")) is not None:
+        weights[f"{ENCODING}sigma_weight"] = sigma.reshape(-1)  # (channels, 1) in a Linear layer
+    return weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 
 __version__ = "0.1.0"
 
@@ -47,8 +48,9 @@ def __dir__() -> list[str]:
 
 def _has_fairchem1() -> bool:
     try:
-        return importlib.metadata.version("fairchem-core").startswith("1.")
-    except importlib.metadata.PackageNotFoundError:
+        found = importlib.util.find_spec("fairchem.core") is not None
+        return found and importlib.metadata.version("fairchem-core").startswith("1.")
+    except ImportError:  # no namespace fairchem, or no such distribution
         return False
 
 

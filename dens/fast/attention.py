@@ -137,5 +137,7 @@ def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, ou
 def _weights(p: AttentionParameters, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
     """The attention weights: (n_edges, heads)."""
     logits = p.alpha_act(p.alpha_norm(logits.unflatten(1, (p.num_heads, -1))))
-    weights = softmax_by_target((logits * p.alpha_dot).sum(dim=-1), target, n_out)
+    # dropout draws its mask in the order in memory, which einsum chooses: here as in fairchem
+    dotted = torch.einsum("eha,ha->eh", logits, p.alpha_dot)
+    weights = softmax_by_target(dotted, target, n_out)
     return weights if p.alpha_dropout is None else p.alpha_dropout(weights)

@@ -59,21 +59,23 @@ def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[st
         metrics = trainer.validate(split, disable_tqdm=True)
         columns[name] = {key: metrics[key]["metric"] for key in metrics if key in _UNITS}
         if getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0:
-            columns[name].update(denoising_errors(trainer, loaders[split]))
-            columns["zeros"] = denoising_errors(trainer, loaders[split], zeros=True)
+            errors, columns["zeros"] = denoising_errors(trainer, loaders[split])
+            columns[name].update(errors)
     return columns
 
 
 @torch.no_grad()
-def denoising_errors(trainer, loader, zeros: bool = False) -> dict[str, float]:
+def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float]]:
     """Denoising errors on a loader's structures, each corrupted as ``optim.dens`` says.
 
     Args:
         trainer: a DeNS trainer; its EMA weights are used, where it has some.
-        zeros: predict no noise, no force and the mean energy instead.
+
+    Returns:
+        The model's errors, and those of predicting no noise, no force and the mean energy.
     """
     dens = trainer.dens.model_copy(update={"prob": 1.0})
-    totals: dict[str, list[float]] = {}
+    totals: tuple[dict[str, list[float]], ...] = ({}, {})
     trainer.model.eval()
     if trainer.ema:
         trainer.ema.store()
@@ -85,15 +87,16 @@ def denoising_errors(trainer, loader, zeros: bool = False) -> dict[str, float]:
         if fields is None:
             continue
         out = trainer._forward(batch)
-        if zeros:
-            out = {name: torch.zeros_like(value) for name, value in out.items()}
-        for name, mean in trainer._denoising_metrics(out, batch, fields).items():
-            total = totals.setdefault(name, [0.0, 0])
-            total[0] += mean.total
-            total[1] += mean.count
+        zeros = {name: torch.zeros_like(value) for name, value in out.items()}
+        for column, predicted in zip(totals, (out, zeros), strict=True):
+            for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
+                total = column.setdefault(name, [0.0, 0])
+                total[0] += mean.total
+                total[1] += mean.count
     if trainer.ema:
         trainer.ema.restore()
-    return {name: total / count for name, (total, count) in totals.items()}
+    errors, of_zeros = ({k: total / n for k, (total, n) in c.items()} for c in totals)
+    return errors, of_zeros
 
 
 def format_table(columns: dict[str, dict[str, float]]) -> str:

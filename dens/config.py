@@ -14,7 +14,7 @@ class ConfigError(ValueError):
     """A setting the user can mend: the message names the key, what was expected and given."""
 
 
-def _field(expects: str, description: str, *, default: Any = ..., unit: str = "", **bounds: Any):
+def setting(expects: str, description: str, *, default: Any = ..., unit: str = "", **bounds: Any):
     """A schema field; ``expects`` is the range in words, used by the errors and by the README."""
     extra = {"expects": expects, "unit": unit}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
@@ -29,107 +29,107 @@ class DeNSConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    prob: float = _field(
+    prob: float = setting(
         "a number in [0, 1]",
         "p_DeNS: probability that a structure (or a batch) is corrupted; 0 switches DeNS off",
         ge=0,
         le=1,
     )
-    denoising_coefficient: float = _field(
+    denoising_coefficient: float = setting(
         "a number >= 0", "lambda_DeNS: weight of the denoising loss", ge=0
     )
-    denoising_coefficient_end: float | None = _field(
+    denoising_coefficient_end: float | None = setting(
         "a number >= 0, or null",
         "lambda_DeNS decays linearly to this value over training; null keeps it constant",
         default=None,
         ge=0,
     )
-    sigma: float | None = _field(
+    sigma: float | None = setting(
         "a number > 0, or null",
         "standard deviation of the noise; exclusive with the ladder of the next three keys",
         default=None,
         unit="Å",
         gt=0,
     )
-    sigma_low: float | None = _field(
+    sigma_low: float | None = setting(
         "a number > 0, or null", "smallest sigma of the ladder", default=None, unit="Å", gt=0
     )
-    sigma_high: float | None = _field(
+    sigma_high: float | None = setting(
         "a number > sigma_low, or null",
         "largest sigma of the ladder, and the scale of the noise targets",
         default=None,
         unit="Å",
         gt=0,
     )
-    num_sigmas: int | None = _field(
+    num_sigmas: int | None = setting(
         "an integer >= 2, or null",
         "rungs of the ladder; each corrupted structure draws one uniformly",
         default=None,
         ge=2,
     )
-    corrupt_ratio: float | None = _field(
+    corrupt_ratio: float | None = setting(
         "a number in (0, 1], or null",
         "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms",
         default=None,
         gt=0,
         le=1,
     )
-    corrupt_fixed_atoms: bool = _field(
+    corrupt_fixed_atoms: bool = setting(
         "true or false", "whether fixed atoms may get noise too", default=False
     )
-    reduction: Literal["joint", "separate"] = _field(
+    reduction: Literal["joint", "separate"] = setting(
         "'joint' or 'separate'",
         "joint: force and noise errors share one mean over atoms (OC20, OC22); "
         "separate: each has its own mean (MD17)",
         default="joint",
     )
-    granularity: Literal["structure", "batch"] = _field(
+    granularity: Literal["structure", "batch"] = setting(
         "'structure' or 'batch'",
         "what is corrupted with probability prob: each structure by itself, or whole batches "
         "(as OC20 and OC22 were published)",
         default="structure",
     )
-    exclude_md: bool | Literal["if_marked"] = _field(
+    exclude_md: bool | Literal["if_marked"] = setting(
         "true, false or 'if_marked'",
         "true: never corrupt structures marked `md` (All+MD), and require that mark in the data; "
         "if_marked: the same where the data have the mark",
         default=False,
     )
-    min_num_atoms: int | None = _field(
+    min_num_atoms: int | None = setting(
         "an integer >= 1, or null",
         "structures with fewer atoms are never corrupted",
         default=None,
         ge=1,
     )
-    strict_max_ratio: float | None = _field(
+    strict_max_ratio: float | None = setting(
         "a number in (0, 1], or null",
         "a structure stays clean if corrupt_ratio happens to hit more than this share of its atoms",
         default=None,
         gt=0,
         le=1,
     )
-    max_force_norm: float | None = _field(
+    max_force_norm: float | None = setting(
         "a number > 0, or null",
         "structures with a force above it on any atom are never corrupted",
         default=None,
         unit="eV/Å",
         gt=0,
     )
-    max_mean_force_norm: float | None = _field(
+    max_mean_force_norm: float | None = setting(
         "a number > 0, or null",
         "structures whose mean force vector is longer are never corrupted",
         default=None,
         unit="eV/Å",
         gt=0,
     )
-    max_stress_norm: float | None = _field(
+    max_stress_norm: float | None = setting(
         "a number > 0, or null",
         "structures whose stress has a larger Frobenius norm are never corrupted",
         default=None,
         unit="as the data's stress",
         gt=0,
     )
-    early_epochs: int | None = _field(
+    early_epochs: int | None = setting(
         "an integer >= 1, or null",
         "corrupt only in the first so many epochs",
         default=None,
@@ -198,23 +198,32 @@ def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
     """
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{where} must be a mapping of DeNS settings, got {settings!r}")
+    return parse_settings(DeNSConfig, settings, where)
+
+
+def parse_settings(schema: type[BaseModel], settings: Mapping[str, Any], where: str) -> Any:
+    """Check a mapping against a schema whose fields are made by :func:`setting`.
+
+    Raises:
+        ConfigError: as :func:`parse_config` does.
+    """
     try:
-        return DeNSConfig.model_validate(dict(settings))
+        return schema.model_validate(dict(settings))
     except ValidationError as error:
         # a union field reports one error for each of its members: one line for each key is enough
-        lines = dict.fromkeys(_explain(e, where) for e in error.errors())
+        lines = dict.fromkeys(_explain(e, where, schema.model_fields) for e in error.errors())
         raise ConfigError("\n".join(lines)) from None
 
 
-def _explain(error: Mapping[str, Any], where: str) -> str:
+def _explain(error: Mapping[str, Any], where: str, fields: Mapping[str, Any]) -> str:
     if not error["loc"]:
         return f"{error['ctx']['error']} ({where})"
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, DeNSConfig.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else "the keys are " + ", ".join(_names())
+        close = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else "the keys are " + ", ".join(fields)
         return f"unknown key {name} = {error['input']!r} ({where}.{name}): {hint}"
-    expects = DeNSConfig.model_fields[name].json_schema_extra["expects"]
+    expects = fields[name].json_schema_extra["expects"]
     if error["type"] == "missing":
         return f"{name} is missing, it must be {expects} ({where}.{name})"
     got = error["input"]
@@ -222,10 +231,6 @@ def _explain(error: Mapping[str, Any], where: str) -> str:
     if isinstance(got, str) and "'" not in expects:
         hint = ", a string" + ("; YAML reads 1e-1 as one, write 1.0e-1" if "e" in got else "")
     return f"{name} must be {expects}, got {got!r}{hint} ({where}.{name})"
-
-
-def _names() -> list[str]:
-    return list(DeNSConfig.model_fields)
 
 
 def options_table() -> str:

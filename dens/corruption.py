@@ -1,14 +1,15 @@
 """Corruption of structures: who is corrupted, by how much, and the noise itself.
 
-``sample_*`` draw random numbers from an explicit generator, on that generator's device, and always
-the same number of them for the same shapes; the rest is deterministic. Shapes: ``n_atoms`` atoms
-of ``n_structures`` structures, ``batch`` holding each atom's structure, as in PyG.
+``sample_*`` draw random numbers from explicit generators, on the CPU; the rest is deterministic.
+Shapes: ``n_atoms`` atoms of ``n_structures`` structures, ``batch`` holding each atom's structure,
+as in PyG.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,36 +28,63 @@ class Corruption:
     sigma: Tensor  # (n_structures,) | Å, zero for structures without an atom in C
 
 
-def make_generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of ``(seed, rank, step)`` alone.
+class Draws(NamedTuple):
+    """The random numbers of a corruption, before any setting enters but the batch's shape."""
+
+    batch_coin: Tensor  # () | in [0, 1), decides for the batch with ``granularity: batch``
+    coins: Tensor  # (n_structures,) | in [0, 1), decide for each structure
+    rungs: Tensor  # (n_structures,) | in [0, 1), where on the ladder of noise levels
+    atoms: Tensor  # (n_atoms,) | in [0, 1), decide for each atom
+    unit_noise: Tensor  # (n_atoms, 3) | standard normal
+
+
+def make_generator(*key: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of ``key`` alone, integers >= 0.
 
     Nothing is drawn from the global generators and nothing needs to be restored on resume.
     """
-    state = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def sample_chosen(n_structures: int, config: DeNSConfig, generator: torch.Generator) -> Tensor:
-    """Which structures are drawn for corruption: ``(n_structures,)`` bool."""
-    coins = torch.rand(n_structures, generator=generator, device=generator.device)
-    if config.granularity == "batch":
-        coins = coins[:1].expand(n_structures)
-    return coins < config.prob
+def sample_draws(
+    natoms: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Draws:
+    """Draw for a batch from one stream, always the same amount of numbers for the same shape.
+
+    Args:
+        natoms: (n_structures,), atoms of each structure.
+        dtype: of the noise.
+    """
+    n_structures, n_atoms = len(natoms), int(natoms.sum())
+    uniform = torch.rand(1 + 2 * n_structures + n_atoms, generator=generator)
+    coin, coins, rungs, atoms = uniform.split([1, n_structures, n_structures, n_atoms])
+    noise = torch.randn(n_atoms, 3, generator=generator, dtype=dtype)
+    return Draws(coin[0], coins, rungs, atoms, noise)
 
 
-def sample_sigma(n_structures: int, config: DeNSConfig, generator: torch.Generator) -> Tensor:
-    """A noise level for each structure, uniformly from ``config.sigmas``: (n_structures,), Å."""
-    sigmas = torch.tensor(config.sigmas, dtype=torch.float64, device=generator.device)
-    rungs = torch.randint(
-        len(sigmas), (n_structures,), generator=generator, device=generator.device
-    )
-    return sigmas[rungs]
+def sample_draws_by_structure(
+    natoms: Tensor,
+    generators: Iterable[torch.Generator],
+    batch_generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Draws:
+    """Draw for each structure from a stream of its own.
 
+    What a structure gets does not depend on the batch, or the rank, that it is in.
 
-def sample_atoms(n_atoms: int, config: DeNSConfig, generator: torch.Generator) -> Tensor:
-    """Which atoms r_DeNS draws: ``(n_atoms,)`` bool."""
-    ratio = 1.0 if config.corrupt_ratio is None else config.corrupt_ratio
-    return torch.rand(n_atoms, generator=generator, device=generator.device) < ratio
+    Args:
+        natoms: (n_structures,), atoms of each structure.
+        generators: one for each structure.
+        batch_generator: where the batch's own coin comes from.
+        dtype: of the noise.
+    """
+    parts = [
+        sample_draws(n, g, dtype) for n, g in zip(natoms.cpu().split(1), generators, strict=True)
+    ]
+    _, *columns = zip(*parts, strict=True)
+    batch_coin = torch.rand((), generator=batch_generator)
+    return Draws(batch_coin, *(torch.cat(column) for column in columns))
 
 
 def eligible_structures(
@@ -119,7 +147,7 @@ def corrupt(
     batch: Tensor,
     natoms: Tensor,
     config: DeNSConfig,
-    generator: torch.Generator,
+    draws: Draws | torch.Generator,
     *,
     fixed: Tensor | None = None,
     eligible: Tensor | None = None,
@@ -133,19 +161,23 @@ def corrupt(
         pos: (n_atoms, 3), Å; not modified.
         batch: (n_atoms,), structure of each atom.
         natoms: (n_structures,), atoms of each structure.
+        draws: the random numbers, or a generator to draw them from.
         fixed: (n_atoms,), nonzero for atoms that stay out of C unless ``corrupt_fixed_atoms``.
         eligible: (n_structures,) bool, see :func:`eligible_structures`; None is all.
 
     Returns:
         The corrupted positions, the noise, the set C and each structure's sigma.
     """
-    n_atoms, n_structures, device = len(pos), len(natoms), pos.device
-    chosen = sample_chosen(n_structures, config, generator).to(device)
-    sigma = sample_sigma(n_structures, config, generator).to(device, pos.dtype)
-    mask = sample_atoms(n_atoms, config, generator).to(device)
-    unit_noise = torch.randn(
-        n_atoms, 3, generator=generator, device=generator.device, dtype=pos.dtype
-    ).to(device)
+    if isinstance(draws, torch.Generator):
+        draws = sample_draws(natoms, draws, pos.dtype)
+    draws = Draws(*(numbers.to(pos.device) for numbers in draws))
+    n_structures = len(natoms)
+    coins = draws.batch_coin if config.granularity == "batch" else draws.coins
+    chosen = (coins < config.prob).expand(n_structures)
+    sigmas = torch.tensor(config.sigmas, device=pos.device, dtype=pos.dtype)
+    # the product may round up to the next integer
+    sigma = sigmas[(draws.rungs * len(sigmas)).long().clamp(max=len(sigmas) - 1)]
+    mask = draws.atoms < (1.0 if config.corrupt_ratio is None else config.corrupt_ratio)
 
     if eligible is not None:
         chosen = chosen & eligible
@@ -157,7 +189,7 @@ def corrupt(
         mask = mask & within[batch]
 
     sigma = torch.where(_count(mask, batch, n_structures) > 0, sigma, 0)
-    moved = torch.where(mask[:, None], pos + sigma[batch][:, None] * unit_noise, pos)
+    moved = torch.where(mask[:, None], pos + sigma[batch][:, None] * draws.unit_noise, pos)
     # the target is the displacement after rounding, so that moved - pos == noise is exact
     return Corruption(pos=moved, noise=moved - pos, noise_mask=mask, sigma=sigma)
 

@@ -1,4 +1,4 @@
-"""The DeNS loss, and means that are exact over all ranks."""
+"""The DeNS loss, whose means run over the atoms of all ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from dens.ranks import sum_over_ranks, world_size
 
 
 class DeNSLoss(NamedTuple):
@@ -23,33 +24,45 @@ def l2_error(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    r"""The mean over all ranks' elements, from this rank's sum and number of elements.
+    r"""The mean over all ranks' elements, from this rank's sum and the number of all.
 
     .. math:: \frac{W}{\sum_r n_r}\, t, \qquad W \text{ ranks}
 
     DDP averages gradients over ranks, so the factor W makes them those of the global mean,
-    however the elements fall onto ranks. No element anywhere gives zero. One all-reduce, issued by
-    every rank.
+    however the elements fall onto ranks. No element anywhere gives zero.
+
+    Args:
+        total: this rank's sums, with their graph.
+        count: the numbers of elements, summed over ranks (:func:`dens.ranks.sum_over_ranks`).
     """
-    count = count.to(total.device, total.dtype)
-    world_size = 1
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        world_size = dist.get_world_size()
-    return total * world_size / count.clamp(min=1)
+    return total * world_size() / count.to(total.device, total.dtype).clamp(min=1)
+
+
+def loss_counts(noise_mask: Tensor, free: Tensor, reduction: str) -> Tensor:
+    r"""The atoms by whose numbers the two sums of :func:`dens_loss` are divided: (2,).
+
+    Args:
+        noise_mask: (n_atoms,) bool, the set C.
+        free: (n_atoms,) bool, the set F.
+        reduction: ``joint``, \|F u C\| for both, or ``separate``, \|F \\ C\| and \|C\|.
+    """
+    if reduction == "joint":
+        return (free | noise_mask).sum().expand(2)
+    return torch.stack([(free & ~noise_mask).sum(), noise_mask.sum()])
 
 
 def dens_loss(
     *,
     forces_pred: Tensor,
     forces: Tensor,
-    noise_pred: Tensor | None,
+    noise_pred: Tensor,
     noise: Tensor,
     noise_mask: Tensor,
     free: Tensor,
     force_coefficient: float,
     denoising_coefficient: float,
     reduction: str = "joint",
+    counts: Tensor | None = None,
     error: Callable[[Tensor, Tensor], Tensor] = l2_error,
 ) -> DeNSLoss:
     r"""Forces of clean atoms and noise of corrupted ones (arXiv:2403.09549, eq. 5).
@@ -64,25 +77,19 @@ def dens_loss(
 
     Args:
         forces_pred, forces: (n_atoms, 3), predicted and true, divided by s_F.
-        noise_pred, noise: (n_atoms, 3), predicted and true, divided by s_N; the prediction may be
-            None where C is empty.
+        noise_pred, noise: (n_atoms, 3), predicted and true, divided by s_N.
         noise_mask: (n_atoms,) bool, the set C.
         free: (n_atoms,) bool, the set F.
         force_coefficient, denoising_coefficient: lambda_F, lambda_DeNS.
+        counts: (2,), what the two sums are divided by, over all ranks, where the step has other
+            atoms than these too; see :func:`loss_counts`.
         error: rows of predictions and targets -> (n_atoms,).
     """
-    clean = free & ~noise_mask
-    force_sum = _masked_sum(error, forces_pred, forces, clean)
-    if noise_pred is None:
-        noise_sum = torch.zeros_like(force_sum)
-    else:
-        noise_sum = _masked_sum(error, noise_pred, noise, noise_mask)
-    if reduction == "joint":
-        count = (free | noise_mask).sum()
-        means = global_mean(torch.stack([force_sum, noise_sum]), count)
-    else:
-        count = torch.stack([clean.sum(), noise_mask.sum()])
-        means = global_mean(torch.stack([force_sum, noise_sum]), count)
+    if counts is None:
+        counts = sum_over_ranks(loss_counts(noise_mask, free, reduction))
+    force_sum = _masked_sum(error, forces_pred, forces, free & ~noise_mask)
+    noise_sum = _masked_sum(error, noise_pred, noise, noise_mask)
+    means = global_mean(torch.stack([force_sum, noise_sum]), counts)
     return DeNSLoss(force_coefficient * means[0], denoising_coefficient * means[1])
 
 

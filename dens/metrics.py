@@ -64,6 +64,13 @@ def denoising_metrics(
     return {name: Mean(e.sum().item(), e.numel()) for name, e in found.items() if e.numel()}
 
 
+def denoising_metric_names(sigmas: Sequence[float] = ()) -> list[str]:
+    """All names that :func:`denoising_metrics` may return."""
+    names = ["denoising_pos_mae", "denoising_forces_mae", "denoising_energy_mae"]
+    levels = sigmas if len(sigmas) > 1 else ()
+    return names + [f"denoising_pos_mae/{sigma_label(level)}" for level in levels]
+
+
 def sigma_label(sigma: float) -> str:
     """The label of a noise level: two decimals, more where they are needed.
 

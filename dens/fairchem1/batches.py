@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch, Data
+
+from dens.corruption import DenoisingFields
 
 
 def of_atoms(batch) -> Tensor:
@@ -33,3 +39,61 @@ def select_structures(batch, out: dict[str, Tensor], keep: Tensor) -> tuple[Data
         part[name] = value[keep.repeat_interleave(sizes)]
     rows = {len(atoms): atoms, len(keep): keep}
     return part, {name: value[rows[len(value)]] for name, value in out.items()}
+
+
+class Numbered(Dataset):
+    """A data set whose structures know their number in it: ``sample_id``, (1,)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Data:
+        data = self.dataset[number]
+        data.sample_id = torch.tensor([int(number)])
+        return data
+
+
+def split_batch(batch: Batch, size: int, collate: Callable[[list[Data]], Batch]) -> list[Batch]:
+    """The batch in pieces of ``size`` structures, each with its part of the denoising fields."""
+    structures = batch.to_data_list()
+    pieces = []
+    for start in range(0, len(structures), size):
+        piece = collate(structures[start : start + size])
+        here = slice(start, start + len(piece.natoms))
+        atoms = slice(int(batch.ptr[here.start]), int(batch.ptr[here.stop]))
+        for name in DenoisingFields.__dataclass_fields__:
+            if name in batch:
+                piece[name] = batch[name][here if name == "sigma" else atoms]
+        pieces.append(piece)
+    return pieces
+
+
+def join_outputs(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of pieces, as those of their batch."""
+    return {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
+
+
+def non_finite_structures(
+    out: Mapping[str, Tensor], batch: Batch, targets: Mapping[str, Any]
+) -> list[str]:
+    """Name the structures with an output or a label that is not finite, and which.
+
+    Returns:
+        such as ``sid 12, fid 3: forces, label of energy``.
+    """
+    found: dict[int, list[str]] = {}
+    labels = {f"label of {name}": batch[name] for name in targets if name in batch}
+    for name, value in {**out, "positions": batch.pos, **labels}.items():
+        bad = ~value.detach().reshape(len(value), -1).isfinite().all(dim=1)
+        of_structure = batch.batch[bad] if len(bad) == len(batch.pos) else bad.nonzero().view(-1)
+        for structure in of_structure.unique().tolist():
+            found.setdefault(structure, []).append(name)
+    return [f"{_name(batch, s)}: {', '.join(names)}" for s, names in sorted(found.items())]
+
+
+def _name(batch: Batch, structure: int) -> str:
+    ids = {key: batch[key][structure] for key in ("sid", "fid") if key in batch}
+    return ", ".join(f"{key} {int(v) if isinstance(v, Tensor) else v}" for key, v in ids.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fairchem.core.common.registry import registry
@@ -16,29 +16,54 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Check a whole training config, as read from YAML.
 
     Raises:
-        ConfigError: invalid DeNS settings; DeNS settings with a trainer or a model that would
-            ignore them; a DeNS trainer without DeNS settings, force loss or force output.
+        ConfigError: one line for each mistake: invalid DeNS settings; DeNS settings with a trainer
+            or a model that would ignore them; a DeNS trainer without DeNS settings, force loss or
+            force output; a primary metric that is not computed.
     """
     setup_imports(config)
     optim, trainer = config.get("optim") or {}, config.get("trainer", "ocp")
-    if not getattr(_trainer_class(trainer), "applies_dens", False):
+    if not getattr(_find_class("trainer", trainer, "trainer"), "applies_dens", False):
         if "dens" in optim or is_foreign(optim):
             raise ConfigError(
                 f"optim holds DeNS settings, which trainer = {trainer!r} would ignore: "
                 "use trainer: dens.DeNSTrainer, or remove them (trainer)"
             )
         return
-    dens = parse_dens(optim)
-    model = config.get("model") or {}
-    check_model_classes(translate_model(model) if is_foreign(optim) else model, dens)
-    check_targets(config)
+    _run_all(
+        lambda: parse_dens(optim),
+        lambda: _check_model(config.get("model") or {}, optim),
+        lambda: check_targets(config),
+    )
 
 
-def _trainer_class(name: str) -> type:
+def _run_all(*checks: Callable[[], object]) -> None:
+    """Run all checks, whatever the ones before say, and raise one error for all of them."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_model(model: Mapping[str, Any], optim: Mapping[str, Any]) -> None:
     try:
-        return registry.get_trainer_class(name)
+        dens = parse_dens(optim)
+    except ConfigError:
+        dens = None  # said already
+    check_model_classes(translate_model(model) if is_foreign(optim) else model, dens)
+
+
+def _find_class(kind: str, name: Any, key: str) -> type:
+    """The registered ``trainer`` or ``model`` class of a name, which the config has at ``key``."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} must be the name of a {kind} class, got {name!r} ({key})")
+    try:
+        return getattr(registry, f"get_{kind}_class")(name)
     except RuntimeError as error:
-        raise ConfigError(f"trainer = {name!r} is not known: {error} (trainer)") from None
+        raise ConfigError(f"{key} = {name!r} is not known: {error} ({key})") from None
 
 
 def parse_dens(optim: Mapping[str, Any]) -> DeNSConfig:
@@ -56,18 +81,22 @@ def parse_dens(optim: Mapping[str, Any]) -> DeNSConfig:
     return parse_config(optim["dens"])
 
 
-def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig) -> None:
+def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig | None) -> None:
     """Refuse a model without force encoding or noise head, by the classes its config names.
+
+    Args:
+        model: the section of the config.
+        dens: the settings, with which ``prob: 0`` needs nothing of the model; None if unknown.
 
     Raises:
         ConfigError: names the key of the class, or of the missing head.
     """
-    if dens.prob == 0:
+    if dens is not None and dens.prob == 0:
         return
     if "backbone" not in model:
         name = model.get("name")
         # hydra without a backbone starts from a checkpoint, whose model is checked when it is built
-        model_class = _model_class(name, "model.name")
+        model_class = _find_class("model", name, "model.name")
         if name != "hydra" and not getattr(model_class, "applies_dens", False):
             raise ConfigError(
                 f"model.name = {name!r} would ignore optim.dens: use dens.EquiformerV2DeNS, or "
@@ -76,12 +105,15 @@ def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig) -> None:
         return
     name = model["backbone"].get("model")
     key = "model.backbone.model"
-    if not getattr(_model_class(name, key), "encodes_forces", False):
+    if not getattr(_find_class("model", name, key), "encodes_forces", False):
         raise ConfigError(
             f"{key} = {name!r} would ignore optim.dens: use dens.EquiformerV2Backbone ({key})"
         )
     heads = model.get("heads") or {}
-    classes = [_model_class(h.get("module"), f"model.heads.{n}.module") for n, h in heads.items()]
+    classes = [
+        _find_class("model", head.get("module"), f"model.heads.{head_name}.module")
+        for head_name, head in heads.items()
+    ]
     if not any(getattr(head, "predicts_noise", False) for head in classes):
         raise ConfigError(
             "model.heads has no noise head, so optim.dens could not be trained: add "
@@ -89,41 +121,48 @@ def check_model_classes(model: Mapping[str, Any], dens: DeNSConfig) -> None:
         )
 
 
-def _model_class(name: Any, key: str) -> type:
-    if not isinstance(name, str):
-        raise ConfigError(f"{key} must be the name of a model class, got {name!r} ({key})")
-    try:
-        return registry.get_model_class(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{key} = {name!r} is not known: {error} ({key})") from None
-
-
 def check_targets(config: Mapping[str, Any]) -> None:
-    """Refuse a DeNS config without a force output or force loss.
+    """Refuse a DeNS config without a force output or force loss, or with a wrong primary metric.
 
     Raises:
-        ConfigError: names the section.
+        ConfigError: one line for each of them, which names the section.
     """
     losses = config.get("loss_functions")
     if not losses:
         return  # the older layout, from which fairchem makes outputs and losses itself
-    terms = {name: info for term in losses for name, info in term.items()}
+    _run_all(
+        lambda: _check_losses({name: info for term in losses for name, info in term.items()}),
+        lambda: _check_outputs(config.get("outputs") or {}),
+        lambda: check_primary_metric(config.get("evaluation_metrics") or {}),
+    )
+
+
+def _check_losses(terms: Mapping[str, Any]) -> None:
     if "forces" not in terms:
         raise ConfigError(
             "loss_functions must have a term forces, which the denoising loss extends, got "
             f"{', '.join(terms)} (loss_functions)"
         )
-    if terms["forces"].get("reduction", "mean") not in (None, "mean"):
+    reduction = terms["forces"].get("reduction", "mean")
+    if reduction not in (None, "mean"):
         raise ConfigError(
             "loss_functions.forces.reduction must be mean: optim.dens.reduction says over which "
-            f"atoms, got {terms['forces']['reduction']!r} (loss_functions.forces.reduction)"
+            f"atoms, got {reduction!r} (loss_functions.forces.reduction)"
         )
-    if "forces" not in (config.get("outputs") or {}):
-        raise ConfigError(
-            f"outputs must have forces, got {', '.join(config.get('outputs') or {}) or 'none'} "
-            "(outputs)"
-        )
-    check_primary_metric(config.get("evaluation_metrics") or {})
+
+
+def _check_outputs(outputs: Mapping[str, Any]) -> None:
+    if "forces" not in outputs:
+        raise ConfigError(f"outputs must have forces, got {', '.join(outputs) or 'none'} (outputs)")
+
+
+def metric_names(metrics: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names under which fairchem's evaluator reports ``evaluation_metrics.metrics``."""
+    return [
+        fn if target == "misc" or target in fn else f"{target}_{fn}"
+        for target, functions in metrics.items()
+        for fn in functions
+    ]
 
 
 def check_primary_metric(evaluation: Mapping[str, Any]) -> None:
@@ -132,12 +171,7 @@ def check_primary_metric(evaluation: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the metric and those there are.
     """
-    metrics = evaluation.get("metrics") or {}
-    names = ["loss"] + [
-        fn if target == "misc" or target in fn else f"{target}_{fn}"
-        for target, fns in metrics.items()
-        for fn in fns
-    ]
+    names = ["loss", *metric_names(evaluation.get("metrics") or {})]
     primary = evaluation.get("primary_metric")
     if primary is not None and primary not in names:
         raise ConfigError(

@@ -25,6 +25,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,14 +36,17 @@ import yaml
 from fairchem.core import _cli
 from fairchem.core.common.flags import Flags
 from submitit import AutoExecutor
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dens.config import ConfigError
 from dens.fairchem1.check import check_config
 from dens.fairchem1.preflight import check_inputs, keep_wandb_offline
+from dens.patching import replaced
 
 _OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
 _build, _grid = _cli.build_config, _cli.create_grid  # as they are when ours stand in for them
+_STOPPED = 128 + signal.SIGTERM  # the status of a rank that was asked to stop
 _serial = itertools.count(secrets.randbits(16))
 
 
@@ -121,7 +125,8 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
 
     Raises:
         ConfigError: the user should mend something, found here or by a rank.
-        SystemExit: a spawned rank failed; holds its report.
+        SystemExit: a spawned rank failed; holds its report. Or the run was stopped by SIGTERM: it
+            has saved, and the status is 143.
     """
     ours = {
         "build_config": read_config,
@@ -131,28 +136,19 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
         "LaunchConfig": functools.partial(_cli.LaunchConfig, rdzv_endpoint="localhost:0"),
     }
     try:
-        with _replaced(_cli, **ours):
+        with replaced(_cli, **ours):
             _cli.main(args, overrides)
+    except SignalException as error:  # the ranks have had it too, and saved
+        raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
+        if failure.exitcode == _STOPPED:
+            raise SystemExit(_STOPPED) from None
         report = failure.message  # a mapping where the rank left a traceback
         text = report if isinstance(report, str) else report["message"]
         if text.startswith("ConfigError: "):
             raise ConfigError(text.removeprefix("ConfigError: ")) from None
         raise SystemExit(str(error)) from None
-
-
-@contextmanager
-def _replaced(owner: Any, **new: Any) -> Iterator[None]:
-    """Give attributes of ``owner`` new values for a while."""
-    old = {name: getattr(owner, name) for name in new if hasattr(owner, name)}
-    for name, value in new.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name in new:
-            setattr(owner, name, old[name]) if name in old else delattr(owner, name)
 
 
 def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -179,7 +175,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
     # fairchem looks for MutableMapping where it stood until Python 3.10
     moved = {"MutableMapping": collections.abc.MutableMapping}
-    with _explained(sweep_yml), _replaced(collections, **moved):
+    with _explained(sweep_yml), replaced(collections, **moved):
         configs = _grid(base, sweep_yml)
     for config in configs:
         run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...

@@ -22,26 +22,33 @@ from torch import Tensor
 
 from dens.config import ConfigError, DeNSConfig
 from dens.corruption import (
+    Draws,
     attach,
     corrupt,
     denoising_fields,
     eligible_structures,
     make_generator,
+    sample_draws_by_structure,
 )
 from dens.fairchem1.batches import of_atoms, select_structures
-from dens.fairchem1.check import check_model_classes, check_targets, parse_dens
+from dens.fairchem1.check import check_model_classes, check_targets, metric_names, parse_dens
 from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
+from dens.fairchem1.logs import RunLog
 from dens.fairchem1.oc22 import heed_lin_ref
+from dens.fairchem1.steps import ExactSteps
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
 from dens.force_encoding import ForceEncoding
-from dens.loss import dens_loss, global_mean, zero_gradient
-from dens.metrics import Mean, denoising_metrics
+from dens.loss import dens_loss, global_mean, loss_counts, zero_gradient
+from dens.metrics import Mean, denoising_metric_names, denoising_metrics
+from dens.patching import replaced
+from dens.ranks import sum_over_ranks, world_size
 
 _NOISE_OUTPUT = {"property": "noise", "level": "atom"}
+_STRUCTURES, _BATCHES = 0, 1  # streams of random numbers; the model's are in steps.py
 
 
-class DeNSMixin:
+class DeNSMixin(ExactSteps):
     """Adds DeNS to a fairchem trainer: ``class MyTrainer(DeNSMixin, OCPTrainer)``.
 
     Training batches are corrupted as ``optim.dens`` says; validation, prediction and relaxation
@@ -70,6 +77,11 @@ class DeNSMixin:
             task = {**task, "pretrained": asdict(self.pretrained)}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
 
+    def load_logger(self) -> None:
+        super().load_logger()
+        if self.logger is not None:
+            self.logger = RunLog(self.logger, self.config["cmd"]["logs_dir"], self.config)
+
     def load(self, inference_only: bool) -> None:
         super().load(inference_only)
         if self.pretrained.path is not None:
@@ -85,6 +97,10 @@ class DeNSMixin:
     def load_task(self) -> None:
         check_targets(self.config)
         super().load_task()
+        self._metric_names = [
+            *metric_names(self.evaluator.target_metrics),
+            *denoising_metric_names(self.dens.sigmas),
+        ]
         if self.evaluation_metrics.get("primary_metric") is None:
             self.evaluation_metrics["primary_metric"] = "forces_mae"
             if distutils.is_master():
@@ -128,14 +144,43 @@ class DeNSMixin:
 
     def _forward(self, batch) -> dict[str, Tensor]:
         batch = batch.to(self.device)
-        if self.model.training:
-            seed = self.config["cmd"]["seed"] or 0
-            self.corrupt_batch(batch, self.dens, make_generator(seed, self._data_rank(), self.step))
-        with self._noise_expected(batch):
-            return super()._forward(batch)
+        if not self.model.training:
+            with self.precision():
+                out = super()._forward(batch)
+            return self.in_full(out)
+        self.begin_step()
+        self.corrupt_batch(batch, self.dens, self._draws(batch))
+        self._counts = {
+            name: sum_over_ranks(count) for name, count in self._count_rows(batch).items()
+        }
+        return self.forward_in_pieces(batch)
 
-    def corrupt_batch(self, batch, dens: DeNSConfig, generator: torch.Generator) -> None:
-        """Corrupt the structures that ``dens`` and ``generator`` choose, in place."""
+    def _draws(self, batch) -> Draws:
+        """The batch's random numbers: functions of the seed, the epoch and a structure's number.
+
+        So neither the number of ranks nor the place in a batch matters.
+        """
+        seed, epoch = self.config["cmd"]["seed"] or 0, self._epochs_done()
+        return sample_draws_by_structure(
+            batch.natoms,
+            [make_generator(seed, _STRUCTURES, epoch, i) for i in self._sample_ids(batch)],
+            make_generator(seed, _BATCHES, self.step),
+            batch.pos.dtype,
+        )
+
+    def _sample_ids(self, batch) -> list[int]:
+        if "sample_id" in batch:
+            return batch.sample_id.tolist()
+        # not from the training loader: unique in this step
+        n_structures = len(batch.natoms)
+        first = (self.step * world_size() + self.data_rank()) * n_structures
+        return list(range(first, first + n_structures))
+
+    def _epochs_done(self) -> int:
+        return max(math.ceil(self.epoch) - 1, 0)
+
+    def corrupt_batch(self, batch, dens: DeNSConfig, draws: Draws | torch.Generator) -> None:
+        """Corrupt the structures that ``dens`` and ``draws`` choose, in place."""
         eligible = eligible_structures(
             dens,
             forces=batch.forces,
@@ -143,23 +188,29 @@ class DeNSMixin:
             natoms=batch.natoms,
             md=getattr(batch, "md", None),
             stress=getattr(batch, "stress", None),
-            epoch=math.ceil(self.epoch) - 1,
+            epoch=self._epochs_done(),
         )
         corruption = corrupt(
             batch.pos,
             batch.batch,
             batch.natoms,
             dens,
-            generator,
+            draws,
             fixed=batch.fixed,
             eligible=eligible,
         )
         attach(batch, corruption, batch.forces)
 
-    @staticmethod
-    def _data_rank() -> int:
-        """Ranks that share a graph share its noise."""
-        return gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
+    def forward_piece(self, batch) -> dict[str, Tensor]:
+        """Outputs for corrupted and clean structures, of training; those for noise always."""
+        with self.precision(), self._noise_expected(batch):
+            out = self.in_full(super()._forward(batch))
+        if "noise" not in out:
+            # every parameter has a gradient on every rank, as DDP expects, and weight decay and
+            # momentum treat clean and corrupted steps alike
+            zeros = torch.zeros_like(out["forces"])
+            out["noise"] = zeros + zero_gradient(self._dens_parameters)
+        return out
 
     @contextmanager
     def _noise_expected(self, batch) -> Iterator[None]:
@@ -173,61 +224,86 @@ class DeNSMixin:
         finally:
             del self.output_targets["noise"]
 
+    # ---- loss -------------------------------------------------------------------------------
+
     def _compute_loss(self, out: dict[str, Tensor], batch) -> Tensor:
         if not self.model.training:
             return super()._compute_loss(out, batch)
-        loss = sum(self._loss_terms(out, batch).values())
+        terms = self._loss_terms(out, batch)
+        values = torch.stack([term.detach().double() for term in terms.values()])
+        values = sum_over_ranks(values) / world_size()
+        self._loss_values = dict(zip(terms, values.tolist(), strict=True))
+        self.note_not_finite(self._loss_values, out, batch)
+        loss = self._scaled(sum(terms.values()))
+        # the gradient is this rank's part, the value that of all ranks
+        return loss + (values.sum() - loss.detach()).to(loss.dtype) if world_size() > 1 else loss
+
+    def local_loss(self, out: dict[str, Tensor], batch) -> Tensor:
+        """This rank's part of the step's loss, of one piece."""
+        return self._scaled(sum(self._loss_terms(out, batch).values()))
+
+    @staticmethod
+    def _scaled(loss: Tensor) -> Tensor:
         # ranks that share a graph hold parts of one gradient, which DDP then averages
         return gp_utils.scale_backward_grad(loss) if gp_utils.initialized() else loss
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:
-        """The weighted terms of the training loss, each a mean over all ranks."""
-        fields = denoising_fields(batch)
+        """The weighted terms of the training loss, each a mean over the step's batch."""
         terms = {}
         for name, info in self.loss_functions:
             if name == "forces":
-                terms[name], terms["noise"] = self._denoising_terms(info, out, batch, fields)
+                terms[name], terms["noise"] = self._denoising_terms(info, out, batch)
             else:
-                terms[name] = self._plain_term(name, info, out, batch, fields)
-        if fields is None:
-            terms["noise"] = terms["noise"] + zero_gradient(self._dens_parameters)
+                terms[name] = self._plain_term(name, info, out, batch)
         return terms
 
-    def _denoising_terms(self, info, out, batch, fields):
-        pred, scale = out["forces"], self.dens.noise_scale
-        counts = of_atoms(batch)
-        if self.output_targets["forces"].get("train_on_free_atoms", True):
-            counts = batch.fixed == 0
+    def _count_rows(self, batch) -> dict[str, Tensor]:
+        """For each term the number of rows that its mean runs over, on this rank."""
+        counts = {name: self._rows(name, batch).sum() for name, _ in self.loss_functions}
+        free = self._free(batch, "train_on_free_atoms")
+        counts["forces"] = loss_counts(batch.noise_mask, free, self.dens.reduction)
+        return counts
+
+    def _free(self, batch, setting: str) -> Tensor:
+        """(n_atoms,) bool: whose forces count."""
+        free_only = self.output_targets["forces"].get(setting, True)
+        return batch.fixed == 0 if free_only else of_atoms(batch)
+
+    def _denoising_terms(self, info, out, batch):
         target = self._normalized("forces", batch)
         return dens_loss(
-            forces_pred=pred.to(target.dtype),
+            forces_pred=out["forces"].to(target.dtype),
             forces=target,
-            noise_pred=None if fields is None else out["noise"].to(target.dtype),
-            noise=torch.zeros_like(target) if fields is None else fields.noise / scale,
-            noise_mask=~of_atoms(batch) if fields is None else fields.noise_mask,
-            free=counts,
+            noise_pred=out["noise"].to(target.dtype),
+            noise=batch.noise / self.dens.noise_scale,
+            noise_mask=batch.noise_mask,
+            free=self._free(batch, "train_on_free_atoms"),
             force_coefficient=info["coefficient"],
             denoising_coefficient=self.dens.coefficient_at(
                 self.epoch / self.config["optim"]["max_epochs"]
             ),
-            reduction=self.dens.reduction,
-            error=lambda p, t: _rows(info["fn"].loss_fn(p, t, batch.natoms)),
+            counts=self._counts["forces"],
+            error=lambda p, t: _errors(info["fn"].loss_fn(p, t, batch.natoms)),
         )
 
-    def _plain_term(self, name, info, out, batch, fields) -> Tensor:
-        """A term of the parent's kind; targets other than the energy skip corrupted structures."""
+    def _rows(self, name: str, batch) -> Tensor:
+        """(n_atoms,) or (n_structures,) bool: what counts in a term of the parent's kind.
+
+        Targets other than the energy skip corrupted structures.
+        """
+        clean = batch.sigma == 0
+        if self.output_targets[name]["level"] != "atom":
+            return clean if name != "energy" else torch.ones_like(clean)
+        free_only = self.output_targets[name].get("train_on_free_atoms", True)
+        return clean[batch.batch] & (batch.fixed == 0 if free_only else of_atoms(batch))
+
+    def _plain_term(self, name, info, out, batch) -> Tensor:
         target = self._normalized(name, batch)
-        pred, per_atom = out[name].to(target.dtype), self.output_targets[name]["level"] == "atom"
-        rows = of_atoms(batch) if per_atom else torch.ones_like(batch.natoms, dtype=torch.bool)
-        if per_atom and self.output_targets[name].get("train_on_free_atoms", True):
-            rows = batch.fixed == 0
-        if fields is not None and name != "energy":
-            clean = fields.sigma == 0
-            rows = rows & (clean[batch.batch] if per_atom else clean)
-        pred, target = (torch.where(rows[:, None], x, 0) for x in (pred, target))
-        total = _rows(info["fn"].loss_fn(pred, target, batch.natoms)).sum()
+        rows = self._rows(name, batch)[:, None]
+        pred, target = (torch.where(rows, x, 0) for x in (out[name].to(target.dtype), target))
+        total = _errors(info["fn"].loss_fn(pred, target, batch.natoms)).sum()
         if info["fn"].reduction == "mean":
-            total = global_mean(total, rows.sum())
+            total = global_mean(total, self._counts[name])
         return info["coefficient"] * total
 
     def _normalized(self, name: str, batch) -> Tensor:
@@ -241,28 +317,55 @@ class DeNSMixin:
     # ---- metrics ----------------------------------------------------------------------------
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
-        """S2EF metrics on clean structures, denoising metrics on corrupted ones."""
-        metrics = {} if metrics is None else metrics
+        """S2EF metrics on clean structures, denoising metrics on corrupted ones, of all ranks."""
         if not self.model.training:
             return super()._compute_metrics(out, batch, evaluator, metrics)
-        fields = denoising_fields(batch)
-        n_corrupted = 0
-        if fields is None:
-            metrics = super()._compute_metrics(out, batch, evaluator, metrics)
-        else:
-            n_corrupted = int(fields.noise_mask.sum())
-            clean = fields.sigma == 0
-            if clean.any():
-                part, part_out = select_structures(batch, out, clean)
-                metrics = super()._compute_metrics(part_out, part, evaluator, metrics)
-            found = self._denoising_metrics(out, batch, fields)
-            metrics = _update(evaluator, metrics, found)
-        share = {"corrupted_fraction": Mean(n_corrupted, len(batch.pos))}
-        return _update(evaluator, metrics, share)
+        metrics = self.running_metrics(metrics)
+        found = self._step_metrics(out, batch, evaluator)
+        names = [*self._metric_names, "corrupted_fraction", "stop"]
+        sums = torch.tensor([found.get(name, (0.0, 0)) for name in names], dtype=torch.float64)
+        sums = dict(zip(names, sum_over_ranks(sums.to(self.device)).tolist(), strict=True))
+        self._stop = sums.pop("stop")[1] > 0
+        if self._not_finite is not None:
+            return metrics
+        for name, value in self._loss_values.items():
+            sums[f"loss_{name}"] = value, 1
+        for name, (total, count) in sums.items():
+            if count:
+                stat = {"total": total, "numel": int(count)}
+                metrics = evaluator.update(name, stat, metrics)
+        return metrics
+
+    def _step_metrics(self, out, batch, evaluator) -> dict[str, Mean]:
+        """Sums and counts of this rank."""
+        corrupted = int(batch.noise_mask.sum())
+        found = {
+            "corrupted_fraction": Mean(corrupted, len(batch.pos)),
+            "stop": Mean(0, int(self.stop_requested())),
+        }
+        if corrupted:
+            found.update(self._denoising_metrics(out, batch, denoising_fields(batch)))
+        found.update(self._clean_metrics(out, batch, evaluator))
+        return found
+
+    def _clean_metrics(self, out, batch, evaluator) -> dict[str, Mean]:
+        clean = batch.sigma == 0
+        if not clean.any():
+            return {}
+        part, part_out = select_structures(batch, out, clean)
+        kept, wanted = self.output_targets, evaluator.target_metrics
+        if not self._free(part, "eval_on_free_atoms").any():
+            # fairchem cannot average over no atoms: what remains is per structure
+            kept = {name: target for name, target in kept.items() if target["level"] != "atom"}
+            wanted = {name: functions for name, functions in wanted.items() if name in kept}
+        with replaced(self, output_targets=kept):
+            metrics = super()._compute_metrics(part_out, part, evaluator, {})
+        return {
+            name: Mean(metrics[name]["total"], metrics[name]["numel"])
+            for name in metric_names(wanted)
+        }
 
     def _denoising_metrics(self, out, batch, fields) -> dict[str, Mean]:
-        targets = self.output_targets["forces"]
-        on_free = targets.get("eval_on_free_atoms", True)
         return denoising_metrics(
             noise_pred=out["noise"].detach() * self.dens.noise_scale,
             noise=fields.noise,
@@ -271,23 +374,16 @@ class DeNSMixin:
             forces=batch.forces,
             energy_pred=self._denorm_preds("energy", out["energy"].detach(), batch).view(-1),
             energy=batch.energy,
-            free=batch.fixed == 0 if on_free else of_atoms(batch),
+            free=self._free(batch, "eval_on_free_atoms"),
             batch=batch.batch,
             sigma=fields.sigma,
             sigmas=self.dens.sigmas,
         )
 
 
-def _rows(errors: Tensor) -> Tensor:
+def _errors(errors: Tensor) -> Tensor:
     """One error for each row, also for losses that keep the components apart."""
     return errors if errors.dim() == 1 else errors.mean(dim=-1)
-
-
-def _update(evaluator, metrics: dict, found: dict[str, Mean]) -> dict:
-    for name, mean in found.items():
-        stat = {"total": mean.total, "numel": mean.count}
-        metrics = evaluator.update(name, stat, metrics)
-    return metrics
 
 
 @registry.register_trainer("dens")

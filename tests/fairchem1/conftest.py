@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import pickle
+import time
+from pathlib import Path
+
 import pytest
+import submitit
 from trainers import trainer_config, write_dataset
 
 from dens.fairchem1 import DeNSTrainer
+from dens.fairchem1 import launch as launcher
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -21,3 +31,32 @@ def new_trainer(dataset):
         return trainer_class(**trainer_config(kwargs.pop("src", dataset), **kwargs))
 
     return build
+
+
+@pytest.fixture
+def children_env(monkeypatch) -> dict[str, str]:
+    """The environment of processes that have to import dens and the helpers of these tests."""
+    path = [HERE.parents[1], HERE.parent, HERE]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return dict(os.environ)
+
+
+@pytest.fixture
+def submit(children_env, monkeypatch):
+    """``submit(*argv)``: what ``--submit`` does without SLURM; returns when the job has ended."""
+    local = functools.partial(submitit.AutoExecutor, cluster="local")
+    monkeypatch.setattr(launcher._cli, "AutoExecutor", local)
+    monkeypatch.setattr(launcher.AutoExecutor, "which", staticmethod(lambda: "local"))
+
+    def run(*argv: str) -> None:
+        before = set(Path().glob("logs/*/*_result.pkl"))
+        launcher.launch(*launcher.parse_args([*argv, "--submit"]))
+        deadline = time.monotonic() + 300
+        while not (new := set(Path().glob("logs/*/*_result.pkl")) - before):
+            assert time.monotonic() < deadline, "the submitted job did not end in five minutes"
+            time.sleep(0.2)
+        status, value = pickle.loads(new.pop().read_bytes())
+        assert status == "success", value
+
+    return run

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -11,7 +10,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,14 +57,6 @@ def run(monkeypatch):
         return configs.pop()
 
     return start
-
-
-@pytest.fixture
-def children_env(monkeypatch) -> dict[str, str]:
-    """The environment of processes that have to import the recording trainer and dens."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return dict(os.environ)
 
 
 @pytest.mark.parametrize(
@@ -276,17 +266,8 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/rank*.json"))]
 
 
-def test_a_submitted_job_imports_dens(config_yml, children_env, monkeypatch, tmp_path):
-    local = functools.partial(submitit.AutoExecutor, cluster="local")
-    monkeypatch.setattr(_cli, "AutoExecutor", local)
-    monkeypatch.setattr(launcher.AutoExecutor, "which", staticmethod(lambda: "local"))
-    launch(*parse_args(["--config", str(config_yml), "--submit", "--cpu"]))
-    deadline = time.monotonic() + 120
-    while not (result := list(tmp_path.glob("logs/*/*_result.pkl"))):
-        assert time.monotonic() < deadline, "the submitted job did not end within two minutes"
-        time.sleep(0.2)
-    status, value = pickle.loads(result[0].read_bytes())
-    assert status == "success", value
+def test_a_submitted_job_imports_dens(config_yml, submit, tmp_path):
+    submit("--config", str(config_yml), "--cpu")
     (record,) = records(tmp_path)
     assert (record["world_size"], record["dens_before_fairchem"]) == (1, True)
 

@@ -1,4 +1,4 @@
-"""One process against two gloo ranks: data parallel and graph parallel."""
+"""One process against two or three gloo ranks: data parallel and graph parallel."""
 
 import dens  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
 import numpy as np
@@ -9,25 +9,24 @@ import torch.multiprocessing as mp
 from fairchem.core.common import gp_utils
 from structures import make_structure
 from torch_geometric.data import Batch
-from trainers import DENS, MODEL, trainer_config, write_dataset
+from trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 
 from dens.config import parse_config
 from dens.corruption import attach, corrupt, make_generator
 from dens.fairchem1 import DeNSTrainer
 
-EXACT = {"use_gate_act": True, "use_grid_mlp": False}  # does not depend on the edges' random frames
+SIZES = [(2, 2, 2), (1, 2, 3), (2, 2, 3), (1, 2, 2), (2, 2, 2)]
+ALL_FIXED = 4  # a structure without a free atom
 
 
 def structures():
     rng = np.random.default_rng(3)
-    return [make_structure(rng, size, sid=i) for i, size in enumerate(SIZES)]
+    found = [make_structure(rng, size, sid=i) for i, size in enumerate(SIZES)]
+    found[ALL_FIXED].fixed[:] = 1
+    return found
 
 
-SIZES = [(2, 2, 2), (1, 2, 3), (2, 2, 3), (1, 2, 2), (2, 2, 2)]
-CORRUPTED = torch.tensor([True, True, False, False, False])
-
-
-def corrupted_batch(of: list[int]) -> Batch:
+def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
     """The structures ``of`` of the global batch, each with the noise it has there."""
     whole = Batch.from_data_list(structures())
     config = parse_config({**DENS, "prob": 1.0})
@@ -38,7 +37,7 @@ def corrupted_batch(of: list[int]) -> Batch:
         config,
         make_generator(0, 0, 0),
         fixed=whole.fixed,
-        eligible=CORRUPTED,
+        eligible=torch.tensor([s in corrupted for s in range(len(SIZES))]),
     )
     attach(whole, c, whole.forces)
     atoms = torch.cat([torch.where(whole.batch == s)[0] for s in of])
@@ -49,55 +48,131 @@ def corrupted_batch(of: list[int]) -> Batch:
     return part
 
 
-def gradients(src: str, of: list[int], reduction: str) -> tuple[float, dict]:
-    """Loss and gradients of one step on structures ``of``, whose noise is given."""
-    model = {**MODEL, "backbone": {**MODEL["backbone"], **EXACT}}
+def gradients(src: str, of: list[int], corrupted: list[int], reduction: str) -> dict:
+    """Gradients, loss and metrics of one step on structures ``of``, whose noise is given."""
     settings = {**DENS, "reduction": reduction}
-    trainer = DeNSTrainer(**trainer_config(src, model=model, dens=settings))
+    trainer = DeNSTrainer(**trainer_config(src, model=EXACT_MODEL, dens=settings))
     trainer.corrupt_batch = lambda batch, *args: None
     trainer.model.train()
     trainer.step, trainer.epoch = 1, 0.5
-    batch = corrupted_batch(of)
-    loss = trainer._compute_loss(trainer._forward(batch), batch)
+    batch = corrupted_batch(of, corrupted)
+    out = trainer._forward(batch)
+    loss = trainer._compute_loss(out, batch)
     loss.backward()
+    metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})
     named = trainer._unwrapped_model.named_parameters()
-    return loss.item(), {name: parameter.grad.numpy() for name, parameter in named}
+    return {
+        **{name: parameter.grad.numpy() for name, parameter in named},
+        "loss": np.array(loss.item()),
+        "metrics": {name: metric["metric"] for name, metric in metrics.items()},
+    }
 
 
-def _rank(rank: int, port: int, src: str, split, reduction: str, gp: bool, results) -> None:
+def start_rank(rank: int, world_size: int, port: int, gp: bool = False) -> None:
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
     torch.set_num_threads(1)
     if gp:
-        gp_utils.setup_gp({"gp_gpus": 2, "distributed_backend": "gloo"})
-    results[rank] = gradients(src, split[rank], reduction)
+        gp_utils.setup_gp({"gp_gpus": world_size, "distributed_backend": "gloo"})
+
+
+def _gradients_of_rank(rank, port, src, split, corrupted, reduction, gp, results) -> None:
+    start_rank(rank, len(split), port, gp)
+    results[rank] = gradients(src, split[rank], corrupted, reduction)
     dist.destroy_process_group()
 
 
-def assert_same(loss, grads, reference_loss, reference, tolerance=1e-5):
-    assert loss == pytest.approx(reference_loss, rel=tolerance)
-    largest = max(abs(g).max() for g in reference.values())
-    for name, grad in reference.items():
+def assert_same(grads, reference, tolerance=1e-5):
+    metrics, expected = grads.pop("metrics"), dict(reference)
+    assert metrics == pytest.approx(expected.pop("metrics"), rel=1e-4)
+    largest = max(abs(g).max() for g in expected.values())
+    for name, grad in expected.items():
         error = abs(grads[name] - grad).max()
         assert error <= tolerance * max(abs(grad).max(), 1e-2 * largest), name
 
 
 @pytest.mark.parametrize(
-    ("split", "reduction", "gp"),
+    ("split", "corrupted", "reduction", "gp"),
     [
-        # rank 0 has all corrupted structures, rank 1 none, and fewer atoms
-        ([[0, 1, 2], [3, 4]], "joint", False),
-        ([[0, 1], [2, 3, 4]], "separate", False),
-        ([[0, 1, 2, 3, 4]] * 2, "joint", True),
+        # rank 0 has all corrupted structures, rank 1 none, fewer atoms, and one that is all fixed
+        ([[0, 1, 2], [3, 4]], [0, 1], "joint", False),
+        ([[0, 1], [2, 3, 4]], [0, 1], "separate", False),
+        # rank 2 has no free and no corrupted atom
+        ([[0], [1, 2, 3], [4]], [1, 2], "joint", False),
+        ([[0, 3], [1, 2], [4]], [1, 2], "separate", False),
+        # nobody has a corrupted atom
+        ([[0, 1, 2, 3], [4]], [], "joint", False),
+        ([[0, 1, 2, 3, 4]] * 2, [0, 1], "joint", True),
+        ([[0, 1, 2, 3, 4]] * 2, [], "separate", True),
     ],
-    ids=["data parallel, joint", "data parallel, separate", "graph parallel"],
+    ids=["2, joint", "2, separate", "3, joint", "3, separate", "2, clean", "graph", "graph, clean"],
 )
-def test_two_ranks_have_the_gradients_of_one(tmp_path, free_port, split, reduction, gp):
+def test_ranks_have_the_gradients_of_one(tmp_path, free_port, split, corrupted, reduction, gp):
+    """Gradients, the loss that is logged and the metrics, on every rank."""
     src = write_dataset(tmp_path / "data")
-    reference_loss, reference = gradients(src, [0, 1, 2, 3, 4], reduction)
+    reference = gradients(src, [0, 1, 2, 3, 4], corrupted, reduction)
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(_rank, args=(free_port, src, split, reduction, gp, results), nprocs=2)
-    losses = [results[rank][0] for rank in (0, 1)]
-    # DDP averages gradients: the ranks' losses average to the global one
-    assert_same(sum(losses) / 2, results[0][1], reference_loss, reference)
-    assert_same(sum(losses) / 2, results[1][1], reference_loss, reference)
+    args = (free_port, src, split, corrupted, reduction, gp, results)
+    mp.spawn(_gradients_of_rank, args=args, nprocs=len(split))
+    for rank in range(len(split)):
+        assert_same(results[rank], reference)
+
+
+def train(src: str, batch_size: int, spoil: tuple[int, int] | None = None) -> dict:
+    """Weights, noise and skipped steps after three steps of the inherited loop.
+
+    ``spoil``: the step and structure whose energy becomes NaN.
+    """
+    optim = {"batch_size": batch_size, "max_epochs": 1, "ema_decay": None}
+    optim["scheduler_params"] = {
+        "lambda_type": "cosine", "warmup_factor": 0.2, "warmup_epochs": 0.4, "lr_min_factor": 0.1
+    }  # fmt: skip
+    trainer = DeNSTrainer(**trainer_config(src, model=EXACT_MODEL, optim=optim))
+    noise = {}
+    corrupt_batch = trainer.corrupt_batch
+
+    def record(batch, *args):
+        corrupt_batch(batch, *args)
+        for i, structure in enumerate(batch.sample_id.tolist()):
+            atoms = batch.batch == i
+            noise[trainer.step, structure] = batch.noise[atoms].numpy()
+            if (trainer.step, structure) == spoil:
+                batch.energy[i] = float("nan")
+
+    trainer.corrupt_batch = record
+    trainer.train(disable_eval_tqdm=True)
+    named = trainer._unwrapped_model.named_parameters()
+    weights = {name: p.detach().numpy() for name, p in named}
+    return {"noise": noise, "weights": weights, "skipped": trainer.skipped_steps}
+
+
+def _train_rank(rank, port, world_size, src, spoil, results) -> None:
+    start_rank(rank, world_size, port)
+    results[rank] = train(src, 6 // world_size, spoil)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_training_does_not_depend_on_the_number_of_ranks(tmp_path, free_port, world_size):
+    """Steps of six structures on 1, 2 and 3 ranks: the same noise, the same weights.
+
+    The second step is spoiled on one rank, and skipped by all.
+    """
+    src = write_dataset(tmp_path / "data", n=18)
+    alone = train(src, 6)
+    structure = max(s for step, s in alone["noise"] if step == 2)
+    spoil = (2, structure)
+    alone = train(src, 6, spoil)
+    results = mp.get_context("spawn").Manager().dict()
+    mp.spawn(_train_rank, args=(free_port, world_size, src, spoil, results), nprocs=world_size)
+    together = {}
+    for result in results.values():
+        together.update(result["noise"])
+        assert result["skipped"] == alone["skipped"] == 1
+        for name, weight in alone["weights"].items():
+            # AdamW's first steps are as long for a gradient of rounding as for any other
+            np.testing.assert_allclose(result["weights"][name], weight, rtol=1e-3, atol=2e-4)
+    assert together.keys() == alone["noise"].keys()
+    assert any(noise.any() for noise in together.values())
+    for key, noise in alone["noise"].items():
+        assert np.array_equal(together[key], noise)

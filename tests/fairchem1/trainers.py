@@ -48,6 +48,12 @@ MODEL = {
     "otf_graph": True,
 }
 
+# equivariant to rounding, so that it does not depend on the edges' random frames
+EXACT_MODEL = {
+    **MODEL,
+    "backbone": {**MODEL["backbone"], "use_gate_act": True, "use_grid_mlp": False},
+}
+
 STOCK_MODEL = {
     **MODEL,
     "backbone": {"model": "equiformer_v2_backbone", **BACKBONE},

@@ -52,7 +52,11 @@ class DeNSConfig(BaseModel):
         gt=0,
     )
     sigma_low: float | None = setting(
-        "a number > 0, or null", "smallest sigma of the ladder", default=None, unit="Å", gt=0
+        "a number > 0, or null",
+        "smallest sigma of the ladder",
+        default=None,
+        unit="Å",
+        gt=0,
     )
     sigma_high: float | None = setting(
         "a number > sigma_low, or null",
@@ -62,10 +66,11 @@ class DeNSConfig(BaseModel):
         gt=0,
     )
     num_sigmas: int | None = setting(
-        "an integer >= 2, or null",
+        "an integer from 2 to 1000, or null",
         "rungs of the ladder; each corrupted structure draws one uniformly",
         default=None,
         ge=2,
+        le=1000,
     )
     corrupt_ratio: float | None = setting(
         "a number in (0, 1], or null",
@@ -219,7 +224,7 @@ def _explain(error: Mapping[str, Any], where: str, fields: Mapping[str, Any]) ->
     if not error["loc"]:
         return f"{error['ctx']['error']} ({where})"
     name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
+    if name not in fields:
         close = difflib.get_close_matches(name, fields, n=1)
         hint = f"did you mean {close[0]}?" if close else "the keys are " + ", ".join(fields)
         return f"unknown key {name} = {error['input']!r} ({where}.{name}): {hint}"

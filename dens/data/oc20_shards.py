@@ -9,7 +9,6 @@ they do not tell, and one has to say it.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,12 @@ import lmdb
 from torch_geometric.data import Data
 
 from dens.data.convert import CHUNK, at
+from dens.data.lmdb_files import count_records, open_lmdb
 from dens.data.oc20_text import read_text, says_md
 from dens.data.pieces import Prepared
 from dens.data.records import pickle_record
 from dens.data.sources import Source, make_source
+from dens.safe_pickle import load_record
 
 _SYSTEM = re.compile(r"random(\d+)")
 
@@ -60,15 +61,8 @@ def mark(shard: Shard) -> Prepared:
 
 
 def _load(payload: bytes | None) -> Data:
-    if payload is None:
-        raise ValueError("expected a record under this key, got none")
-    try:
-        fields = pickle.loads(payload).__dict__
-    except Exception as error:  # damaged pickles raise anything
-        raise ValueError(f"not a pickled record: {type(error).__name__}: {error}") from error
-    # PyTorch Geometric before version 2 kept the fields in the object itself
-    fields = fields.get("_store", fields)
-    return Data(**{name: value for name, value in dict(fields).items() if value is not None})
+    fields = load_record(payload).to_dict()
+    return Data(**{name: value for name, value in fields.items() if value is not None})
 
 
 def _check_system(line: str, data: Data) -> None:
@@ -79,11 +73,7 @@ def _check_system(line: str, data: Data) -> None:
 
 @contextmanager
 def _open_lmdb(path: str) -> Iterator[lmdb.Transaction]:
-    try:
-        environment = lmdb.open(path, subdir=False, readonly=True, lock=False, max_readers=1)
-    except lmdb.Error as error:
-        raise ValueError(f"{path}: not an LMDB file: {error}") from error
-    with environment, environment.begin() as transaction:
+    with open_lmdb(path) as environment, environment.begin() as transaction:
         yield transaction
 
 
@@ -108,8 +98,7 @@ def find_shards(folder: Path, logs: Path | None, md: bool | None) -> list[tuple[
                 f"{log} is missing, which tells the MD structures: or give --md yes|no"
             )
         with _open_lmdb(str(path)) as records:
-            length = records.get(b"length")
-            count = pickle.loads(length) if length else records.stat()["entries"]
+            count = count_records(records, path)
         if lines is not None and len(lines) != count:
             raise ValueError(
                 f"{log}: expected a line for each of {count} records, got {len(lines)}"

@@ -9,6 +9,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 
 from dens.config import ConfigError, DeNSConfig, parse_config
+from dens.fairchem1.bad_records import parse_on_bad
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim
 
 
@@ -18,18 +19,27 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one line for each mistake: invalid DeNS settings; DeNS settings with a trainer
             or a model that would ignore them; a DeNS trainer without DeNS settings, force loss or
-            force output; a primary metric that is not computed.
+            force output; a wrong ``on_bad``; a primary metric that is not computed.
     """
     setup_imports(config)
     optim, trainer = config.get("optim") or {}, config.get("trainer", "ocp")
+    splits = config.get("dataset")
+    splits = splits if isinstance(splits, Mapping) else {}  # an older layout, without such keys
+    splits = {name: split for name, split in splits.items() if isinstance(split, Mapping)}
     if not getattr(_find_class("trainer", trainer, "trainer"), "applies_dens", False):
         if "dens" in optim or is_foreign(optim):
             raise ConfigError(
                 f"optim holds DeNS settings, which trainer = {trainer!r} would ignore: "
                 "use trainer: dens.DeNSTrainer, or remove them (trainer)"
             )
+        if (splits.get("train") or {}).get("on_bad", "error") != "error":
+            raise ConfigError(
+                f"trainer = {trainer!r} would ignore on_bad: use trainer: dens.DeNSTrainer "
+                "(dataset.train.on_bad)"
+            )
         return
     _run_all(
+        lambda: parse_on_bad(splits),
         lambda: parse_dens(optim),
         lambda: _check_model(config.get("model") or {}, optim),
         lambda: check_targets(config),

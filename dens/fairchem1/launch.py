@@ -26,13 +26,10 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from fairchem.core import _cli
 from fairchem.core.common.flags import Flags
 from submitit import AutoExecutor
@@ -41,7 +38,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dens.config import ConfigError
 from dens.fairchem1.check import check_config
+from dens.fairchem1.datasets import explained
 from dens.fairchem1.preflight import check_inputs, keep_wandb_offline
+from dens.fairchem1.records import use_safe_formats
 from dens.patching import replaced
 
 _OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
@@ -163,7 +162,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
     without_gpu = stays_here and not args.cpu and not torch.cuda.is_available()
     args.cpu |= without_gpu
     args.timestamp_id = args.timestamp_id or new_timestamp_id(args.identifier)
-    with _explained(args.config_yml):
+    with explained(args.config_yml):
         config = _build(args, overrides)
     if not (args.submit and args.sweep_yml):
         _check(config)
@@ -175,7 +174,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
     # fairchem looks for MutableMapping where it stood until Python 3.10
     moved = {"MutableMapping": collections.abc.MutableMapping}
-    with _explained(sweep_yml), replaced(collections, **moved):
+    with explained(sweep_yml), replaced(collections, **moved):
         configs = _grid(base, sweep_yml)
     for config in configs:
         run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...
@@ -190,24 +189,14 @@ def _check(config: dict[str, Any]) -> None:
         check_inputs(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _read_safely(config)
     keep_wandb_offline(config)
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the errors of reading ``path`` into one line each."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} or a file it includes is not valid YAML: {reason}") from error
-    except KeyError as error:
-        raise ConfigError(f"{path} sets a key below {error}, which the config lacks") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    except (AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{path} must be a mapping of sections, with `includes` a list: {error}"
-        ) from error
+def _read_safely(config: dict[str, Any]) -> None:
+    """Let fairchem's own trainers, too, read LMDB files without running code from them."""
+    splits = config.get("dataset")
+    if isinstance(splits, dict):
+        keys = {"train": "dataset", "val": "val_dataset", "test": "test_dataset"}
+        keys["relax"] = "relax_dataset"
+        use_safe_formats({keys[name]: split for name, split in splits.items() if name in keys})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.datasets import oc22_lmdb_dataset
 
 from dens.config import ConfigError
+from dens.fairchem1.records import SafeRecords, reading_safely
 
 # eV per atom; the published fit holds 0, 156 or 1e4 to 1e12 for elements that OC22 does not have,
 # and 0.3 to 17 for those it has
@@ -18,7 +18,7 @@ PLAUSIBLE = (0.01, 100.0)
 
 
 @registry.register_dataset("dens_oc22_lmdb")
-class OC22LmdbDataset(oc22_lmdb_dataset.OC22LmdbDataset):
+class OC22LmdbDataset(SafeRecords, reading_safely(oc22_lmdb_dataset.OC22LmdbDataset)):
     r"""fairchem's ``oc22_lmdb``, in which ``lin_ref`` works.
 
     .. math:: y = E - \sum_i c(Z_i)
@@ -77,20 +77,6 @@ class OC22LmdbDataset(oc22_lmdb_dataset.OC22LmdbDataset):
                 "(dataset.train.lin_ref)"
             )
         return total
-
-
-def heed_lin_ref(config: dict[str, Any]) -> None:
-    """Turn ``oc22_lmdb`` with ``lin_ref`` into the data set that heeds it, in all splits."""
-    train = config.get("dataset") or {}
-    for key in ("dataset", "val_dataset", "test_dataset", "relax_dataset"):
-        split = config.get(key) or {}
-        lin_ref = split.get("lin_ref", train.get("lin_ref"))
-        if split.get("format") == "oc22_lmdb" and lin_ref:
-            split["format"] = "dens_oc22_lmdb"
-            logging.warning(
-                f"format: oc22_lmdb of fairchem-core 1.10 ignores lin_ref = {lin_ref}: using "
-                f"format: dens_oc22_lmdb, which subtracts it ({key}.format)"
-            )
 
 
 def _load_coeff(path: str) -> np.ndarray:

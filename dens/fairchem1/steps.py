@@ -23,11 +23,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from dens.config import ConfigError, parse_settings, setting
 from dens.corruption import make_generator
+from dens.fairchem1.bad_records import checked
 from dens.fairchem1.batches import Numbered, join_outputs, non_finite_structures, split_batch
 from dens.fairchem1.checkpoints.save import refuse_non_finite, write_checkpoint
 from dens.fairchem1.signals import StopSignals
 from dens.patching import replaced
 
+_SPLITS = ("train", "val", "test", "relax")
 _STREAM = 2  # of random numbers; the others are the corruption's
 
 
@@ -130,7 +132,10 @@ class ExactSteps:
         return super().get_sampler(dataset, batch_size, shuffle)
 
     def get_dataloader(self, dataset, sampler, workers: int | None = None):
-        if dataset is self.train_dataset:
+        sets = {name: getattr(self, f"{name}_dataset", None) for name in _SPLITS}
+        split = next((name for name, known in sets.items() if known is dataset), None)
+        dataset = checked(dataset, split, self.config)
+        if split == "train":
             dataset = Numbered(dataset)
         return super().get_dataloader(dataset, sampler, workers)
 

@@ -35,7 +35,7 @@ from dens.fairchem1.check import check_model_classes, check_targets, metric_name
 from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
 from dens.fairchem1.logs import RunLog
-from dens.fairchem1.oc22 import heed_lin_ref
+from dens.fairchem1.records import use_safe_formats
 from dens.fairchem1.steps import ExactSteps
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
 from dens.force_encoding import ForceEncoding
@@ -123,7 +123,7 @@ class DeNSMixin(ExactSteps):
         self._dens_parameters = [p for m in heads + encodings for p in m.parameters()]
 
     def load_datasets(self) -> None:
-        heed_lin_ref(self.config)
+        use_safe_formats(self.config)
         super().load_datasets()
         if self.train_loader is None:
             return

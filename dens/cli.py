@@ -80,6 +80,26 @@ def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, .
     evaluate_command(config, checkpoint, split=split, overrides=list(overrides))
 
 
+@commands.command("check", context_settings={"ignore_unknown_options": True})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--num-gpus", default=1, show_default=True, help="Ranks of the run that is meant.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="What the run starts from.")
+@click.option("--sample", default=300, show_default=True, help="Structures to read of each split.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
+    """Look for what would end or spoil a run of CONFIG, in seconds.
+
+    Settings, data, labels, elements, normalisers, one training step, memory, number of steps. The
+    exit status is 2 where there are errors. OVERRIDES change the config, as in training.
+    """
+    from dens.fairchem1.checkup import check_command
+
+    options = {"num_gpus": num_gpus, "checkpoint": checkpoint, "sample": sample}
+    if not check_command(config, **options, overrides=list(overrides)):
+        ctx.exit(2)
+
+
 @commands.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
@@ -103,6 +123,43 @@ def inspect(checkpoint: Path) -> None:
 
     try:
         click.echo(inspect_checkpoint(checkpoint))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@commands.command("report")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out", default="report.html", show_default=True, type=click.Path(path_type=Path), help="File."
+)
+def report(runs: tuple[str, ...], out: Path) -> None:
+    """Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.
+
+    RUN is a log folder or the id of a run in ./logs; the first one is what the others are compared
+    with.
+    """
+    from dens.report import write_report
+
+    try:
+        for path in write_report(runs, out):
+            click.echo(path)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@commands.command("dashboard")
+@click.option("--entity", required=True, help="User or team of W&B.")
+@click.option("--project", required=True, help="Their project.")
+@click.option("--name", default="DeNS", show_default=True, help="Of the saved view.")
+@click.option("--baseline", help="Id of the run that others are compared with.")
+@click.option("--dry-run", is_flag=True, help="Print what would be saved; asks no server.")
+def dashboard(entity: str, project: str, name: str, baseline: str | None, dry_run: bool) -> None:
+    """Save a W&B workspace with panels for DeNS runs."""
+    from dens.dashboard import as_json, make_workspace, save_workspace
+
+    try:
+        workspace = make_workspace(entity, project, name, baseline)
+        click.echo(as_json(workspace) if dry_run else save_workspace(workspace))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

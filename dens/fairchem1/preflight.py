@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dens.config import ConfigError
+from dens.fairchem1.datasets import split_settings
 
-_SPLITS = ("train", "val", "test", "relax")
 _NEEDED = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
 _DEMO = "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
 
@@ -45,25 +45,23 @@ def check_inputs(config: Mapping[str, Any]) -> None:
         )
 
 
+def is_present(settings: Mapping[str, Any]) -> bool:
+    """Whether all the data are there that the settings of a split name."""
+    return all(_is_there(src, is_lmdb) for src, is_lmdb in _paths(settings))
+
+
 def _sources(dataset: Any) -> Iterator[tuple[str, str, bool]]:
     """The key, the path and whether it is LMDB, of all data that ``dataset`` names."""
-    if isinstance(dataset, list):  # an older layout: train, val, test
-        dataset = dict(zip(_SPLITS, dataset, strict=False))
-    if not isinstance(dataset, Mapping):
-        raise ConfigError(f"dataset must be a mapping with train, val, ..., got {dataset!r}")
-    splits = {name: dataset.get(name) or {} for name in _SPLITS}
-    for name, split in splits.items():
-        if not isinstance(split, Mapping):
-            raise ConfigError(f"dataset.{name} must be a mapping with src, got {split!r}")
-        settings = split
-        if split.get("use_train_settings", True):
-            settings = {**splits["train"], **split}
-        # only relaxations may take even their src from the training data
-        if "src" in (settings if split and name == "relax" else split):
-            src = settings["src"]
-            is_lmdb = str(settings.get("format", "lmdb")).endswith("lmdb")
-            for path in src if isinstance(src, list | tuple) else [src]:
-                yield f"dataset.{name}.src", str(path), is_lmdb
+    for name, settings in split_settings(dataset).items():
+        for src, is_lmdb in _paths(settings):
+            yield f"dataset.{name}.src", src, is_lmdb
+
+
+def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    src = settings["src"]
+    is_lmdb = str(settings.get("format", "lmdb")).endswith("lmdb")
+    for path in src if isinstance(src, list | tuple) else [src]:
+        yield str(path), is_lmdb
 
 
 def _is_there(src: str, is_lmdb: bool) -> bool:

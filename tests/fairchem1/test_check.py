@@ -92,3 +92,18 @@ def test_bad_configs_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
         check_config(config(**changes))
     assert message in str(error.value)
+
+
+def test_every_mistake_has_its_line():
+    changes = {
+        "optim": optim(dens={**DENS, "sigma": -1}),
+        "model": without_head("noise"),
+        "outputs": {"energy": {"level": "system"}},
+        "evaluation_metrics": {"metrics": {"forces": ["mae"]}, "primary_metric": "mae"},
+    }
+    with pytest.raises(ConfigError) as error:
+        check_config(config(**changes))
+    lines = str(error.value).splitlines()
+    starts = ("sigma must", "model.heads has no", "outputs must", "evaluation_metrics.primary")
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))

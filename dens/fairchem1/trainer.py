@@ -30,25 +30,24 @@ from dens.corruption import (
     make_generator,
     sample_draws_by_structure,
 )
-from dens.fairchem1.batches import of_atoms, select_structures
-from dens.fairchem1.check import check_model_classes, check_targets, metric_names, parse_dens
+from dens.fairchem1.batches import of_atoms
+from dens.fairchem1.check import check_model_classes, check_targets, parse_dens
 from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
 from dens.fairchem1.logs import RunLog
 from dens.fairchem1.records import use_safe_formats
 from dens.fairchem1.steps import ExactSteps
+from dens.fairchem1.training_metrics import TrainingMetrics
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
 from dens.force_encoding import ForceEncoding
 from dens.loss import dens_loss, global_mean, loss_counts, zero_gradient
-from dens.metrics import Mean, denoising_metric_names, denoising_metrics
-from dens.patching import replaced
 from dens.ranks import sum_over_ranks, world_size
 
 _NOISE_OUTPUT = {"property": "noise", "level": "atom"}
 _STRUCTURES, _BATCHES = 0, 1  # streams of random numbers; the model's are in steps.py
 
 
-class DeNSMixin(ExactSteps):
+class DeNSMixin(TrainingMetrics, ExactSteps):
     """Adds DeNS to a fairchem trainer: ``class MyTrainer(DeNSMixin, OCPTrainer)``.
 
     Training batches are corrupted as ``optim.dens`` says; validation, prediction and relaxation
@@ -97,10 +96,6 @@ class DeNSMixin(ExactSteps):
     def load_task(self) -> None:
         check_targets(self.config)
         super().load_task()
-        self._metric_names = [
-            *metric_names(self.evaluator.target_metrics),
-            *denoising_metric_names(self.dens.sigmas),
-        ]
         if self.evaluation_metrics.get("primary_metric") is None:
             self.evaluation_metrics["primary_metric"] = "forces_mae"
             if distutils.is_master():
@@ -150,9 +145,7 @@ class DeNSMixin(ExactSteps):
             return self.in_full(out)
         self.begin_step()
         self.corrupt_batch(batch, self.dens, self._draws(batch))
-        self._counts = {
-            name: sum_over_ranks(count) for name, count in self._count_rows(batch).items()
-        }
+        self._counts = self._count_on_all_ranks(batch)
         return self.forward_in_pieces(batch)
 
     def _draws(self, batch) -> Draws:
@@ -264,6 +257,12 @@ class DeNSMixin(ExactSteps):
         counts["forces"] = loss_counts(batch.noise_mask, free, self.dens.reduction)
         return counts
 
+    def _count_on_all_ranks(self, batch) -> dict[str, Tensor]:
+        counts = self._count_rows(batch)
+        flat = sum_over_ranks(torch.cat([count.view(-1) for count in counts.values()]))
+        parts = flat.split([count.numel() for count in counts.values()])
+        return {name: p.view_as(counts[name]) for name, p in zip(counts, parts, strict=True)}
+
     def _free(self, batch, setting: str) -> Tensor:
         """(n_atoms,) bool: whose forces count."""
         free_only = self.output_targets["forces"].get(setting, True)
@@ -313,72 +312,6 @@ class DeNSMixin(ExactSteps):
         if name in self.elementrefs:
             target = self.elementrefs[name].dereference(target, batch)
         return self.normalizers[name].norm(target) if name in self.normalizers else target
-
-    # ---- metrics ----------------------------------------------------------------------------
-
-    def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
-        """S2EF metrics on clean structures, denoising metrics on corrupted ones, of all ranks."""
-        if not self.model.training:
-            return super()._compute_metrics(out, batch, evaluator, metrics)
-        metrics = self.running_metrics(metrics)
-        found = self._step_metrics(out, batch, evaluator)
-        names = [*self._metric_names, "corrupted_fraction", "stop"]
-        sums = torch.tensor([found.get(name, (0.0, 0)) for name in names], dtype=torch.float64)
-        sums = dict(zip(names, sum_over_ranks(sums.to(self.device)).tolist(), strict=True))
-        self._stop = sums.pop("stop")[1] > 0
-        if self._not_finite is not None:
-            return metrics
-        for name, value in self._loss_values.items():
-            sums[f"loss_{name}"] = value, 1
-        for name, (total, count) in sums.items():
-            if count:
-                stat = {"total": total, "numel": int(count)}
-                metrics = evaluator.update(name, stat, metrics)
-        return metrics
-
-    def _step_metrics(self, out, batch, evaluator) -> dict[str, Mean]:
-        """Sums and counts of this rank."""
-        corrupted = int(batch.noise_mask.sum())
-        found = {
-            "corrupted_fraction": Mean(corrupted, len(batch.pos)),
-            "stop": Mean(0, int(self.stop_requested())),
-        }
-        if corrupted:
-            found.update(self._denoising_metrics(out, batch, denoising_fields(batch)))
-        found.update(self._clean_metrics(out, batch, evaluator))
-        return found
-
-    def _clean_metrics(self, out, batch, evaluator) -> dict[str, Mean]:
-        clean = batch.sigma == 0
-        if not clean.any():
-            return {}
-        part, part_out = select_structures(batch, out, clean)
-        kept, wanted = self.output_targets, evaluator.target_metrics
-        if not self._free(part, "eval_on_free_atoms").any():
-            # fairchem cannot average over no atoms: what remains is per structure
-            kept = {name: target for name, target in kept.items() if target["level"] != "atom"}
-            wanted = {name: functions for name, functions in wanted.items() if name in kept}
-        with replaced(self, output_targets=kept):
-            metrics = super()._compute_metrics(part_out, part, evaluator, {})
-        return {
-            name: Mean(metrics[name]["total"], metrics[name]["numel"])
-            for name in metric_names(wanted)
-        }
-
-    def _denoising_metrics(self, out, batch, fields) -> dict[str, Mean]:
-        return denoising_metrics(
-            noise_pred=out["noise"].detach() * self.dens.noise_scale,
-            noise=fields.noise,
-            noise_mask=fields.noise_mask,
-            forces_pred=self._denorm_preds("forces", out["forces"].detach(), batch),
-            forces=batch.forces,
-            energy_pred=self._denorm_preds("energy", out["energy"].detach(), batch).view(-1),
-            energy=batch.energy,
-            free=self._free(batch, "eval_on_free_atoms"),
-            batch=batch.batch,
-            sigma=fields.sigma,
-            sigmas=self.dens.sigmas,
-        )
 
 
 def _errors(errors: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """One process against two or three gloo ranks: data parallel and graph parallel."""
 
 import dens  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
+import datetime
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fairchem.core.common import gp_utils
 from structures import make_structure
 from torch_geometric.data import Batch
@@ -68,18 +71,42 @@ def gradients(src: str, of: list[int], corrupted: list[int], reduction: str) -> 
     }
 
 
-def start_rank(rank: int, world_size: int, port: int, gp: bool = False) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+@pytest.fixture(scope="module")
+def processes():
+    """Three processes that have done the imports, to be ranks of one group after the other."""
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def on_ranks(processes, world_size: int, port: int, function, *args, gp: bool = False) -> list:
+    """What ``function(rank, *args)`` returns on each rank of a gloo group."""
+    group = (world_size, port, gp)
+    tasks = [processes.submit(_on_rank, r, group, function, args) for r in range(world_size)]
+    return [task.result() for task in tasks]
+
+
+def _on_rank(rank: int, group: tuple, function, args: tuple):
+    world_size, port, gp = group
     torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(minutes=3),
+    )
     if gp:
         gp_utils.setup_gp({"gp_gpus": world_size, "distributed_backend": "gloo"})
+    try:
+        return function(rank, *args)
+    finally:
+        if gp:
+            gp_utils.cleanup_gp()
+        dist.destroy_process_group()
 
 
-def _gradients_of_rank(rank, port, src, split, corrupted, reduction, gp, results) -> None:
-    start_rank(rank, len(split), port, gp)
-    results[rank] = gradients(src, split[rank], corrupted, reduction)
-    dist.destroy_process_group()
+def _gradients_of_rank(rank, src, split, corrupted, reduction) -> dict:
+    return gradients(src, split[rank], corrupted, reduction)
 
 
 def assert_same(grads, reference, tolerance=1e-5):
@@ -107,15 +134,15 @@ def assert_same(grads, reference, tolerance=1e-5):
     ],
     ids=["2, joint", "2, separate", "3, joint", "3, separate", "2, clean", "graph", "graph, clean"],
 )
-def test_ranks_have_the_gradients_of_one(tmp_path, free_port, split, corrupted, reduction, gp):
+def test_ranks_have_the_gradients_of_one(
+    tmp_path, processes, free_port, split, corrupted, reduction, gp
+):
     """Gradients, the loss that is logged and the metrics, on every rank."""
     src = write_dataset(tmp_path / "data")
     reference = gradients(src, [0, 1, 2, 3, 4], corrupted, reduction)
-    results = mp.get_context("spawn").Manager().dict()
-    args = (free_port, src, split, corrupted, reduction, gp, results)
-    mp.spawn(_gradients_of_rank, args=args, nprocs=len(split))
-    for rank in range(len(split)):
-        assert_same(results[rank], reference)
+    args = (src, split, corrupted, reduction)
+    for of_rank in on_ranks(processes, len(split), free_port, _gradients_of_rank, *args, gp=gp):
+        assert_same(of_rank, reference)
 
 
 def train(src: str, batch_size: int, spoil: tuple[int, int] | None = None) -> dict:
@@ -146,14 +173,14 @@ def train(src: str, batch_size: int, spoil: tuple[int, int] | None = None) -> di
     return {"noise": noise, "weights": weights, "skipped": trainer.skipped_steps}
 
 
-def _train_rank(rank, port, world_size, src, spoil, results) -> None:
-    start_rank(rank, world_size, port)
-    results[rank] = train(src, 6 // world_size, spoil)
-    dist.destroy_process_group()
+def _train_on_rank(rank, src, batch_size, spoil) -> dict:
+    return train(src, batch_size, spoil)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_training_does_not_depend_on_the_number_of_ranks(tmp_path, free_port, world_size):
+def test_training_does_not_depend_on_the_number_of_ranks(
+    tmp_path, processes, free_port, world_size
+):
     """Steps of six structures on 1, 2 and 3 ranks: the same noise, the same weights.
 
     The second step is spoiled on one rank, and skipped by all.
@@ -163,10 +190,9 @@ def test_training_does_not_depend_on_the_number_of_ranks(tmp_path, free_port, wo
     structure = max(s for step, s in alone["noise"] if step == 2)
     spoil = (2, structure)
     alone = train(src, 6, spoil)
-    results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(_train_rank, args=(free_port, world_size, src, spoil, results), nprocs=world_size)
+    args = (src, 6 // world_size, spoil)
     together = {}
-    for result in results.values():
+    for result in on_ranks(processes, world_size, free_port, _train_on_rank, *args):
         together.update(result["noise"])
         assert result["skipped"] == alone["skipped"] == 1
         for name, weight in alone["weights"].items():

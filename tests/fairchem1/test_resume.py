@@ -1,7 +1,11 @@
 """Runs that are interrupted, and steps that must not be taken."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -118,3 +122,29 @@ def test_a_preempted_job_is_requeued(tmp_path, submit, monkeypatch):
     saved = [safe_load(f"checkpoints/{run}/checkpoint.pt") for run in ("plain", "requeued")]
     assert saved[0]["step"] == 10
     assert not unequal(*saved)
+
+
+def test_sigterm_stops_all_ranks_alike(tmp_path, children_env):
+    """The launcher gets the signal; its two ranks save the same step, and it says so."""
+    config = write_config(tmp_path, steps=1000)
+    program = "from dens.cli import main; main()"  # ranks import no script again, just their entry
+    argv = ["--config", str(config), "--cpu", "--num-gpus", "2", "--timestamp-id", "run"]
+    command = [sys.executable, "-c", program, *argv]
+    log = tmp_path / "logs" / "tensorboard" / "run" / "metrics.jsonl"
+    printed = tmp_path / "printed.txt"
+    with (
+        printed.open("w") as out,
+        subprocess.Popen(command, env=children_env, cwd=tmp_path, stdout=out, stderr=out) as run,
+    ):
+        deadline = time.monotonic() + 240
+        while not (log.exists() and len(log.read_text().splitlines()) > 3):
+            assert run.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline, "no step in four minutes"
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+    assert run.returncode == 143, printed.read_text()
+    step = safe_load(tmp_path / "checkpoints" / "run" / "checkpoint.pt")["step"]
+    assert step > 3
+    assert f"Stopped after step {step}, which is saved" in printed.read_text()
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert last["step"] == step

@@ -36,6 +36,7 @@ from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
 from dens.fairchem1.logs import RunLog
 from dens.fairchem1.records import use_safe_formats
+from dens.fairchem1.relaxation import descending
 from dens.fairchem1.steps import ExactSteps
 from dens.fairchem1.training_metrics import TrainingMetrics
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
@@ -134,6 +135,10 @@ class DeNSMixin(TrainingMetrics, ExactSteps):
                     f"the data in {self.config['dataset']['src']} have no {field}, {why}; they "
                     f"have {', '.join(sorted(sample.keys()))}"
                 )
+
+    def run_relaxations(self) -> None:
+        with descending():
+            super().run_relaxations()
 
     # ---- one training step ------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
-from trainers import BACKBONE, DENS, STOCK_MODEL, trainer_config
+from trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, trainer_config, write_dataset
 
 STRESS = {"stress": {"module": "rank2_symmetric_head", "output_name": "stress"}}
 OLDER_DENS = {
@@ -65,6 +65,17 @@ def save(trainer, **changes) -> Path:
 
 def dens_trainer(src: str, folder: Path, model: dict, **sections):
     return new_trainer("dens", src, folder, model=model, dens=DENS, **sections)
+
+
+def trained(folder: Path, stress: bool = False, splits=(), **sections):
+    """A DeNS trainer after a few steps, with its data as ``splits`` too (test, relax)."""
+    src = write_dataset(folder / "data", n=20, **({"stress": torch.ones(1, 9)} if stress else {}))
+    heads = {**MODEL["heads"], **(STRESS if stress else {})}
+    dataset = {**trainer_config(src)["dataset"], **{name: {"src": src} for name in splits}}
+    model = {**MODEL, "heads": heads}
+    trainer = dens_trainer(src, folder / "run", model, dataset=dataset, **sections)
+    trainer.train(disable_eval_tqdm=True)
+    return trainer
 
 
 def foreign_trainer(src: str, folder: Path, model: dict):

@@ -14,7 +14,7 @@ from checkpoint_files import (
     randomise,
     save,
 )
-from trainers import MODEL, STOCK_MODEL
+from trainers import DENS, MODEL, STOCK_MODEL
 
 from dens.config import ConfigError
 
@@ -37,7 +37,8 @@ def plain(dataset, tmp_path):
 def test_fine_tuning_starts_where_the_plain_model_ended(dataset, tmp_path, plain, flat, caplog):
     reference, path = plain
     path = flatten(path) if flat else path
-    trainer = dens_trainer(dataset, tmp_path / "run", MODEL, optim={"max_epochs": 10})
+    optim = {"max_epochs": 10, "dens": {**DENS, "sigma": 0.05}}
+    trainer = dens_trainer(dataset, tmp_path / "run", MODEL, optim=optim)
     with caplog.at_level(logging.INFO):
         trainer.load_checkpoint(str(path))
     before = validation(trainer)
@@ -49,11 +50,14 @@ def test_fine_tuning_starts_where_the_plain_model_ended(dataset, tmp_path, plain
     assert (model.backbone.force_encoding.weight == 0).all()
     forces = model.output_heads["forces"].force_block.state_dict()
     noise = model.output_heads["noise"].force_block.state_dict()
-    assert all(torch.equal(noise[name], forces[name]) for name in forces)
+    factor = -1.5 / (15 * 0.05)  # of the forces' normaliser, eV/Å; a stiffness, eV/Å²; sigma, Å
+    for name, value in forces.items():
+        expected = factor * value if name in ("proj.weight", "proj.bias") else value
+        torch.testing.assert_close(noise[name], expected)
     table = next(r.message for r in caplog.records if "Weights from" in r.message)
     assert "taken" in table
     assert "backbone.force_encoding, zero effect" in table
-    assert "output_heads.noise, from forces" in table
+    assert "output_heads.noise, from forces times -2" in table
 
     trainer.train(disable_eval_tqdm=True)
     assert (model.backbone.force_encoding.weight != 0).any()

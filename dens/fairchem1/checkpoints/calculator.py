@@ -9,6 +9,7 @@ from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 
 from dens.fairchem1.checkpoints.export import export
 from dens.fairchem1.checkpoints.layouts import read
+from dens.fairchem1.checkpoints.settings import dens_section
 
 
 class DeNSCalculator(OCPCalculator):
@@ -17,17 +18,20 @@ class DeNSCalculator(OCPCalculator):
     Args:
         path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
         raw: the weights as trained; by default their moving average, where there is one.
+        fast: take the faster path through the same model (docs/performance.md).
         kwargs: those of fairchem's ``OCPCalculator``.
 
     Raises:
         ValueError: the checkpoint cannot be read, or its layout is unknown.
     """
 
-    def __init__(self, path: str | Path, *, raw: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, path: str | Path, *, raw: bool = False, fast: bool = False, **kwargs: Any
+    ) -> None:
         content = export(read(path, raw), str(path))
         config = content["config"]
-        # its graph of molecules needs no torch-cluster
-        config["model"]["backbone"].update(model="dens.EquiformerV2Backbone", force_encoding=False)
+        # of dens, since its graph of molecules needs no torch-cluster
+        config["model"] = dens_section(config["model"], force_encoding=False, fast=fast)
         config["dataset"] = {"train": config["dataset"]}
         self._content = content
         super().__init__(config_yml=config, checkpoint_path=path, **kwargs)
@@ -38,17 +42,18 @@ class DeNSCalculator(OCPCalculator):
 
 
 def load_calculator(
-    path: str | Path, *, cpu: bool = False, seed: int | None = 0, **kwargs: Any
+    path: str | Path, *, cpu: bool = False, fast: bool = False, seed: int | None = 0, **kwargs: Any
 ) -> DeNSCalculator:
     """An ASE calculator from a checkpoint: energies in eV, forces in eV/Å, and stress if it has it.
 
     Args:
         path: a checkpoint of dens, of stock EquiformerV2, or of a published DeNS model.
         cpu: run on the CPU even where there is a CUDA device.
+        fast: take the faster path through the same model, with the same results up to rounding.
         seed: of the random frames of edges, on which the last digits of a result depend.
         kwargs: those of :class:`DeNSCalculator`.
 
     Raises:
         ValueError: the checkpoint cannot be read, or its layout is unknown.
     """
-    return DeNSCalculator(path, cpu=cpu, seed=seed, **kwargs)
+    return DeNSCalculator(path, cpu=cpu, fast=fast, seed=seed, **kwargs)

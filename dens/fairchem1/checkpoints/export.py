@@ -97,10 +97,7 @@ def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
         "loss_functions": config["loss_functions"],
         "evaluation_metrics": config.get("evaluation_metrics") or {},
         # OCPCalculator deletes src, and so wants one
-        "dataset": {
-            "src": "",
-            **{k: dataset[k] for k in ("format", "key_mapping") if k in dataset},
-        },
+        "dataset": {"src": "", **{k: dataset[k] for k in ("key_mapping",) if k in dataset}},
         "optim": {k: optim[k] for k in ("batch_size", "eval_batch_size") if k in optim},
         "task": {},
         "amp": bool(config.get("amp")),

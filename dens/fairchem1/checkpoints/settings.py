@@ -62,8 +62,7 @@ def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dic
         model = translate_model(model)
     if "backbone" not in model or "heads" not in model:
         raise ValueError(f"{where}: its config has no backbone or no heads (config.model)")
-    for section, key in ((model["backbone"], "model"), *((h, "module") for h in _heads(model))):
-        section[key] = _TO_DENS.get(section[key], section[key])
+    model = dens_section(model)
     if model["backbone"]["model"] != BACKBONE:
         raise ValueError(
             f"{where} holds a model of another kind: expected EquiformerV2, got "
@@ -73,8 +72,17 @@ def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dic
     return model
 
 
-def _heads(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(model["heads"].values())
+def dens_section(model: Mapping[str, Any], **backbone: Any) -> dict[str, Any]:
+    """A ``model`` section with the classes of dens, where it has one for fairchem's own.
+
+    ``backbone`` are further settings of the backbone.
+    """
+    model = copy.deepcopy(dict(model))
+    model["backbone"].update(backbone)
+    heads = ((head, "module") for head in model["heads"].values())
+    for section, key in ((model["backbone"], "model"), *heads):
+        section[key] = _TO_DENS.get(section[key], section[key])
+    return model
 
 
 def _as_hydra(model: Mapping[str, Any], noise: bool) -> dict[str, Any]:

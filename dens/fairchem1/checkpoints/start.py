@@ -1,9 +1,15 @@
-"""Start a trainer from a checkpoint: resume it, or take its weights, whatever its layout.
+r"""Start a trainer from a checkpoint: resume it, or take its weights, whatever its layout.
 
 A checkpoint of dens with its optimizer is resumed. From any other the weights are taken, with the
 normalisers and element references that belong to them; optimizer, schedule, step and moving average
 start afresh. Where it has no DeNS, the force encoding starts at zero effect, and the noise head as
-a copy of the force head (or fresh).
+a copy of the force head (or fresh), scaled to predict noise:
+
+.. math:: f_i \approx -K \epsilon_i \quad\Rightarrow\quad
+   \frac{\epsilon_i}{s_N} \approx -\frac{s_F}{K s_N} \frac{f_i}{s_F}
+
+since forces pull a displaced atom back, with a stiffness K of some 15 eV/Å² in solids. As it is,
+the copy points the wrong way, and its errors are far above those of predicting no noise.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ from dens.fairchem1.checkpoints.layouts import (
 from dens.safe_load import safe_load
 
 _NOISE_HEADS = ("force_head", "fresh")
+_STIFFNESS = 15.0  # eV/Å²
+_LAST_LAYER = (".proj.weight", ".proj.bias")  # of a force head: linear
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Pretrained:
 
     Attributes:
         path: checkpoint to start from; None leaves that to ``--checkpoint``.
-        noise_head: ``force_head`` (start as its copy) or ``fresh``, where the checkpoint has none.
+        noise_head: ``force_head`` (start as its copy, scaled) or ``fresh``, where the checkpoint
+            has none.
     """
 
     path: str | None = None
@@ -94,11 +103,12 @@ def load_from(
         content = safe_load(path) if content is None else content
         resume = is_resumable(content, str(path)) and not inference_only
         source = interpret(content, str(path), raw=resume)
-        state, report = match(source, trainer._unwrapped_model, path, trainer.pretrained.noise_head)
+        state, report = match(source, trainer._unwrapped_model, path, _noise_head(trainer, source))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if resume:
         parent(path, content, inference_only)
+        trainer.resumed(content)
         return
     if distutils.is_master():
         logging.info(report.table(source, path))
@@ -115,6 +125,15 @@ def load_from(
     if had_average:
         parameters = trainer.model.parameters()
         trainer.ema = ExponentialMovingAverage(parameters, trainer.ema_decay)
+
+
+def _noise_head(trainer: Any, source: Checkpoint) -> float | None:
+    """What a force head is multiplied with to predict noise; None for a fresh noise head."""
+    if trainer.pretrained.noise_head == "fresh":
+        return None
+    forces = source.normalizers.get("forces", {})
+    scale = float(forces.get("rmsd", forces.get("std", 1.0)))
+    return -scale / (_STIFFNESS * trainer.dens.noise_scale)
 
 
 @dataclass
@@ -151,9 +170,11 @@ def _parts(names: list[str]) -> str:
 
 
 def match(
-    source: Checkpoint, model: nn.Module, path: str, noise_head: str
+    source: Checkpoint, model: nn.Module, path: str, factor: float | None
 ) -> tuple[dict[str, Tensor], Report]:
     """The state dict for ``model`` from a checkpoint, and what became of each tensor.
+
+    ``factor`` makes a noise head of a force head; None leaves it as it is in ``model``.
 
     Raises:
         ValueError: sizes differ, or weights that both must have are missing on one side.
@@ -164,7 +185,7 @@ def match(
     weights = _rename_heads(source.weights, source.heads, target_heads)
     state, report = {}, Report()
     for name, value in target.items():
-        found, reason = _initial(name, value, weights, target_heads, noise_head)
+        found, reason = _initial(name, value, weights, target_heads, factor)
         if found is None:
             raise ValueError(f"{path} has no {name}, which the model has")
         if found.shape != value.shape:
@@ -211,7 +232,7 @@ def _rename_heads(weights, source: dict[str, str], target: dict[str, str]) -> di
     return renamed
 
 
-def _initial(name, value, weights, heads, noise_head: str) -> tuple[Tensor | None, str]:
+def _initial(name, value, weights, heads, factor) -> tuple[Tensor | None, str]:
     """A tensor of the model, and, where it is not from the checkpoint, how it was made."""
     if name in weights:
         return weights[name], ""
@@ -220,10 +241,12 @@ def _initial(name, value, weights, heads, noise_head: str) -> tuple[Tensor | Non
     if not name.startswith("output_heads."):
         return (value, "as new") if not _is_essential(name) else (None, "")
     head = name.split(".")[1]
-    if heads[head] == "noise" and noise_head == "force_head":
-        forces = [other for other in heads if heads[other] == "forces"]
-        copied = name.replace(f".{head}.", f".{forces[0]}.", 1) if forces else ""
-        return weights.get(copied), f"from {forces[0] if forces else 'no force head'}"
+    if heads[head] == "noise" and factor is not None:
+        forces = next((other for other in heads if heads[other] == "forces"), "no force head")
+        copied = weights.get(name.replace(f".{head}.", f".{forces}.", 1))
+        if copied is not None and name.endswith(_LAST_LAYER):
+            copied = factor * copied
+        return copied, f"from {forces} times {factor:.2g}"
     return (value, "as new") if heads[head] in ("noise", "other") else (None, "")
 
 

@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 DEMO = configs/oc20/eqv2_dens_demo.yml
 
-.PHONY: install test demo clean
+.PHONY: install browser test demo clean
 
 install: $(STAMP)
 
@@ -13,7 +13,14 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -e '.[fairchem1,test]'
 	touch $@
 
-test: install
+# The test of `dens report` opens its page in Chromium. Where there is none and it cannot be
+# installed, that test is skipped, and says so.
+browser:
+	@command -v chromium || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium; } || \
+	  echo "no Chromium: install the package chromium to test reports"
+
+test: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest

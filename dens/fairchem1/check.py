@@ -11,6 +11,7 @@ from fairchem.core.common.utils import setup_imports
 from dens.config import ConfigError, DeNSConfig, parse_config
 from dens.fairchem1.bad_records import parse_on_bad
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim
+from dens.fairchem1.watch.settings import parse_watch
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -41,6 +42,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _run_all(
         lambda: parse_on_bad(splits),
         lambda: parse_dens(optim),
+        lambda: parse_watch(optim),
         lambda: _check_model(config.get("model") or {}, optim),
         lambda: check_targets(config),
     )

@@ -11,8 +11,11 @@ from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
 from dens.config import ConfigError
-from dens.corruption import denoising_fields, make_generator
+from dens.corruption import make_generator
+from dens.denoising import add
+from dens.fairchem1.denoising import always, best_weights, denoise
 from dens.fairchem1.launch import parse_args, read_config
+from dens.metrics import Mean
 
 _UNITS = {
     "energy_mae": "eV",
@@ -64,7 +67,6 @@ def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[st
     return columns
 
 
-@torch.no_grad()
 def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float]]:
     """Denoising errors on a loader's structures, each corrupted as ``optim.dens`` says.
 
@@ -74,27 +76,16 @@ def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float
     Returns:
         The model's errors, and those of predicting no noise, no force and the mean energy.
     """
-    dens = trainer.dens.model_copy(update={"prob": 1.0})
-    totals: tuple[dict[str, list[float]], ...] = ({}, {})
-    trainer.model.eval()
-    if trainer.ema:
-        trainer.ema.store()
-        trainer.ema.copy_to()
-    for i, batch in enumerate(loader):
-        batch = batch.to(trainer.device)
-        trainer.corrupt_batch(batch, dens, make_generator(trainer.config["cmd"]["seed"] or 0, 0, i))
-        fields = denoising_fields(batch)
-        if fields is None:
-            continue
-        out = trainer._forward(batch)
-        zeros = {name: torch.zeros_like(value) for name, value in out.items()}
-        for column, predicted in zip(totals, (out, zeros), strict=True):
-            for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
-                total = column.setdefault(name, [0.0, 0])
-                total[0] += mean.total
-                total[1] += mean.count
-    if trainer.ema:
-        trainer.ema.restore()
+    seed = trainer.config["cmd"]["seed"] or 0
+    dens = always(trainer.dens, loader.dataset[0])
+    totals: tuple[dict[str, Mean], ...] = ({}, {})
+    with best_weights(trainer):
+        passes = denoise(trainer, loader, dens, lambda i, _: make_generator(seed, 0, i))
+        for batch, fields, out in passes:
+            zeros = {name: torch.zeros_like(value) for name, value in out.items()}
+            for column, predicted in zip(totals, (out, zeros), strict=True):
+                for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
+                    column[name] = add(column.get(name, Mean(0, 0)), mean)
     errors, of_zeros = ({k: total / n for k, (total, n) in c.items()} for c in totals)
     return errors, of_zeros
 

@@ -39,6 +39,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from dens.config import ConfigError
 from dens.fairchem1.check import check_config
 from dens.fairchem1.datasets import explained
+from dens.fairchem1.logs import keep_logs
 from dens.fairchem1.preflight import check_inputs, keep_wandb_offline
 from dens.fairchem1.records import use_safe_formats
 from dens.patching import replaced
@@ -69,6 +70,9 @@ def parse_args(
         "default; --section.key=value changes the config, as in --optim.dens.sigma=0.15."
     )
     parser.set_defaults(mode="train")
+    parser.add_argument(
+        "--quiet", action="store_true", help="No progress bars, no lines of training metrics"
+    )
     argv = [re.sub(r"^--config(?==|$)", "--config-yml", arg) for arg in argv]
     args, overrides = parser.parse_known_args(argv)
     for override in overrides:
@@ -105,7 +109,8 @@ class Runner(_cli.Runner):
         if config["submit"] and "SLURM_JOB_ID" not in os.environ:
             # submitit kept the job on this machine; fairchem would look for its rank in SLURM only
             config = {**config, "submit": False}
-        super().__call__(config)
+        with keep_logs():
+            super().__call__(config)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Called by submitit on preemption: save, and return how to go on."""
@@ -164,6 +169,10 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
     args.timestamp_id = args.timestamp_id or new_timestamp_id(args.identifier)
     with explained(args.config_yml):
         config = _build(args, overrides)
+    if args.quiet:
+        logger = config.get("logger", "wandb")
+        logger = logger if isinstance(logger, dict) else {"name": logger}
+        config |= {"logger": {**logger, "quiet": True}, "hide_eval_progressbar": True}
     if not (args.submit and args.sweep_yml):
         _check(config)
     if without_gpu:

@@ -24,7 +24,8 @@ from PIL import Image
 import dens
 from dens.fairchem1.progress import Progress
 from dens.fairchem1.wandb_files import read_rows, run_files
-from dens.figures import FigureData, draw_all
+from dens.figure_data import FigureData
+from dens.figures import draw_all
 from dens.history import History, plain_numbers, read_history
 from dens.patching import replaced
 
@@ -77,7 +78,7 @@ class RunLog:
     def log(self, update_dict: Mapping[str, Any], step: int, split: str = "") -> None:
         """Log numbers of a step; of a split, whose name is then put before theirs."""
         if split == "train" and not self._training:
-            self.resume(int(step) - 1)
+            self._go_on_from(int(step))
         self.history.add(update_dict, step, split)
         self._pass_on(update_dict, step, split)
         if split == "train":
@@ -91,19 +92,14 @@ class RunLog:
             values = {**values, "step": int(step)} if split else values
         self.inner.log(values, step=step, split=split)
 
-    def resume(self, step: int) -> None:
-        """Training goes on after ``step``: forget what was logged of later ones.
-
-        Called by itself when the first training step is logged.
-        """
+    def _go_on_from(self, step: int) -> None:
+        """Training begins with ``step``: forget what an earlier start has logged from there on."""
         self._training = True
-        self.history.drop_from(step + 1)
+        self.history.drop_from(step)
         self._write_config()
-        if step > 0 and hasattr(
-            self.inner, "writer"
-        ):  # TensorBoard hides what an earlier start wrote later
+        if step > 1 and hasattr(self.inner, "writer"):  # TensorBoard hides those steps
             self.inner.writer.close()
-            self.inner.writer = type(self.inner.writer)(str(self.folder), purge_step=step + 1)
+            self.inner.writer = type(self.inner.writer)(str(self.folder), purge_step=step)
         if self._wandb is not None:  # a killed process takes with it what W&B had not written yet
             for line in read_history(self.history.path):
                 values = {k: v for k, v in line.items() if k not in ("step", "split")}

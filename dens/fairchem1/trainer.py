@@ -34,12 +34,12 @@ from dens.fairchem1.batches import of_atoms
 from dens.fairchem1.check import check_model_classes, check_targets, parse_dens
 from dens.fairchem1.checkpoints.start import load_from, take_pretrained
 from dens.fairchem1.graph_parallel import sum_shared_gradients
-from dens.fairchem1.logs import RunLog
 from dens.fairchem1.records import use_safe_formats
 from dens.fairchem1.relaxation import descending
 from dens.fairchem1.steps import ExactSteps
 from dens.fairchem1.training_metrics import TrainingMetrics
 from dens.fairchem1.translate import is_foreign, translate_model, translate_optim, translate_task
+from dens.fairchem1.watch import Watched
 from dens.force_encoding import ForceEncoding
 from dens.loss import dens_loss, global_mean, loss_counts, zero_gradient
 from dens.ranks import sum_over_ranks, world_size
@@ -48,7 +48,7 @@ _NOISE_OUTPUT = {"property": "noise", "level": "atom"}
 _STRUCTURES, _BATCHES = 0, 1  # streams of random numbers; the model's are in steps.py
 
 
-class DeNSMixin(TrainingMetrics, ExactSteps):
+class DeNSMixin(Watched, TrainingMetrics, ExactSteps):
     """Adds DeNS to a fairchem trainer: ``class MyTrainer(DeNSMixin, OCPTrainer)``.
 
     Training batches are corrupted as ``optim.dens`` says; validation, prediction and relaxation
@@ -76,11 +76,6 @@ class DeNSMixin(TrainingMetrics, ExactSteps):
         if self.pretrained.path is not None:
             task = {**task, "pretrained": asdict(self.pretrained)}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
-
-    def load_logger(self) -> None:
-        super().load_logger()
-        if self.logger is not None:
-            self.logger = RunLog(self.logger, self.config["cmd"]["logs_dir"], self.config)
 
     def load(self, inference_only: bool) -> None:
         super().load(inference_only)
@@ -228,6 +223,7 @@ class DeNSMixin(TrainingMetrics, ExactSteps):
         if not self.model.training:
             return super()._compute_loss(out, batch)
         terms = self._loss_terms(out, batch)
+        self.watch.gradients(terms)
         values = torch.stack([term.detach().double() for term in terms.values()])
         values = sum_over_ranks(values) / world_size()
         self._loss_values = dict(zip(terms, values.tolist(), strict=True))

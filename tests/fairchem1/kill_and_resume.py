@@ -140,6 +140,7 @@ def differences(folder: Path) -> list[str]:
 def read_log(folder: Path, name: str) -> list[dict]:
     text = (folder / "logs" / "tensorboard" / name / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if line["split"] != "system"]
     return [{k: v for k, v in x.items() if not any(c in k for c in CLOCK)} for x in lines]
 
 

@@ -69,7 +69,7 @@ def not_a_number_at(trainer, steps) -> None:
 
     def spoil(batch, *args):
         corrupt(batch, *args)
-        if trainer.step in steps:
+        if trainer.step in steps and trainer.model.training:
             batch.energy[1] = float("nan")
 
     trainer.corrupt_batch = spoil

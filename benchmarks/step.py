@@ -147,16 +147,28 @@ def _slab(rng: np.random.Generator) -> Data:
     )
 
 
-def corrupted(batch: Batch, ratio: float | None) -> Batch:
+def corrupted(batch: Batch, ratio: float | None, step: int = 0) -> Batch:
     """The batch with a share ``ratio`` of its atoms corrupted, in our fields and fairchem's."""
     batch = batch.clone()
     if ratio is None:
         return batch
     config = parse_config({"prob": 1.0, "corrupt_ratio": ratio, **DENS})
-    noise = corrupt(batch.pos, batch.batch, batch.natoms, config, make_generator(0, 0, 0))
+    noise = corrupt(batch.pos, batch.batch, batch.natoms, config, make_generator(0, step, 0))
     attach(batch, noise, batch.forces)
     batch.denoising_pos_forward = True
     return batch
+
+
+def build(name: str, size: dict, **backbone) -> HydraModel:
+    """A model of MODELS, its backbone with the settings ``size``."""
+    settings, heads = MODELS[name]
+    torch.manual_seed(0)
+    return HydraModel(
+        backbone={**settings, **COMMON, **size, **backbone},
+        heads=heads,
+        otf_graph=True,
+        pass_through_head_outputs=True,
+    )
 
 
 class Step:
@@ -169,47 +181,40 @@ class Step:
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         name, ratio = ARMS[arm]
-        backbone, heads = MODELS[name]
-        torch.manual_seed(0)
-        self.model = HydraModel(
-            backbone={**backbone, **COMMON, **size},
-            heads=heads,
-            otf_graph=True,
-            pass_through_head_outputs=True,
-        ).to(device)
+        self.model = build(name, size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.batch = corrupted(make_batch(structures), ratio).to(device)
         self.model.train()
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(self.batch))
+        loss = training_loss(self.model, self.batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 100)
         self.optimizer.step()
 
-    def loss(self, out: dict) -> torch.Tensor:
-        batch = self.batch
-        loss = (out["energy"].view(-1) - batch.energy).abs().mean()
-        noise, mask = getattr(batch, "noise", None), getattr(batch, "noise_mask", None)
-        if noise is None:
-            noise, mask = torch.zeros_like(batch.pos), torch.zeros_like(batch.fixed).bool()
-        # fairchem's DeNS predicts both in one output
-        both = mask.any() and "noise" not in out
-        terms = dens_loss(
-            forces_pred=out["forces"],
-            forces=batch.forces,
-            noise_pred=out["forces"] if both else out.get("noise"),
-            noise=noise / 0.1,
-            noise_mask=mask,
-            free=torch.ones_like(mask),
-            force_coefficient=100.0,
-            denoising_coefficient=10.0,
-        )
-        if "noise" in self.model.output_heads and "noise" not in out:
-            head = self.model.output_heads["noise"]
-            loss = loss + zero_gradient(head.parameters())
-        return 2 * loss + terms.forces + terms.noise
+
+def training_loss(model: HydraModel, batch: Batch) -> torch.Tensor:
+    """OC20's loss with DeNS, of one forward."""
+    out = model(batch)
+    loss = (out["energy"].view(-1) - batch.energy).abs().mean()
+    noise, mask = getattr(batch, "noise", None), getattr(batch, "noise_mask", None)
+    if noise is None:
+        noise, mask = torch.zeros_like(batch.pos), torch.zeros_like(batch.fixed).bool()
+    terms = dens_loss(
+        forces_pred=out["forces"],
+        forces=batch.forces,
+        # fairchem's DeNS predicts both in one output; in a clean batch, no row counts
+        noise_pred=out.get("noise", out["forces"]),
+        noise=noise / 0.1,
+        noise_mask=mask,
+        free=torch.ones_like(mask),
+        force_coefficient=100.0,
+        denoising_coefficient=10.0,
+    )
+    if "noise" in model.output_heads and "noise" not in out:
+        loss = loss + zero_gradient(model.output_heads["noise"].parameters())
+    return 2 * loss + terms.forces + terms.noise
 
 
 def timer(device: str) -> Callable[[], float]:

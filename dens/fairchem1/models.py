@@ -17,15 +17,16 @@ from torch import Tensor
 from dens.config import ConfigError
 from dens.corruption import denoising_fields
 from dens.fairchem1.fast import ScalarHead, VectorHead, speed_up
-from dens.fairchem1.graph import OpenBoundaries
+from dens.fairchem1.graph import RadiusGraphs
 from dens.force_encoding import ForceEncoding
 
 
 @registry.register_model("dens_equiformer_v2_backbone")
-class EquiformerV2Backbone(OpenBoundaries, equiformer_v2.EquiformerV2Backbone):
+class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
     """EquiformerV2 that adds the encoded forces of corrupted atoms to its first node embedding.
 
-    With ``use_pbc: false`` its graph is that of :mod:`dens.neighbors`, which reads no cell.
+    With ``use_pbc: false`` its graph is that of :mod:`dens.neighbors`, which reads no cell; so is
+    the periodic graph of the fast path (:mod:`dens.fairchem1.graph`).
 
     Args:
         force_encoding: whether forces are encoded (false for the ablation).

@@ -1,10 +1,11 @@
-"""Non-periodic structures in EquiformerV2: no box, no torch-cluster, fairchem's edges."""
+"""Graphs of EquiformerV2: without a box or torch-cluster, and fairchem's, found faster."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from fairchem.core.common.utils import radius_graph_pbc
+from ase.build import bulk, fcc111
+from fairchem.core.common.utils import get_pbc_distances, radius_graph_pbc
 from fairchem.core.models.base import HydraModel
 from structures import make_batch
 from torch_geometric.data import Batch, Data
@@ -109,13 +110,69 @@ def test_batches_without_an_edge_are_refused():
         predict(model(), molecules((1, 1)))
 
 
-def test_periodic_models_keep_the_graph_of_fairchem():
-    batch, backbone = make_batch(), EquiformerV2Backbone(**BACKBONE)
-    expected, offsets, _ = radius_graph_pbc(batch, 4.0, 10, True)
-    graph = backbone.generate_graph(batch)
-    assert torch.equal(graph.edge_index, expected)
-    assert torch.equal(graph.cell_offsets, offsets)
-    assert offsets.any()
+def perfect_crystals() -> Batch:
+    """Every distance many times over; cells of one atom, of two and of many."""
+    slab = fcc111("Pt", (2, 2, 3), vacuum=6.0)
+    slab.pbc = True
+    crystals = [bulk("Cu", "fcc", 3.61), bulk("Ti", "hcp", 2.95), bulk("Si").repeat(2), slab]
+    return Batch.from_data_list(
+        [
+            Data(
+                pos=torch.tensor(atoms.positions, dtype=torch.float32),
+                cell=torch.tensor(atoms.cell.array, dtype=torch.float32)[None],
+                atomic_numbers=torch.tensor(atoms.numbers),
+                natoms=len(atoms),
+            )
+            for atoms in crystals
+        ]
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("make", [make_batch, perfect_crystals])
+def test_periodic_graphs_are_those_of_fairchem(make, strict, fast):
+    """Edges, their order, and all that is computed from them, to the last bit; ties too."""
+    batch, backbone = make(), EquiformerV2Backbone(**BACKBONE, fast=fast)
+    for cutoff, limit in ((4.0, 10), (6.0, 20), (6.0, 300)):
+        edges, offsets, count = radius_graph_pbc(batch, cutoff, limit, strict)
+        args = batch.pos, edges, batch.cell, offsets, count
+        expected = get_pbc_distances(*args, return_offsets=True, return_distance_vec=True)
+        graph = backbone.generate_graph(batch, cutoff, limit, enforce_max_neighbors_strictly=strict)
+        assert offsets.any()
+        assert torch.equal(graph.cell_offsets, offsets)
+        assert graph.neighbors.tolist() == count.tolist()
+        assert torch.equal(graph.edge_index, expected["edge_index"])
+        assert torch.equal(graph.edge_distance, expected["distances"])
+        assert torch.equal(graph.edge_distance_vec, expected["distance_vec"])
+        assert torch.equal(graph.offset_distances, expected["offsets"])
+
+
+def test_the_fast_graph_has_edges_between_atoms_that_are_cells_apart():
+    """fairchem's search looks at no more cells than fit the cutoff."""
+    data = Data(
+        pos=torch.tensor([[0.0, 0, 0], [1.0, 0, 0]]),
+        cell=4 * torch.eye(3)[None],
+        atomic_numbers=torch.tensor([1, 1]),
+        natoms=2,
+    )
+    inside, moved = Batch.from_data_list([data]), Batch.from_data_list([data])
+    moved.pos = moved.pos + torch.tensor([[0.0, 0, 0], [12.0, 0, 0]])
+    lengths = {}
+    for fast in (True, False):
+        backbone = EquiformerV2Backbone(**BACKBONE, fast=fast)
+        for name, batch in (("inside", inside), ("moved", moved)):
+            found = backbone.generate_graph(batch, 3.5, 50)
+            lengths[fast, name] = sorted(found.edge_distance.tolist())
+    assert lengths[True, "moved"] == lengths[True, "inside"] == lengths[False, "inside"]
+    assert len(lengths[False, "moved"]) < len(lengths[False, "inside"])
+
+
+def test_stored_edges_are_used_by_the_fast_path_too():
+    batch = make_batch()
+    batch.edge_index, batch.cell_offsets, batch.neighbors = radius_graph_pbc(batch, 3.0, 4, True)
+    backbone = EquiformerV2Backbone(**{**BACKBONE, "otf_graph": False}, fast=True)
+    assert torch.equal(backbone.generate_graph(batch).edge_index, batch.edge_index)
 
 
 @pytest.mark.parametrize("trainer", ["dens", "stock"])

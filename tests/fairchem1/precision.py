@@ -1,0 +1,68 @@
+"""Models in double precision with the graph, the frames and the random numbers of single."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Double precision by default, for building a model and for its steps.
+
+    ``torch.rand`` draws as it does in single precision, where it takes other numbers.
+    """
+    rand = torch.rand
+
+    def rounded(*args, dtype=None, **kwargs):
+        drawn = rand(*args, dtype=torch.float32, **kwargs)
+        return drawn.to(dtype or torch.get_default_dtype())
+
+    with default_dtype(torch.float64), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", rounded)
+        yield
+
+
+def geometry_in_single(model):
+    """The model, in double precision, with the edges and frames of one in single precision."""
+    backbone = model.backbone
+    generate_graph, frames = backbone.generate_graph, backbone._init_edge_rot_mat
+
+    def graph_in_single(data, **kwargs):
+        single = data.clone()
+        single.pos, single.cell = data.pos.float(), data.cell.float()
+        with default_dtype(torch.float32):
+            graph = generate_graph(single, **kwargs)
+        names = ("edge_distance", "edge_distance_vec")
+        return dataclasses.replace(graph, **{n: getattr(graph, n).double() for n in names})
+
+    def frames_in_single(data, edge_index, vectors):
+        with default_dtype(torch.float32):
+            return frames(data, edge_index, vectors.float()).double()
+
+    backbone.generate_graph = graph_in_single
+    backbone._init_edge_rot_mat = frames_in_single
+    return model
+
+
+def in_double(batch):
+    """The batch with its numbers in double precision."""
+    batch = batch.clone()
+    for name in ("pos", "cell", "forces", "noise", "noise_forces", "sigma"):
+        if name in batch:
+            batch[name] = batch[name].double()
+    return batch

@@ -88,6 +88,8 @@ class ExactSteps:
     def train(self, disable_eval_tqdm: bool = False) -> None:
         with StopSignals() as self._signals:
             super().train(disable_eval_tqdm)
+            if self._unfinished is not None and not self._due:  # the end of training is kept
+                self._due.append("checkpoint.pt")
             self.complete_step()
 
     def begin_step(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from kill_and_resume import compare, unequal, write_config
-from trainers import trainer_config
+from trainers import DENS, STOCK_MODEL, trainer_config
 
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.checkpoints.save import write_checkpoint
@@ -64,6 +64,22 @@ def test_the_checkpoint_of_a_step_holds_all_of_the_step(saving_trainer):
     assert saved["step"] == 4
     assert saved["scheduler"]["last_epoch"] == 4
     assert saved["best_val_metric"] == trainer.best_val_metric < 1e9
+
+
+def test_a_model_without_noise_head_is_resumed_too(dataset, tmp_path):
+    """With prob: 0 the trainer takes plain EquiformerV2; its checkpoints are no mere weights."""
+    settings = {"is_debug": False, "run_dir": str(tmp_path), "timestamp_id": "run"}
+    plain = {"dens": {**DENS, "prob": 0.0}, "model": STOCK_MODEL, "logger": "tensorboard"}
+    config = trainer_config(dataset, **settings, **plain, optim={"checkpoint_every": 3})
+    trainer = DeNSTrainer(**config)
+    trainer.train(disable_eval_tqdm=True)
+    other = DeNSTrainer(**config)
+    other.load_checkpoint(str(tmp_path / "checkpoints" / "run" / "checkpoint.pt"))
+    assert other.step == trainer.step == 4  # the end of training is saved as well
+    assert other.optimizer.state_dict()["state"].keys()
+    tuned = DeNSTrainer(**trainer_config(dataset))  # a model with DeNS: only the weights fit
+    tuned.load_checkpoint(str(tmp_path / "checkpoints" / "run" / "checkpoint.pt"))
+    assert tuned.step == 0
 
 
 def test_sigterm_waits_for_the_step(saving_trainer):

@@ -131,13 +131,23 @@ def interpret(content: dict[str, Any], where: str, raw: bool = False) -> Checkpo
     )
 
 
-def is_resumable(content: dict[str, Any], where: str) -> bool:
+def is_resumable(content: dict[str, Any], where: str, names: Iterable[str]) -> bool:
     """Whether the file is a checkpoint of dens with the state of its training.
+
+    One of a plain model, which the trainer takes with ``prob: 0``, is for such a model only: any
+    other starts from its weights.
+
+    Args:
+        names: those of the model's state dict.
 
     Raises:
         ValueError: an unknown layout.
     """
-    return "optimizer" in content and recognise(_state_dict(content, where), where) == DENS
+    if "optimizer" not in content:
+        return False
+    state = _state_dict(content, where)
+    ours = "steps" in content  # as our trainer writes it, whatever the model
+    return recognise(state, where) == DENS or (ours and set(state) == set(names))
 
 
 def _state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:

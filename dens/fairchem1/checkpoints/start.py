@@ -101,7 +101,8 @@ def load_from(
     """
     try:
         content = safe_load(path) if content is None else content
-        resume = is_resumable(content, str(path)) and not inference_only
+        names = trainer._unwrapped_model.state_dict()
+        resume = is_resumable(content, str(path), names) and not inference_only
         source = interpret(content, str(path), raw=resume)
         state, report = match(source, trainer._unwrapped_model, path, _noise_head(trainer, source))
     except ValueError as error:

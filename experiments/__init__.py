@@ -1,0 +1,1 @@
+"""Studies: baseline against DeNS over seeds, each number made by ``python -m experiments.run``."""

@@ -1,0 +1,81 @@
+"""Make the data of the studies: ``python -m experiments.data KIND SOURCE OUT``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def main() -> None:
+    """Original data to LMDB folders, in the splits of the studies."""
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.argument("out", type=_PATH)
+@click.option("--train", "n_train", default=950, show_default=True, help="Training frames.")
+def aspirin(source: Path, out: Path, n_train: int) -> None:
+    """rMD17: of one shuffle of 1,200 frames, 50 to validate, then N_TRAIN; 1,800 others to test.
+
+    A smaller training set is so a part of each larger one, with the same validation.
+    """
+    from dens.data.md17 import convert_md17
+
+    files = [_only(source, f"rmd17_aspirin_{name}.xyz") for name in ("1200", "test_1800")]
+    order = np.random.default_rng(0).permutation(1200)
+    parts = {"val": order[:50], "train": order[50 : 50 + n_train], "test": np.arange(1200, 3000)}
+    with tempfile.TemporaryDirectory() as temporary:
+        frames = Path(temporary, "aspirin.xyz")
+        frames.write_text("".join(file.read_text() for file in files))
+        index = {name: Path(temporary, f"{name}.txt") for name in parts}
+        for name, numbers in parts.items():
+            np.savetxt(index[name], np.sort(numbers), fmt="%d")
+        summary = convert_md17("aspirin", frames, out, units="eV-A", index_files=index)
+    click.echo(summary.text())
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.argument("out", type=_PATH)
+def oc20(source: Path, out: Path) -> None:
+    """25 DFT relaxations: OUT/id has blocks of frames of 20 systems, OUT/ood the 5 other systems.
+
+    Every fifth system is out of domain. Energies are less OC20's linear references.
+    """
+    from dens.data.cli import data
+
+    common = ["--references", str(_only(source, "oc20_linref.npz")), "--max-force", "50"]
+    split = ["--split", "by-block", "--fractions", "train=0.8,val=0.1,test=0.1"]
+    with tempfile.TemporaryDirectory() as temporary:
+        unpack = _only(_only(source, "oc20_dft_relax_25.npz").parent, "unpack.py")
+        subprocess.run([sys.executable, unpack, temporary], check=True, stdout=subprocess.DEVNULL)
+        systems = sorted(map(str, Path(temporary).glob("*.traj")))
+        held_out = systems[::5]
+        known = [system for system in systems if system not in held_out]
+        for files, folder, more in ((held_out, "ood", []), (known, "id", split)):
+            words = ["convert", *files, *more, *common, "--out", str(out / folder)]
+            data.main(words, standalone_mode=False)
+
+
+def _only(source: Path, name: str) -> Path:
+    """The file of that name under `source`.
+
+    Raises:
+        ClickException: there is none, or more than one.
+    """
+    found = sorted(source.rglob(name))
+    if len(found) != 1:
+        raise click.ClickException(f"{source}: expected one {name} in it, got {len(found)}")
+    return found[0]
+
+
+if __name__ == "__main__":
+    main()

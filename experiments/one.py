@@ -1,0 +1,118 @@
+"""One run: ``python -m experiments.one FOLDER`` trains and measures what ``FOLDER/run.json`` says.
+
+Training is that of the ordinary launcher, from the run's last checkpoint where there is one. Then
+two sets of weights are measured, on the validation and the test sets: the best checkpoint by
+validation, and the last raw weights. The answer is ``FOLDER/measured.json``.
+"""
+
+from __future__ import annotations
+
+import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import fcntl
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from fairchem.core.common.utils import new_trainer_context
+
+from dens.cli import main
+from dens.corruption import make_generator
+from dens.fairchem1.denoising import always, best_weights, denoise
+from dens.fairchem1.launch import parse_args, read_config
+
+WEIGHTS = {"best": "best_checkpoint.pt", "final": "checkpoint.pt"}
+KEPT = ("energy_mae", "forces_mae", "forces_cosine_similarity")
+
+
+def train(folder: Path, name: str, seed: int) -> None:
+    """Train, and append what it took to ``times.jsonl``, also where it is stopped.
+
+    Raises:
+        SystemExit: it was stopped, or failed.
+    """
+    wall, cpu = time.time(), time.process_time()
+    try:
+        run = ["--run-dir", str(folder), "--timestamp-id", name, "--seed", str(seed)]
+        main(["--config", str(folder / "config.yml"), *run])
+    finally:
+        took = {"cpu_s": time.process_time() - cpu, "wall_s": time.time() - wall}
+        with open(folder / "times.jsonl", "a") as file:
+            file.write(json.dumps(took) + "\n")
+
+
+def measure(folder: Path, name: str, seed: int, tests: dict, sigmas: list) -> dict:
+    """Errors by weights and test set (eV, eV/Å, Å), with steps and number of parameters.
+
+    Raises:
+        ValueError: the last checkpoint is not of the last step.
+    """
+    checkpoints = folder / "checkpoints" / name
+    measured: dict = {"errors": {weights: {} for weights in WEIGHTS}, "denoising": {}}
+    for test, src in {"val": None, **tests}.items():
+        argv = ["--config", str(folder / "config.yml"), "--mode", "validate", "--debug"]
+        argv += ["--checkpoint", str(checkpoints / WEIGHTS["final"]), "--seed", str(seed)]
+        argv += [f"--dataset.val.src={src}"] * (src is not None)
+        with new_trainer_context(config=read_config(*parse_args(argv))) as context:
+            trainer = context.trainer
+            for weights, file in WEIGHTS.items():
+                trainer.load_checkpoint(str(checkpoints / file))
+                if weights == "final":
+                    trainer.ema = None
+                    measured |= _size(trainer)
+                metrics = trainer.validate("val", disable_tqdm=True)
+                kept = {error: metrics[error]["metric"] for error in KEPT if error in metrics}
+                measured["errors"][weights][test] = kept
+                if weights == "best" and trainer.dens.prob > 0 and src is not None:
+                    found = {f"{sigma:g}": denoising(trainer, sigma, seed) for sigma in sigmas}
+                    measured["denoising"][test] = found
+    return measured
+
+
+def _size(trainer) -> dict[str, int]:
+    steps = trainer.config["optim"]["max_epochs"] * len(trainer.train_loader)
+    if trainer.step != steps:
+        raise ValueError(
+            f"the last checkpoint is of step {trainer.step}, not {steps}: checkpoint_every must "
+            "divide the number of steps (optim.checkpoint_every)"
+        )
+    return {"steps": steps, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+
+
+def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
+    """Mean absolute error of the noise, Å: told the forces, not told them, and of zeros."""
+    settings = always(trainer.dens, trainer.val_loader.dataset[0], sigma)
+    errors = {}
+    with best_weights(trainer):
+        for key, told in (("told", True), ("not_told", False)):
+            noise, predicted = [], []
+            passes = denoise(
+                trainer,
+                trainer.val_loader,
+                settings,
+                lambda i, _: make_generator(seed, 0, i),
+                encode_forces=told,
+            )
+            for _, fields, out in passes:
+                noise.append(fields.noise[fields.noise_mask])
+                predicted.append(out["noise"][fields.noise_mask] * trainer.dens.noise_scale)
+            noise = torch.cat(noise)
+            errors[key] = (torch.cat(predicted) - noise).abs().mean().item()
+    return {**errors, "zeros": noise.abs().mean().item()}
+
+
+def train_and_measure(folder: Path) -> None:
+    """What this module is for; one process at a time."""
+    task = json.loads((folder / "run.json").read_text())
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"another process is at work in {folder}")
+        train(folder, task["name"], task["seed"])
+        (folder / "measured.json").write_text(json.dumps(measure(folder, **task)))
+
+
+if __name__ == "__main__":
+    train_and_measure(Path(sys.argv[1]))

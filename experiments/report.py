@@ -1,0 +1,195 @@
+"""The report of a study: tables and a figure, written between markers into a Markdown file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy.stats import t as student
+
+from experiments.study import Study
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ERRORS = {"forces_mae": "forces, meV/Å", "energy_mae": "energy, meV"}
+WEIGHTS = {"best": "Best checkpoint by validation", "final": "Last step, raw weights"}
+BySeed = Mapping[int, float]
+
+
+def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
+    r"""Mean difference over the seeds that both have, and half the width of its 95 % interval.
+
+    .. math:: \bar d \pm t_{n-1,\,0.975}\, s_d / \sqrt{n}, \qquad d_s = a_s - b_s
+
+    NaN is what is unknown: both without a common seed, the interval with a single one.
+    """
+    d = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
+    if len(d) < 2:
+        return float(d.sum()) if len(d) else np.nan, np.nan
+    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    return float(d.mean()), float(half)
+
+
+class Results:
+    """The results of a study; rows of its tables are its variants, test sets and arms."""
+
+    def __init__(self, study: Study, results: Sequence[Mapping]) -> None:
+        self.study = study
+        self.by_run = {(r["variant"], r["arm"], r["seed"]): r for r in results}
+        self.rows = [
+            (variant, test, arm)
+            for variant, settings in study.variants.items()
+            for test in settings.tests
+            for arm in study.arms
+        ]
+
+    def of(self, variant: str, arm: str) -> dict[int, Mapping]:
+        """By seed, those there are."""
+        runs = {seed: self.by_run.get((variant, arm, seed)) for seed in self.study.seeds}
+        return {seed: result for seed, result in runs.items() if result}
+
+    def errors(self, row: tuple, weights: str, error: str) -> dict[int, float]:
+        """By seed, in meV or meV/Å."""
+        variant, test, arm = row
+        found = self.of(variant, arm).items()
+        return {seed: 1000 * r["errors"][weights][test][error] for seed, r in found}
+
+    def missing(self) -> list[str]:
+        """Names of the runs without a result."""
+        places = dict.fromkeys((variant, arm) for variant, _, arm in self.rows)
+        names = [(v, a, s) for v, a in places for s in self.study.seeds]
+        return [f"{v}-{a}-seed{s}" for v, a, s in names if (v, a, s) not in self.by_run]
+
+
+def error_table(results: Results, weights: str) -> str:
+    """Mean and standard deviation over seeds, and what differs from the reference."""
+    head = ["variant", "test set", "arm", "seeds"]
+    lines = []
+    for row in results.rows:
+        runs = results.of(row[0], row[2])
+        line = [*row, f"{len(runs)} of {len(results.study.seeds)}"]
+        for error in ERRORS:
+            ours = results.errors(row, weights, error)
+            base = results.errors((*row[:2], results.study.reference), weights, error)
+            is_reference = row[2] == results.study.reference
+            line += [spread(ours), "" if is_reference else difference(ours, base)]
+        lines.append(line)
+    return table(head + [cell for unit in ERRORS.values() for cell in (unit, "difference")], lines)
+
+
+def spread(values: BySeed) -> str:
+    """Mean ± standard deviation."""
+    x = np.array([*values.values()])
+    if len(x) < 2:
+        return f"{x[0]:.1f}" if len(x) else "missing"
+    return f"{x.mean():.1f} ± {x.std(ddof=1):.1f}"
+
+
+def difference(ours: BySeed, base: BySeed) -> str:
+    """The paired difference, with its interval, and in per cent of the reference's mean."""
+    mean, half = paired_difference(ours, base)
+    if np.isnan(mean):
+        return "missing"
+    whole = np.mean([base[seed] for seed in ours.keys() & base.keys()])
+    interval = "one seed" if np.isnan(half) else f"{mean - half:+.1f} to {mean + half:+.1f}"
+    return f"{mean:+.1f} [{interval}], {100 * mean / whole:+.0f} %"
+
+
+def cost_table(results: Results) -> str:
+    """Steps, parameters and time of training."""
+    head = ["variant", "arm", "steps", "parameters", "CPU minutes", "of reference's", "restarts"]
+    lines = []
+    for variant, arm in dict.fromkeys((variant, arm) for variant, _, arm in results.rows):
+        runs, base = results.of(variant, arm), results.of(variant, results.study.reference)
+        if not runs:
+            continue
+        ratios = [runs[s]["cpu_s"] / base[s]["cpu_s"] for s in runs.keys() & base.keys()]
+        any_run = next(iter(runs.values()))
+        lines.append([
+            variant, arm, any_run["steps"], f"{any_run['parameters']:,}",
+            spread({seed: run["cpu_s"] / 60 for seed, run in runs.items()}),
+            f"{np.mean(ratios):.2f}" if ratios else "missing",
+            sum(run["starts"] - 1 for run in runs.values()),
+        ])  # fmt: skip
+    return table(head, lines)
+
+
+def denoising_table(results: Results) -> str:
+    """Mean absolute errors of the noise on corrupted atoms; empty without any."""
+    head = ["variant", "test set", "arm", "sigma, Å", "told the forces, Å", "not told", "zeros"]
+    lines = []
+    for variant, test, arm in results.rows:
+        found = [run["denoising"] for run in results.of(variant, arm).values() if run["denoising"]]
+        for sigma in [f"{sigma:g}" for sigma in results.study.sigmas if found]:
+            keys = ("told", "not_told", "zeros")
+            means = [np.mean([noise[test][sigma][key] for noise in found]) for key in keys]
+            lines.append([variant, test, arm, sigma, *(f"{mean:.4f}" for mean in means)])
+    return table(head, lines) if lines else ""
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Test errors of every seed, then validation curves; a row of panels for each variant."""
+    variants, arms = results.study.variants, [*results.study.arms]
+    width = len(ERRORS) * max(len(variant.tests) for variant in variants.values()) + 1
+    size = (3 * width, 2.8 * len(variants))
+    figure, axes = plt.subplots(len(variants), width, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, (name, variant) in zip(axes, variants.items(), strict=True):
+        panels = [(test, error) for test in variant.tests for error in ERRORS]
+        for axis, (test, error) in zip(row, panels, strict=False):
+            for i, arm in enumerate(arms):
+                values = [*results.errors((name, test, arm), "best", error).values()]
+                axis.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.7)
+            axis.set(title=f"{name}, {test}", ylabel=ERRORS[error], xlim=(-0.6, len(arms) - 0.4))
+            axis.set_ylim(bottom=0)
+            axis.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > 4 else 0)
+            axis.set_axis_on()
+        curves = row[len(panels)]
+        for i, arm in enumerate(arms):
+            for run in results.of(name, arm).values():
+                steps, forces, _ = np.array(run["validation"]).T
+                curves.plot(steps, 1000 * forces, color=f"C{i}", linewidth=1)
+        curves.set(title=f"{name}, validation", xlabel="step", ylabel=ERRORS["forces_mae"])
+        curves.set_yscale("log")
+        curves.set_axis_on()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -> None:
+    """Replace the study's part of `out`, or append it; the figure lies in a folder beside it."""
+    results = Results(study, found)
+    missing = results.missing()
+    parts = [f"## {study.title}", f"`python -m experiments.run {name} --report`"]
+    parts += [f"**Missing** ({len(missing)}): {', '.join(missing)}."] * bool(missing)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if found:
+        image = Path("results", f"{name}.png")
+        draw(results, out.parent / image)
+        parts += [f"{title}:\n\n{error_table(results, w)}" for w, title in WEIGHTS.items()]
+        parts += [f"![{study.title}]({image})", cost_table(results)]
+        noise = denoising_table(results)
+        parts += [f"Noise on corrupted atoms, mean absolute error:\n\n{noise}"] * bool(noise)
+        hosts = {f"{h['gpu'] or h['cpu']}, torch {h['torch']}" for h in (r["host"] for r in found)}
+        commits = ", ".join(sorted({run["commit"] for run in found}))
+        parts.append(f"One thread each on {'; '.join(sorted(hosts))}. Commits: {commits}.")
+    begin, end = f"<!-- study {name} -->", f"<!-- /study {name} -->"
+    section = "\n\n".join([begin, *parts, end])
+    text = out.read_text(encoding="utf-8") if out.exists() else "# Results\n"
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}{end}\n"
+    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
+    out.write_text(re.sub(pattern, lambda _: section, text, flags=re.DOTALL), encoding="utf-8")

@@ -1,0 +1,145 @@
+"""What a study is: a YAML file in ``experiments/studies``, expanded into training runs.
+
+A run is one arm (a config) of one variant (such as a size of the training set) with one seed. Its
+config is the arm's file with the settings of study, variant and arm merged into it, in that order.
+Nothing here needs fairchem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click import ClickException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).parent.parent
+# no account is asked for, nothing but training takes time, and no loader takes another core
+NO_WATCH = {"denoising_structures": 0, "figures_every": 0, "gradients_every": 0}
+ALL_RUNS = {"logger": {"name": "tensorboard"}, "optim": {"num_workers": 0, "watch": NO_WATCH}}
+
+
+class Part(BaseModel):
+    """Schema of study files: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    settings: dict[str, Any] = Field({}, description="merged into the config, nested as it is")
+
+
+class Arm(Part):
+    config: Path = Field(description="a training config, relative to the repository")
+
+
+class Variant(Part):
+    tests: dict[str, str] = Field(min_length=1, description="folder by name of a test set")
+
+
+class Study(Part):
+    """A study file."""
+
+    title: str
+    data: dict[str, str] = Field({}, description="command by the folder that it makes")
+    seeds: list[int] = Field(min_length=1)
+    reference: str = Field(description="the arm that the others are compared with")
+    arms: dict[str, Arm]
+    variants: dict[str, Variant]
+    sigmas: list[float] = Field([], description="Å; noise levels to measure denoising at")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference must be one of the arms {[*self.arms]}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}")
+        bad = [name for name in [*self.arms, *self.variants] if not name.isidentifier()]
+        if bad:
+            raise ValueError(f"names of arms and variants must be identifiers, got {bad[0]!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study; its settings lie in ``config``, complete."""
+
+    study: str
+    variant: str
+    arm: str
+    seed: int
+    source: Path
+    settings: dict
+    config: dict
+    tests: dict
+    sigmas: list
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.arm}-seed{self.seed}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same config, measurements and seed."""
+        parts = [self.config, self.tests, self.sigmas, self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ClickException: it is missing or wrong; a line for each mistake, with file and key.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yml"))) or "none"
+        raise ClickException(f"{path} does not exist: the studies there are {known}")
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        lines = (
+            f"{path}: {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}, got {e['input']!r}"
+            if e["loc"]
+            else f"{path}: {e['ctx']['error']}"
+            for e in error.errors()
+        )
+        raise ClickException("\n".join(lines)) from None
+
+
+def expand(name: str, study: Study) -> list[Run]:
+    """All runs of a study: seed by seed, so that an interrupted one has pairs to compare."""
+    runs = []
+    for seed in study.seeds:
+        for variant_name, variant in study.variants.items():
+            for arm_name, arm in study.arms.items():
+                settings: dict = {}
+                for part in (ALL_RUNS, study.settings, variant.settings, arm.settings):
+                    settings = merged(settings, part)
+                config = merged(read_config(ROOT / arm.config), settings)
+                place = (name, variant_name, arm_name, seed, arm.config)
+                runs.append(Run(*place, settings, config, variant.tests, study.sigmas))
+    return runs
+
+
+def read_config(path: Path) -> dict:
+    """A training config with its ``includes``."""
+    if not path.is_file():
+        raise ClickException(f"{path} does not exist (config of an arm)")
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config: dict = {}
+    for include in own.pop("includes", []):
+        config = merged(config, read_config(path.parent / include))
+    return merged(config, own)
+
+
+def merged(a: Mapping, b: Mapping) -> dict:
+    """`a` with what `b` says, mappings key by key."""
+    both = {k: merged(a[k], b[k]) for k in a.keys() & b.keys() if _maps(a[k]) and _maps(b[k])}
+    return {**a, **b, **both}
+
+
+def _maps(value: Any) -> bool:
+    return isinstance(value, Mapping)

@@ -173,7 +173,7 @@ def stages(triple: Triple) -> Figure:
         off = (atoms.positions - triple.pos)[moved]
         start, arrows = (triple.pos @ turn)[moved], _MAGNIFIED * off @ turn
         ax.update_datalim((start + arrows)[:, :2])
-        if name != "original":
+        if name != "original" and len(off):  # small structures may have no atom in C
             ax.quiver(
                 *start.T[:2], *arrows.T[:2], color=color, angles="xy", scale_units="xy", scale=1,
                 width=0.012, zorder=1e6,

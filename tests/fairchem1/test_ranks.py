@@ -160,6 +160,8 @@ def train(src: str, batch_size: int, spoil: tuple[int, int] | None = None) -> di
 
     def record(batch, *args):
         corrupt_batch(batch, *args)
+        if not trainer.model.training:  # denoising validation
+            return
         for i, structure in enumerate(batch.sample_id.tolist()):
             atoms = batch.batch == i
             noise[trainer.step, structure] = batch.noise[atoms].numpy()

@@ -105,7 +105,10 @@ class Watch:
                 logging.info(", ".join(f"{name}: {value:.4f}" for name, value in errors.items()))
         log_figures = getattr(self.trainer.logger, "log_figures", None)
         if figures is not None and log_figures is not None:
-            log_figures(figures, self.trainer.step, split)
+            try:
+                log_figures(figures, self.trainer.step, split)
+            except Exception:  # no figure is worth a run
+                logging.exception("The figures of this validation could not be drawn")
         self._last = None  # the time since the last training step says nothing of training
 
     def _log(self, values: dict[str, float], split: str) -> None:

@@ -22,13 +22,11 @@ SCRIPT = Path(__file__).parent / "logged_run.py"
 
 
 def run(folder: Path, first: int, last: int, killed: bool = False) -> None:
-    # not the service of an earlier test's run in this process, which would outlive the kill
-    others = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
     arguments = ["wandb", str(folder), str(first), str(last), "killed" if killed else "whole"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
-        env={**others, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,

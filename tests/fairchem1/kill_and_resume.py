@@ -102,7 +102,7 @@ def disturbed_run(folder: Path, steps: int, kills: int, seed: int) -> int:
     for i in range(kills):
         in_save = rng.randrange(3) if i % 3 == 2 else None
         process = start(folder, "disturbed", in_save)
-        aim = steps * (i + rng.random()) / kills
+        aim = 0.9 * steps * (i + rng.random()) / kills
         while process.is_alive() and (in_save is not None or steps_done(folder) < aim):
             process.join(0.002)
         process.join(rng.uniform(0, 0.1))

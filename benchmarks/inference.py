@@ -15,8 +15,6 @@ import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fa
 import argparse
 import copy
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
 
-from benchmarks.step import COMMON, SIZES, _status, commit, hardware, summary
+from benchmarks.step import COMMON, SIZES, commit, hardware, last_number, peak, summary
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.checkpoints.export import export_checkpoint
 
@@ -140,29 +138,17 @@ def _now(cpu: bool) -> float:
     return time.perf_counter()
 
 
-def memory(predict: Callable[[], object], cpu: bool) -> float:
+def memory(predict: Callable[[], object], device: str) -> float:
     """Peak of the second prediction above what was there before it, MiB."""
     predict()
-    if not cpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        predict()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
-    predict()
-    return (_status("VmHWM") - before) / 2**10
+    return peak(predict, device)
 
 
 def memory_of(arm: str, args: argparse.Namespace) -> float:
-    """:func:`memory` in a process of its own, with an allocator that gives memory back."""
+    """:func:`memory` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.inference", "--memory-of", arm]
     command += ["--size", args.size, "--device", args.device]
-    trim = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    out = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, **trim}
-    )
-    return float(out.stdout.splitlines()[-1])
+    return last_number(command)
 
 
 def main() -> None:
@@ -179,7 +165,7 @@ def main() -> None:
         torch.set_num_threads(1)
     if args.memory_of:
         predict = predictors(size, cpu, [args.memory_of])
-        print(memory(predict[args.memory_of], cpu))
+        print(memory(predict[args.memory_of], args.device))
         return
     found = times(predictors(size, cpu, ARMS), args.rounds, cpu)
     used = {arm: memory_of(arm, args) for arm in ARMS}

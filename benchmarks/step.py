@@ -248,14 +248,19 @@ def memory(arm: str, size: dict, structures: int, device: str) -> float:
     step = Step(arm, size, structures, device)
     step()
     step.optimizer.zero_grad()
+    return peak(step, device)
+
+
+def peak(run: Callable[[], object], device: str) -> float:
+    """Peak memory of ``run`` above what is there before it, MiB, in this process."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
+        run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
-    step()
+    run()
     return (_status("VmHWM") - before) / 2**10
 
 
@@ -269,7 +274,14 @@ def memory_of(arm: str, args: argparse.Namespace) -> float:
     command = [sys.executable, "-m", "benchmarks.step", "--memory-of", arm, "--size", args.size]
     command += ["--structures", str(args.structures), "--device", args.device]
     command += ["--set", json.dumps(args.set)]
-    # an allocator that gives memory back, so that the peak is the step's
+    return last_number(command)
+
+
+def last_number(command: list[str]) -> float:
+    """What a process prints last, with an allocator that gives memory back: the peak is the run's.
+
+    Its last line is a number.
+    """
     environment = {
         **os.environ,
         "MALLOC_TRIM_THRESHOLD_": "65536",

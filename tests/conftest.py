@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 from structures import make_batch
@@ -27,3 +28,17 @@ def own_wandb_service():
     """What a test starts of W&B serves no other test's processes, which would find it gone."""
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture
+def untrusting(monkeypatch):
+    """Files are not trusted, whatever the environment says."""
+    monkeypatch.delenv("DENS_TRUST_FILES", raising=False)
+
+
+@pytest.fixture
+def sentinel(tmp_path, monkeypatch):
+    """A file that must not appear."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "it_ran"
+    sys.modules.pop("users_module", None)

@@ -45,9 +45,7 @@ settings.register_profile(
 fuzz = settings.get_profile("dens")
 
 
-@pytest.fixture(autouse=True)
-def untrusting(monkeypatch):
-    monkeypatch.delenv("DENS_TRUST_FILES", raising=False)
+pytestmark = pytest.mark.usefixtures("untrusting")
 
 
 def result_or_error(function, kind: type[Exception]) -> tuple:

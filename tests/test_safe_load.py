@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import sys
 import time
 from collections import OrderedDict, defaultdict
 
@@ -18,18 +17,7 @@ from torch_geometric.data import Data
 from dens.safe_load import safe_load
 from dens.safe_pickle import ALLOWED, BadRecord, ForbiddenClass, load_record, loads
 
-
-@pytest.fixture(autouse=True)
-def untrusting(monkeypatch):
-    monkeypatch.delenv("DENS_TRUST_FILES", raising=False)
-
-
-@pytest.fixture
-def sentinel(tmp_path, monkeypatch):
-    """A file that must not appear."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path / "it_ran"
-    sys.modules.pop("users_module", None)
+pytestmark = pytest.mark.usefixtures("untrusting")
 
 
 def in_protocol_2(name: str) -> str:

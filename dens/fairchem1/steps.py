@@ -153,8 +153,8 @@ class ExactSteps:
         return join_outputs([*outputs, self.forward_piece(last)])
 
     def _accumulate(self, piece) -> dict[str, Tensor]:
-        alone = isinstance(self.model, DistributedDataParallel)
-        with self.model.no_sync() if alone else nullcontext():
+        averages = isinstance(self.model, DistributedDataParallel)  # with the last piece only
+        with self.model.no_sync() if averages else nullcontext():
             out = self.forward_piece(piece)
             loss = self.local_loss(out, piece)
             with torch.autocast(self.device.type, enabled=False):

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import lmdb
@@ -34,16 +33,7 @@ KEYS = {"y": "energy", "force": "forces"}
 LEVELS = {"energy": "system", "forces": "atom"}
 
 
-@pytest.fixture(autouse=True)
-def untrusting(monkeypatch):
-    monkeypatch.delenv("DENS_TRUST_FILES", raising=False)
-
-
-@pytest.fixture
-def sentinel(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path / "it_ran"
-    sys.modules.pop("users_module", None)
+pytestmark = pytest.mark.usefixtures("untrusting")
 
 
 def load(src, name: str = "dens_lmdb", **config):

@@ -3,10 +3,10 @@
     python -m benchmarks.step --against fairchem --size M --out step.json
 
 A step is everything from positions to new weights: graph, forward, loss, backward, clipping,
-AdamW. The arms take turns in one process; their times are compared within each round, so that
-what else the machine does touches all of them alike. On a CPU the time is that of this process on
-one thread. The memory of a step is its peak above what model, optimizer and data take, measured in
-a process of its own for each arm.
+AdamW. Each arm has a process of its own and they take turns; their times are compared within each
+round, so that what else the machine does touches all of them alike. On a CPU the time is that of
+the process on one thread. The memory of a step is its peak above what model, optimizer and data
+take, with an allocator that gives memory back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch, Data
 
+from dens.allocator import keep_freed_memory
 from dens.config import parse_config
 from dens.corruption import attach, corrupt, make_generator
 from dens.loss import dens_loss, zero_gradient
@@ -181,6 +182,8 @@ class Step:
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         name, ratio = ARMS[arm]
+        if device == "cpu" and arm.startswith("ours"):
+            keep_freed_memory()  # as DeNSTrainer does
         self.model = build(name, size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.batch = corrupted(make_batch(structures), ratio).to(device)
@@ -229,17 +232,44 @@ def timer(device: str) -> Callable[[], float]:
     return now
 
 
+class Arm:
+    """An arm in a process of its own, as a training run has: calling it takes a step."""
+
+    def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
+        command = command_of("--steps-of", arm, size, structures, device)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, **pipes)
+        self()
+        self()  # as the first, a step that finds everything in place
+
+    def __call__(self) -> float:
+        """The seconds of one step."""
+        print(file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def take_steps(step: Step, device: str) -> None:
+    """The other side of :class:`Arm`: a step for each line that comes in."""
+    now = timer(device)
+    for _ in sys.stdin:
+        start = now()
+        step()
+        print(now() - start, flush=True)
+
+
 def times(arms: list[str], size: dict, structures: int, rounds: int, device: str) -> dict:
     """Seconds of each step of each arm, round by round, in an order that changes."""
-    steps = {arm: Step(arm, size, structures, device) for arm in arms}
-    now, found = timer(device), {arm: [] for arm in arms}
-    for step in steps.values():
-        step()
+    steps = {arm: Arm(arm, size, structures, device) for arm in arms}
+    found = {arm: [] for arm in arms}
     for turn in range(rounds):
         for arm in arms[turn % len(arms) :] + arms[: turn % len(arms)]:
-            start = now()
-            steps[arm]()
-            found[arm].append(now() - start)
+            found[arm].append(steps[arm]())
+    for step in steps.values():
+        step.close()
     return found
 
 
@@ -269,12 +299,10 @@ def _status(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def memory_of(arm: str, args: argparse.Namespace) -> float:
-    """:func:`memory` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.step", "--memory-of", arm, "--size", args.size]
-    command += ["--structures", str(args.structures), "--device", args.device]
-    command += ["--set", json.dumps(args.set)]
-    return last_number(command)
+def command_of(task: str, arm: str, size: dict, structures: int, device: str) -> list[str]:
+    """The command that does a task for one arm."""
+    command = [sys.executable, "-m", "benchmarks.step", task, arm, "--set", json.dumps(size)]
+    return [*command, "--structures", str(structures), "--device", device]
 
 
 def last_number(command: list[str]) -> float:
@@ -351,6 +379,7 @@ def markdown(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", choices=["fairchem"], help="measure fairchem's arms too")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--size", choices=SIZES, default="M")
     parser.add_argument("--structures", type=int, default=1, help="in a batch")
     parser.add_argument("--rounds", type=int, default=10)
@@ -359,17 +388,24 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--steps-of", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     setup_imports()
     if args.device == "cpu":
         torch.set_num_threads(1)
     size = {**SIZES[args.size], **args.set}
+    setting = (size, args.structures, args.device)
     if args.memory_of:
-        print(memory(args.memory_of, size, args.structures, args.device))
+        print(memory(args.memory_of, *setting))
         return
-    arms = [arm for arm in ARMS if args.against or not arm.startswith("fairchem")]
+    if args.steps_of:
+        take_steps(Step(args.steps_of, *setting), args.device)
+        return
+    arms = [arm for arm in args.arms if args.against or not arm.startswith("fairchem")]
     found = times(arms, size, args.structures, args.rounds, args.device)
-    used = {} if args.no_memory else {arm: memory_of(arm, args) for arm in arms}
+    used = {}
+    if not args.no_memory:
+        used = {arm: last_number(command_of("--memory-of", arm, *setting)) for arm in arms}
     result = report(found, used, args)
     print(markdown(result))
     if args.out:

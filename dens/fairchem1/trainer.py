@@ -20,6 +20,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch import Tensor
 
+from dens.allocator import keep_freed_memory
 from dens.config import ConfigError, DeNSConfig
 from dens.corruption import (
     Draws,
@@ -76,6 +77,8 @@ class DeNSMixin(Watched, TrainingMetrics, ExactSteps):
         if self.pretrained.path is not None:
             task = {**task, "pretrained": asdict(self.pretrained)}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def load(self, inference_only: bool) -> None:
         super().load(inference_only)

@@ -8,9 +8,9 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-# numbers in a temporary: 1 MiB of float32 stays in the second-level cache of a CPU core; a GPU
+# numbers in a temporary: 2 MiB of float32 stay in a cache of a CPU core; a GPU
 # wants few launches and has the memory
-_CPU, _GPU = 2**18, 2**27
+_CPU, _GPU = 2**19, 2**27
 
 
 def chunk_size(n: int, numbers_per_row: int, device: torch.device) -> int:

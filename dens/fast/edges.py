@@ -88,13 +88,13 @@ class _RotateIn(torch.autograd.Function):
             offset = 0
             for grad, part, weight in _orders(grads, rotated[:n], radial[piece], layout):
                 end = offset + weight.shape[-1]
-                torch.sum(grad[piece] * part, dim=1, out=grad_radial[piece, offset:end])
+                _dot(grad[piece], part, out=grad_radial[piece, offset:end])
                 torch.mul(grad[piece], weight, out=part)
                 offset = end
             torch.bmm(rotation[piece].transpose(1, 2), rotated[:n], out=both[:n])
             grad_source, grad_target = both[:n].chunk(2, dim=2)
-            grad_x.index_add_(0, source[piece], grad_source)
-            grad_x.index_add_(0, target[piece], grad_target)
+            _add_rows(grad_x, source[piece], grad_source)
+            _add_rows(grad_x, target[piece], grad_target)
         return grad_x, grad_radial, None, None, None, None
 
 
@@ -106,9 +106,21 @@ def _buffers(x: Tensor, rows: int, n_edges: int) -> tuple[Tensor, Tensor]:
 
 
 def _gather(x: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
-    half = x.shape[2]
-    out[:, :, :half] = x.index_select(0, source)
-    out[:, :, half:] = x.index_select(0, target)
+    of_source, of_target = out.chunk(2, dim=2)
+    torch.index_select(x, 0, source, out=of_source)
+    torch.index_select(x, 0, target, out=of_target)
+
+
+def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> None:
+    """``x[index] += rows``. Along a first dimension index_add_ visits one number at a time."""
+    x[None].index_add_(1, index, rows[None])
+
+
+def _dot(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Sums of products over the signs of m: (n, signs, width) -> (n, width)."""
+    torch.mul(a[:, 0], b[:, 0], out=out)
+    if a.shape[1] == 2:
+        out.addcmul_(a[:, 1], b[:, 1])
 
 
 def _orders(tensors: list[Tensor], rotated: Tensor, radial: Tensor, layout: OrderMajor):
@@ -134,7 +146,7 @@ class _RotateOut(torch.autograd.Function):
                 out=_heads(weighted[:n], weights),
             )
             torch.bmm(rotation[piece].transpose(1, 2), weighted[:n], out=message[:n])
-            out.index_add_(0, target[piece], message[:n])
+            _add_rows(out, target[piece], message[:n])
         return out
 
     @staticmethod

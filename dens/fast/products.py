@@ -66,8 +66,8 @@ class _ThreeProducts(torch.autograd.Function):
         shared = (plus + minus) @ real.t()
         out = x.new_empty(len(x), len(weight))
         out_plus, out_minus = out.chunk(2, dim=1)
-        out_plus.copy_(torch.addmm(shared, minus, (real + imaginary).t(), alpha=-1))
-        out_minus.copy_(shared.addmm_(plus, (imaginary - real).t()))
+        torch.addmm(shared, minus, (real + imaginary).t(), alpha=-1, out=out_plus)
+        torch.addmm(shared, plus, (imaginary - real).t(), out=out_minus)
         return out
 
     @staticmethod
@@ -81,8 +81,8 @@ class _ThreeProducts(torch.autograd.Function):
         shared = grad_sum @ real
         grad_x = torch.empty_like(x)
         of_plus, of_minus = grad_x.chunk(2, dim=1)
-        of_plus.copy_(torch.addmm(shared, grad_minus, imaginary - real))
-        of_minus.copy_(shared.addmm_(grad_plus, real + imaginary, alpha=-1))
+        torch.addmm(shared, grad_minus, imaginary - real, out=of_plus)
+        torch.addmm(shared, grad_plus, real + imaginary, alpha=-1, out=of_minus)
         first, second = grad_plus.t() @ plus, grad_minus.t() @ minus
         third = grad_sum.t() @ (plus - minus)
         return grad_x, torch.cat([first + second, third - first + second])

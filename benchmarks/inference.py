@@ -46,7 +46,7 @@ def trainer_settings(size: dict) -> dict:
     """What builds a DeNS trainer without data."""
     model = {
         "name": "hydra",
-        "backbone": {"model": "dens.EquiformerV2Backbone", **COMMON, **size},
+        "backbone": {"model": "dens.EquiformerV2Backbone", "fast": False, **COMMON, **size},
         "heads": {name: {"module": module} for name, module in HEADS.items()},
         "pass_through_head_outputs": True,
         "otf_graph": True,

@@ -63,7 +63,7 @@ def speed_up(backbone: nn.Module) -> bool:
     setting = not_covered(backbone)
     if setting is not None:
         logging.warning(
-            f"fast: true does not cover {setting} (model.backbone); using fairchem's own modules"
+            f"the fast path does not cover {setting} (model.backbone); using fairchem's own modules"
         )
         return False
     layout = OrderMajor(backbone.lmax_list[0], backbone.mmax_list[0])

@@ -1,7 +1,8 @@
 """EquiformerV2 with a force encoding and a noise head, by subclass and hook.
 
 Without a corrupted batch (see :func:`dens.corruption.denoising_fields`), so in every evaluation,
-these compute exactly what fairchem's own classes compute with the same weights.
+these compute what fairchem's own classes compute with the same weights: bit for bit with
+``fast: false``, up to rounding on the fast path.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         sigma_encoding: whether the noise level is encoded too: true for corrupted atoms;
             ``structure`` for all atoms of a corrupted structure, as in the authors' models.
         fast: whether to take the fast path (:mod:`dens.fairchem1.fast`), where it covers the other
-            settings; the heads of this module follow.
+            settings; the heads of this module follow. By default where there is no GPU: on one
+            the path is untried.
         kwargs: those of fairchem's ``equiformer_v2_backbone``, unchanged.
 
     Raises:
@@ -48,7 +50,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         *,
         force_encoding: bool = True,
         sigma_encoding: bool | str = False,
-        fast: bool = False,
+        fast: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -73,6 +75,8 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
             self.force_encoding = ForceEncoding(
                 self.lmax_list[0], self.sphere_channels, bool(sigma_encoding), self.weight_init
             )
+        if fast is None:
+            fast = not torch.cuda.is_available()
         self.fast = fast and speed_up(self)
         self._encoded: Tensor | None = None  # set for the time of one forward, read by the hook
         self.edge_degree_embedding.register_forward_hook(self._add_encoding)

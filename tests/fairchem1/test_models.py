@@ -41,7 +41,8 @@ def run(model, batch, seed=0):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_evaluation_is_stock_bit_for_bit(seed):
-    ours, stock = build(MODEL, max_neighbors=12), build(STOCK_MODEL, max_neighbors=12)
+    ours = build(MODEL, max_neighbors=12, fast=False)
+    stock = build(STOCK_MODEL, max_neighbors=12)
     missing, unexpected = stock.load_state_dict(ours.state_dict(), strict=False)
     assert not missing
     assert all(k.startswith(("backbone.force_encoding", "output_heads.noise")) for k in unexpected)
@@ -60,12 +61,19 @@ def test_evaluation_is_stock_bit_for_bit(seed):
 
 
 def test_training_mode_without_corruption_is_stock_too():
-    ours, stock = build(MODEL).train(), build(STOCK_MODEL).train()
+    ours, stock = build(MODEL, fast=False).train(), build(STOCK_MODEL).train()
     stock.load_state_dict(ours.state_dict(), strict=False)
     batch = make_batch(3)
     corrupted(batch, prob=0.0)
     out, reference = run(ours, batch), run(stock, make_batch(3))
     assert all(torch.equal(out[name], reference[name]) for name in reference)
+
+
+def test_the_fast_path_is_taken_where_it_is_proven(monkeypatch):
+    assert build(MODEL).backbone.fast
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not build(MODEL).backbone.fast
+    assert build(MODEL, fast=True).backbone.fast
 
 
 def test_encoding_is_added_to_the_first_node_embedding():

@@ -18,7 +18,8 @@ class DeNSCalculator(OCPCalculator):
     Args:
         path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
         raw: the weights as trained; by default their moving average, where there is one.
-        fast: take the faster path through the same model (docs/performance.md).
+        fast: take the faster path through the same model (docs/performance.md); by default where
+            there is no GPU.
         kwargs: those of fairchem's ``OCPCalculator``.
 
     Raises:
@@ -26,7 +27,7 @@ class DeNSCalculator(OCPCalculator):
     """
 
     def __init__(
-        self, path: str | Path, *, raw: bool = False, fast: bool = False, **kwargs: Any
+        self, path: str | Path, *, raw: bool = False, fast: bool | None = None, **kwargs: Any
     ) -> None:
         content = export(read(path, raw), str(path))
         config = content["config"]
@@ -42,14 +43,20 @@ class DeNSCalculator(OCPCalculator):
 
 
 def load_calculator(
-    path: str | Path, *, cpu: bool = False, fast: bool = False, seed: int | None = 0, **kwargs: Any
+    path: str | Path,
+    *,
+    cpu: bool = False,
+    fast: bool | None = None,
+    seed: int | None = 0,
+    **kwargs: Any,
 ) -> DeNSCalculator:
     """An ASE calculator from a checkpoint: energies in eV, forces in eV/Å, and stress if it has it.
 
     Args:
         path: a checkpoint of dens, of stock EquiformerV2, or of a published DeNS model.
         cpu: run on the CPU even where there is a CUDA device.
-        fast: take the faster path through the same model, with the same results up to rounding.
+        fast: take the faster path through the same model, with the same results up to rounding; by
+            default where there is no GPU.
         seed: of the random frames of edges, on which the last digits of a result depend.
         kwargs: those of :class:`DeNSCalculator`.
 

@@ -1,4 +1,4 @@
-"""Speed of conversion to LMDB, and of reading it back through fairchem's loader.
+"""Speed of conversion to LMDB, and of reading it back through fairchem's loader, with edges too.
 
     python -m benchmarks.data --data PATH
 
@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -24,9 +25,12 @@ import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.convert import convert
 from dens.data.recipe import Recipe
 from dens.data.units import parse_units
+from dens.neighbors import periodic_radius_graph
 
 MADE_UP = 2000
-BATCH_SIZE = 4  # structures, as OC20's recipes have it
+BATCH_SIZE = 4  # structures; this and the graph as in OC20's recipes
+CUTOFF, NEIGHBORS = 12.0, 20  # Å
+WITH_EDGES = 200  # structures to find edges for
 
 
 def make_up(path: Path) -> Path:
@@ -65,9 +69,19 @@ def time_conversion(
     return last - first, end - start
 
 
-def time_reading(folder: Path, workers: int) -> tuple[int, float]:
+def our_edges(batch) -> None:
+    periodic_radius_graph(batch.pos, batch.cell, batch.natoms, CUTOFF, NEIGHBORS)
+
+
+def fairchems_edges(batch) -> None:
+    from fairchem.core.common.utils import radius_graph_pbc
+
+    radius_graph_pbc(batch, CUTOFF, NEIGHBORS, True)
+
+
+def time_reading(folder: Path, workers: int, edges: Callable | None = None) -> tuple[int, float]:
     """Structures read by fairchem's data set and collater in batches, and the seconds, of this
-    process's core where it has no workers."""
+    process's core where it has no workers. ``edges`` is called with each batch, up to a count."""
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset, data_list_collater
 
     dataset = LmdbDataset({"src": str(folder), "key_mapping": {"y": "energy", "force": "forces"}})
@@ -80,7 +94,13 @@ def time_reading(folder: Path, workers: int) -> tuple[int, float]:
     )
     clock = time.perf_counter if workers else time.process_time
     start = clock()
-    count = sum(len(batch.natoms) for batch in loader)
+    count = 0
+    for batch in loader:
+        count += len(batch.natoms)
+        if edges is not None:
+            edges(batch)
+            if count >= WITH_EDGES:
+                break
     return count, clock() - start
 
 
@@ -108,6 +128,9 @@ def main() -> None:
         for workers in (0, 1):
             count, seconds = time_reading(out, workers)
             print(f"read, {workers} loader workers: {count / seconds:.0f} structures/s")
+        for name, edges in (("fairchem's", fairchems_edges), ("our", our_edges)):
+            count, seconds = time_reading(out, 0, edges)
+            print(f"read, with {name} edges: {count / seconds:.0f} structures/s")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Results:
         self.rows = [
             (variant, test, arm)
             for variant, settings in study.variants.items()
-            for test in settings.tests
+            for test in settings.measured_on
             for arm in study.arms
         ]
 
@@ -138,15 +138,15 @@ def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Test errors of every seed, then validation curves; a row of panels for each variant."""
+    """Errors of every seed, then validation curves; a row of panels for each variant."""
     variants, arms = results.study.variants, [*results.study.arms]
-    width = len(ERRORS) * max(len(variant.tests) for variant in variants.values()) + 1
+    width = len(ERRORS) * max(len(variant.measured_on) for variant in variants.values()) + 1
     size = (3 * width, 2.8 * len(variants))
     figure, axes = plt.subplots(len(variants), width, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for row, (name, variant) in zip(axes, variants.items(), strict=True):
-        panels = [(test, error) for test in variant.tests for error in ERRORS]
+        panels = [(test, error) for test in variant.measured_on for error in ERRORS]
         for axis, (test, error) in zip(row, panels, strict=False):
             for i, arm in enumerate(arms):
                 values = [*results.errors((name, test, arm), "best", error).values()]

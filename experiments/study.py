@@ -37,7 +37,12 @@ class Arm(Part):
 
 
 class Variant(Part):
-    tests: dict[str, str] = Field(min_length=1, description="folder by name of a test set")
+    tests: dict[str, str] = Field({}, description="folder by name of a test set")
+
+    @property
+    def measured_on(self) -> list[str]:
+        """Names of the test sets; of a search for settings, which has none, the validation set."""
+        return [*self.tests] or ["val"]
 
 
 class Study(Part):

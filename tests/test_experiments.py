@@ -118,7 +118,7 @@ def finished(run) -> dict:
     errors = {"forces_mae": forces, "energy_mae": 2 * forces}
     return {
         **{key: getattr(run, key) for key in ("variant", "arm", "seed", "fingerprint")},
-        "errors": {weights: {"test": errors} for weights in ("best", "final")},
+        "errors": {weights: {"val": errors, "test": errors} for weights in ("best", "final")},
         "denoising": {},
         "validation": [[1, 0.2, 0.4], [2, forces, 0.3]],
         "steps": 2,
@@ -131,11 +131,12 @@ def finished(run) -> dict:
 
 
 @pytest.fixture
-def two_arms(tmp_path):
+def two_arms(tmp_path, request):
     """A study of two arms and three seeds, its runs, and a function that calls the program."""
     arms = {name: {"config": str(tmp_path / "tiny.yml")} for name in ("reference", "other")}
     arms["other"]["settings"] = {"optim": {"dens": {"sigma": 0.3}}}
-    path = write_study(tmp_path, arms=arms, reference="reference", seeds=[0, 1, 2])
+    changes = getattr(request, "param", {})
+    path = write_study(tmp_path, arms=arms, reference="reference", seeds=[0, 1, 2], **changes)
     runs = expand("tiny_study", load_study(path))
     (tmp_path / "results" / "tiny_study").mkdir(parents=True)
 
@@ -222,6 +223,17 @@ def test_table(two_arms):
     # differences -30, -29, -28: -29 ± 4.303 / sqrt(3)
     assert "3 of 3 | 72.7 ± 3.1 | -29.0 [-31.5 to -26.5], -29 %" in text
     assert "| all | other | 2 | 1,000 | 1.1 ± 0.0 | 1.10 | 0 |" in text
+
+
+@pytest.mark.parametrize("two_arms", [{"variants": {"all": {}}}], indirect=True)
+def test_a_search_for_settings_is_judged_by_the_validation_set(two_arms):
+    runs, invoke, keep, folder = two_arms
+    assert all(run.tests == {} for run in runs)
+    for run in runs:
+        keep(run)
+    assert invoke("--report").exit_code == 0
+    text = (folder / "docs" / "r.md").read_text()
+    assert "| all | val | reference | 3 of 3 | 101.7 ± 2.1 |" in text
 
 
 def test_paired_difference():

@@ -14,7 +14,9 @@ import time
 
 import numpy as np
 import torch
-from ase.build import bulk
+from ase import Atoms
+from ase.build import bulk, fcc111
+from ase.constraints import FixAtoms
 from fairchem.core.common.utils import radius_graph_pbc
 from torch_geometric.data import Batch, Data
 
@@ -30,17 +32,35 @@ def crystals(count: int, seed: int = 0) -> Batch:
     for _ in range(count):
         atoms = bulk(rng.choice(["Cu", "Pt", "Al"])).repeat(2)
         atoms.rattle(0.05, rng=rng)
-        found.append(
-            Data(
-                pos=torch.tensor(atoms.positions, dtype=torch.float32),
-                cell=torch.tensor(atoms.cell.array, dtype=torch.float32)[None],
-                natoms=len(atoms),
-            )
-        )
+        found.append(_data(atoms))
     return Batch.from_data_list(found)
 
 
-BATCHES = {"slabs of 73-77 atoms": make_batch, "crystals of 8 atoms": crystals}
+def half_ideal_slabs(count: int, seed: int = 0) -> Batch:
+    """Slabs of 72 atoms whose lower half stands on ideal sites: many neighbours are as far."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        atoms = fcc111(rng.choice(["Cu", "Pt", "Pd"]), size=(3, 4, 6), vacuum=8.0)
+        atoms.pbc = True
+        atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 3))
+        atoms.rattle(0.05, rng=rng)
+        found.append(_data(atoms))
+    return Batch.from_data_list(found)
+
+
+def _data(atoms: Atoms) -> Data:
+    return Data(
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(atoms.cell.array, dtype=torch.float32)[None],
+        natoms=len(atoms),
+    )
+
+
+BATCHES = {
+    "slabs of 73-77 atoms": make_batch,
+    "slabs of 72 atoms, half of them on ideal sites": half_ideal_slabs,
+    "crystals of 8 atoms": crystals,
+}
 
 
 def seconds(function, *args, repeats: int, **kwargs) -> tuple[float, tuple]:

@@ -236,6 +236,7 @@ class Arm:
     """An arm in a process of its own, as a training run has: calling it takes a step."""
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
+        self.arm = arm
         command = command_of("--steps-of", arm, size, structures, device)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, text=True, **pipes)
@@ -245,7 +246,10 @@ class Arm:
     def __call__(self) -> float:
         """The seconds of one step."""
         print(file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self.arm}: ended with {self.process.wait()} (-9: memory for fewer --arms)")
+        return float(answer)
 
     def close(self) -> None:
         self.process.stdin.close()

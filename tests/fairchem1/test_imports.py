@@ -10,7 +10,7 @@ from dens.config import parse_config
 from dens.corruption import attach, corrupt, make_generator
 from dens.fairchem1.checkpoints.export import export
 from dens.fairchem1.checkpoints.layouts import FAIRCHEM_DENS, FLAT, FLAT_DENS, read
-from dens.fairchem1.checkpoints.settings import build
+from dens.fairchem1.checkpoints.settings import build, dens_section
 
 LADDER = {"sigma": None, "sigma_low": 0.02, "sigma_high": 0.2, "num_sigmas": 3}
 
@@ -21,9 +21,9 @@ def run(model, batch):
         return model(batch)
 
 
-def imported(path, raw=False):
+def imported(path, raw=False, **backbone):
     checkpoint = read(path, raw)
-    model = build(checkpoint.model).eval()
+    model = build(dens_section(checkpoint.model, **backbone)).eval()
     model.load_state_dict({**model.state_dict(), **checkpoint.weights})
     return checkpoint, model
 
@@ -86,7 +86,7 @@ def test_flat_plain_model(dataset, tmp_path):
     trainer = plain_trainer(dataset, tmp_path)
     randomise(trainer)
     trainer_path = save(trainer)
-    checkpoint, model = imported(flatten(trainer_path), raw=True)
+    checkpoint, model = imported(flatten(trainer_path), raw=True, fast=False)
     assert checkpoint.layout == FLAT
     expected, out = run(trainer.model.eval(), make_batch(2)), run(model, make_batch(2))
     assert all(torch.equal(out[name], expected[name]) for name in ("energy", "forces"))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,26 +28,26 @@ from dens.neighbors import periodic_radius_graph
 BATCH_SIZE = 4
 
 
-def crystals(count: int, seed: int = 0) -> Batch:
-    """Rattled crystals of 8 atoms: many images within the cutoff."""
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(count):
-        atoms = bulk(rng.choice(["Cu", "Pt", "Al"])).repeat(2)
-        atoms.rattle(0.05, rng=rng)
-        found.append(_data(atoms))
-    return Batch.from_data_list(found)
+def crystal(rng: np.random.Generator) -> Atoms:
+    """A rattled crystal of 8 atoms: many images within the cutoff."""
+    atoms = bulk(rng.choice(["Cu", "Pt", "Al"])).repeat(2)
+    atoms.rattle(0.05, rng=rng)
+    return atoms
 
 
-def half_ideal_slabs(count: int, seed: int = 0) -> Batch:
-    """Slabs of 72 atoms whose lower half stands on ideal sites: many neighbours are as far."""
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(count):
-        atoms = fcc111(rng.choice(["Cu", "Pt", "Pd"]), size=(3, 4, 6), vacuum=8.0)
-        atoms.pbc = True
-        atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 3))
-        atoms.rattle(0.05, rng=rng)
-        found.append(_data(atoms))
-    return Batch.from_data_list(found)
+def half_ideal_slab(rng: np.random.Generator) -> Atoms:
+    """A slab of 72 atoms whose lower half stands on ideal sites: many neighbours are as far."""
+    atoms = fcc111(rng.choice(["Cu", "Pt", "Pd"]), size=(3, 4, 6), vacuum=8.0)
+    atoms.pbc = True
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 3))
+    atoms.rattle(0.05, rng=rng)
+    return atoms
+
+
+def batch_of(make: Callable, count: int, seed: int) -> Batch:
+    """Structures that ``make`` makes from random numbers."""
+    rng = np.random.default_rng(seed)
+    return Batch.from_data_list([_data(make(rng)) for _ in range(count)])
 
 
 def _data(atoms: Atoms) -> Data:
@@ -58,8 +60,8 @@ def _data(atoms: Atoms) -> Data:
 
 BATCHES = {
     "slabs of 73-77 atoms": make_batch,
-    "slabs of 72 atoms, half of them on ideal sites": half_ideal_slabs,
-    "crystals of 8 atoms": crystals,
+    "slabs of 72 atoms, half of them on ideal sites": partial(batch_of, half_ideal_slab),
+    "crystals of 8 atoms": partial(batch_of, crystal),
 }
 
 

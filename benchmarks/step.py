@@ -182,8 +182,6 @@ class Step:
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         name, ratio = ARMS[arm]
-        if device == "cpu" and arm.startswith("ours"):
-            keep_freed_memory()  # as DeNSTrainer does
         self.model = build(name, size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.batch = corrupted(make_batch(structures), ratio).to(device)
@@ -403,6 +401,8 @@ def main() -> None:
         print(memory(args.memory_of, *setting))
         return
     if args.steps_of:
+        if args.device == "cpu" and args.steps_of.startswith("ours"):
+            keep_freed_memory()  # as DeNSTrainer does
         take_steps(Step(args.steps_of, *setting), args.device)
         return
     arms = [arm for arm in args.arms if args.against or not arm.startswith("fairchem")]

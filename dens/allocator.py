@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory of one step for the next.
 
     A step on a CPU frees large tensors and asks for as many again. glibc gives them back to the
-    operating system, whose fresh zeroed pages then cost up to a third of a step. Does nothing
-    where glibc is not the C library, or where the environment sets its allocator.
+    operating system, whose fresh zeroed pages then cost up to two fifths of a step. Does
+    nothing where glibc is not the C library, or where the environment sets its allocator.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not any(name in os.environ for name in _CHOSEN):

@@ -1,14 +1,16 @@
 """Memory that a step frees is there for the next one."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
+from dens.allocator import _CHOSEN
+
 PAGES = """
 import resource
-import sys
 
 from dens.allocator import keep_freed_memory
 
@@ -25,10 +27,10 @@ print(new_pages())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is about glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's allocator")
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     def pages(**chosen):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        environment = {name: v for name, v in os.environ.items() if name not in _CHOSEN}
         command = [sys.executable, "-c", PAGES]
         return int(subprocess.check_output(command, env={**environment, **chosen}))
 

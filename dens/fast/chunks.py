@@ -8,8 +8,8 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-# numbers in a temporary: 2 MiB of float32 stay in a cache of a CPU core; a GPU
-# wants few launches and has the memory
+# numbers in a temporary: 2 MiB of float32 stay in a cache of a CPU core; a GPU wants few launches
+# and has the memory
 _CPU, _GPU = 2**19, 2**27
 
 

@@ -112,7 +112,10 @@ def _gather(x: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
 
 
 def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``x[index] += rows``. Along a first dimension index_add_ visits one number at a time."""
+    """``x[index] += rows``.
+
+    Along a first dimension index_add_ visits single numbers where rows are not consecutive.
+    """
     x[None].index_add_(1, index, rows[None])
 
 

@@ -213,6 +213,7 @@ class VectorHead(EqV2VectorHead):
             return super().forward(data, emb)
         x, graph = emb["node_embedding"], emb["graph"]
         edges = _edges(self.force_block, graph.edge_index, graph.edge_distance)
+        edges = edges.back_to(1, self.force_block.layout)
         fields = denoising_fields(data) if self.training else None
         if fields is not None:
             edges = edges.select(self.atoms(fields.noise_mask)[edges.target])

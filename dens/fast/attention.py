@@ -29,7 +29,14 @@ class Edges(NamedTuple):
 
     def select(self, kept: Tensor) -> Edges:
         """Those of ``kept``: (n_edges,) bool."""
-        return Edges(*(tensor[kept] for tensor in self))
+        number = kept.nonzero().squeeze(1)
+        return Edges(*(tensor.index_select(0, number) for tensor in self))
+
+    def back_to(self, degree: int, layout: OrderMajor) -> Edges:
+        """The same, with the rows and columns of ``back`` that lead to one degree."""
+        columns = slice(degree**2, (degree + 1) ** 2)
+        rows = [self.back[:, row, columns] for row in layout.rows_of_degree(degree)]
+        return self._replace(back=torch.stack(rows, dim=1))
 
 
 class AttentionParameters(Protocol):
@@ -76,6 +83,9 @@ def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: 
     """Degree 1 of :func:`attention` and no other: (atoms in ``out``, 3, out channels).
 
     A rotation does not mix degrees, so only three rows of the messages are needed.
+
+    Args:
+        edges: with the way back to degree 1 only, see :meth:`Edges.back_to`.
     """
     hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
     zero, one = hidden.split(p.layout.sizes, dim=1)[:2]
@@ -87,8 +97,7 @@ def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: 
     lowest = torch.cat([real[:width], imaginary[:width]])
     parts.append(complex_linear(one.flatten(1), lowest))
     messages = torch.cat(parts, dim=1).unflatten(1, (3, -1))
-    back = edges.back[:, p.layout.rows_of_degree(1), 1:4]
-    summed = rotate_out(messages, weights, back, target, n_out)
+    summed = rotate_out(messages, weights, edges.back, target, n_out)
     return F.linear(summed, p.proj.weight[1])
 
 
@@ -105,8 +114,10 @@ def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Ten
         sizes = [edges.distance.shape[1], *(e.embedding_dim for e in embeddings)]
         of_distance, of_source, of_target = first.weight.split(sizes, dim=1)
         out = F.linear(edges.distance, of_distance, first.bias)
-        out = out + F.linear(embeddings[0].weight, of_source)[numbers[edges.source]]
-        out = out + F.linear(embeddings[1].weight, of_target)[numbers[edges.target]]
+        of_elements = F.linear(embeddings[0].weight, of_source)
+        out = out + of_elements.index_select(0, numbers[edges.source])
+        of_elements = F.linear(embeddings[1].weight, of_target)
+        out = out + of_elements.index_select(0, numbers[edges.target])
     for layer in rest:
         out = layer(out)
     return out

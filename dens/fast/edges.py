@@ -143,11 +143,7 @@ class _RotateOut(torch.autograd.Function):
         out = values.new_zeros(n_atoms, n_out, values.shape[2])
         weighted, message = _out_buffers(values, n_out)
         for piece, n in chunks(len(target), len(message)):
-            torch.mul(
-                _heads(values[piece], weights),
-                weights[piece, None, :, None],
-                out=_heads(weighted[:n], weights),
-            )
+            torch.mul(values[piece], _of_features(weights[piece], values), out=weighted[:n])
             torch.bmm(rotation[piece].transpose(1, 2), weighted[:n], out=message[:n])
             _add_rows(out, target[piece], message[:n])
         return out
@@ -162,22 +158,19 @@ class _RotateOut(torch.autograd.Function):
         weighted, message = _out_buffers(values, rotation.shape[2])
         for piece, n in chunks(len(target), len(message)):
             torch.index_select(grad_out, 0, target[piece], out=message[:n])
-            torch.bmm(rotation[piece], message[:n], out=weighted[:n])
-            grads = _heads(weighted[:n], weights)
-            part = _heads(values[piece], weights)
-            torch.sum(grads * part, dim=(1, 3), out=grad_weights[piece])
-            torch.mul(grads, weights[piece, None, :, None], out=_heads(grad_values[piece], weights))
+            grads = torch.bmm(rotation[piece], message[:n], out=weighted[:n])
+            of_features = (grads * values[piece]).sum(dim=1)
+            torch.sum(of_features.view(n, weights.shape[1], -1), dim=2, out=grad_weights[piece])
+            torch.mul(grads, _of_features(weights[piece], values), out=grad_values[piece])
         return grad_values, grad_weights, None, None, None
+
+
+def _of_features(weights: Tensor, values: Tensor) -> Tensor:
+    """(n, 1, heads * channels), consecutive: a head's few channels alone are slow to multiply."""
+    return weights.repeat_interleave(values.shape[2] // weights.shape[1], dim=1)[:, None]
 
 
 def _out_buffers(values: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
     n_edges, rows, width = values.shape
     size = chunk_size(n_edges, (rows + n_out) * width, values.device)
     return values.new_empty(size, rows, width), values.new_empty(size, n_out, width)
-
-
-def _heads(values: Tensor, weights: Tensor) -> Tensor:
-    """(n, rows, heads, channels)."""
-    n, rows, width = values.shape
-    heads = weights.shape[1]
-    return values.view(n, rows, heads, width // heads)

@@ -44,7 +44,7 @@ class Results:
             (variant, test, arm)
             for variant, settings in study.variants.items()
             for test in settings.measured_on
-            for arm in study.arms
+            for arm in study.arms_of(variant)
         ]
 
     def of(self, variant: str, arm: str) -> dict[int, Mapping]:
@@ -66,11 +66,16 @@ class Results:
 
 
 def error_table(results: Results, weights: str) -> str:
-    """Mean and standard deviation over seeds, and what differs from the reference."""
+    """Mean and standard deviation over seeds, and what differs from the reference.
+
+    Arms without a result are left out here: :meth:`Results.missing` names them.
+    """
     head = ["variant", "test set", "arm", "seeds"]
     lines = []
     for row in results.rows:
         runs = results.of(row[0], row[2])
+        if not runs:
+            continue
         line = [*row, f"{len(runs)} of {len(results.study.seeds)}"]
         for error in ERRORS:
             ours = results.errors(row, weights, error)
@@ -85,7 +90,7 @@ def spread(values: BySeed) -> str:
     """Mean ± standard deviation."""
     x = np.array([*values.values()])
     if len(x) < 2:
-        return f"{x[0]:.1f}" if len(x) else "missing"
+        return f"{x[0]:.1f}"
     return f"{x.mean():.1f} ± {x.std(ddof=1):.1f}"
 
 
@@ -139,13 +144,14 @@ def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
 
 def draw(results: Results, path: Path) -> None:
     """Errors of every seed, then validation curves; a row of panels for each variant."""
-    variants, arms = results.study.variants, [*results.study.arms]
+    variants = results.study.variants
     width = len(ERRORS) * max(len(variant.measured_on) for variant in variants.values()) + 1
     size = (3 * width, 2.8 * len(variants))
     figure, axes = plt.subplots(len(variants), width, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for row, (name, variant) in zip(axes, variants.items(), strict=True):
+        arms = results.study.arms_of(name)
         panels = [(test, error) for test in variant.measured_on for error in ERRORS]
         for axis, (test, error) in zip(row, panels, strict=False):
             for i, arm in enumerate(arms):

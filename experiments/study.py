@@ -34,6 +34,9 @@ class Part(BaseModel):
 
 class Arm(Part):
     config: Path = Field(description="a training config, relative to the repository")
+    variants: list[str] | None = Field(
+        None, min_length=1, description="those it is run for; all by default"
+    )
 
 
 class Variant(Part):
@@ -62,10 +65,21 @@ class Study(Part):
             raise ValueError(f"reference must be one of the arms {[*self.arms]}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {self.seeds}")
+        for name, arm in self.arms.items():
+            if not {*(arm.variants or [])} <= {*self.variants}:
+                raise ValueError(
+                    f"arms.{name}.variants must be of {[*self.variants]}, got {arm.variants}"
+                )
+        if self.arms[self.reference].variants is not None:
+            raise ValueError(f"reference {self.reference!r} must be run for all variants")
         bad = [name for name in [*self.arms, *self.variants] if not name.isidentifier()]
         if bad:
             raise ValueError(f"names of arms and variants must be identifiers, got {bad[0]!r}")
         return self
+
+    def arms_of(self, variant: str) -> list[str]:
+        """Names of the arms that are run for a variant."""
+        return [name for name, arm in self.arms.items() if variant in (arm.variants or [variant])]
 
 
 @dataclass(frozen=True)
@@ -119,8 +133,8 @@ def expand(name: str, study: Study) -> list[Run]:
     runs = []
     for seed in study.seeds:
         for variant_name, variant in study.variants.items():
-            for arm_name, arm in study.arms.items():
-                settings: dict = {}
+            for arm_name in study.arms_of(variant_name):
+                arm, settings = study.arms[arm_name], {}
                 for part in (ALL_RUNS, study.settings, variant.settings, arm.settings):
                     settings = merged(settings, part)
                 config = merged(read_config(ROOT / arm.config), settings)

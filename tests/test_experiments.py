@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from trainers import DENS, MODEL, trainer_config, write_dataset
 
 from experiments import run as runner_module
-from experiments.report import paired_difference
+from experiments.report import paired_difference, write_report
 from experiments.study import ROOT, expand, load_study
 
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.yml"))
@@ -236,6 +236,23 @@ def test_a_search_for_settings_is_judged_by_the_validation_set(two_arms):
     assert "| all | val | reference | 3 of 3 | 101.7 ± 2.1 |" in text
 
 
+def test_an_arm_of_some_variants(tmp_path):
+    tests = {"test": "x"}
+    arms = {name: {"config": str(tmp_path / "tiny.yml")} for name in ("reference", "other")}
+    arms["other"]["variants"] = ["few"]
+    variants = {"few": {"tests": tests}, "many": {"tests": tests}}
+    path = write_study(tmp_path, arms=arms, reference="reference", seeds=[0], variants=variants)
+    study = load_study(path)
+    names = [f"{place}-seed0" for place in ("few-reference", "few-other", "many-reference")]
+    runs = expand("tiny_study", study)
+    assert [run.name for run in runs] == names
+    write_report("tiny_study", study, [finished(run) for run in runs[:2]], tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    assert "**Missing** (1): many-reference-seed0." in text
+    assert "| few | test | other | 1 of 1 | 70.0 | -30.0 [one seed], -30 % |" in text
+    assert "| many |" not in text
+
+
 def test_paired_difference():
     """Seeds that only one has do not count; the quantile for two degrees of freedom is 4.3027."""
     ours, theirs = {0: 1.0, 1: 2.0, 2: 6.0, 7: 100.0}, {0: 2.0, 1: 2.0, 2: 4.0, 9: -100.0}
@@ -247,6 +264,10 @@ def test_paired_difference():
     assert np.isnan(paired_difference({0: 3.0}, {1: 1.0})[0])
 
 
+def _arm_of(*variants: str) -> dict:
+    return {"arms": {"dens": {"config": "tiny.yml", "variants": [*variants]}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -256,6 +277,9 @@ def test_paired_difference():
         ({"sgima": 0.1}, "sgima: Extra inputs are not permitted, got 0.1"),
         ({"variants": {"a-b": {"tests": {"t": "x"}}}}, "must be identifiers, got 'a-b'"),
         ({"arms": {"dens": {}}}, "arms.dens.config: Field required"),
+        (_arm_of("none"), "arms.dens.variants must be of ['all'], got ['none']"),
+        (_arm_of(), "arms.dens.variants: List should have at least 1 item"),
+        (_arm_of("all"), "reference 'dens' must be run for all variants"),
     ],
 )
 def test_wrong_study_files(tmp_path, change, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -28,6 +30,14 @@ def full_lattice(cell: np.ndarray, pbc: np.ndarray, structure: int) -> np.ndarra
     return lattice
 
 
+class Candidates(NamedTuple):
+    """What may be edges of one structure: more than there are, but no fewer."""
+
+    source: np.ndarray  # (n,) int
+    target: np.ndarray  # (n,) int
+    offsets: np.ndarray  # (n, 3) int, the cell in which the source stands
+
+
 class Images:
     """The atoms of one structure and their periodic images, as far as a cutoff reaches.
 
@@ -52,17 +62,26 @@ class Images:
         self.atoms, self.offsets = _near_cell(fractions, self.cutoff * per_length, pbc)
         self.tree = cKDTree(self.pos[self.atoms] + self.offsets @ lattice)
 
-    def edges(self, max_neighbors: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sources, targets and offsets, more of them than there are edges but no fewer."""
-        if max_neighbors is None:
-            pairs = cKDTree(self.pos).sparse_distance_matrix(
-                self.tree, self.cutoff, output_type="ndarray"
-            )
-            target, image = pairs["i"], pairs["j"]
-        else:
-            target, image = self._near(max_neighbors)
+    def all_edges(self, targets: np.ndarray) -> Candidates:
+        """Those into some atoms, given by their numbers: all within the cutoff."""
+        pairs = cKDTree(self.pos[targets]).sparse_distance_matrix(
+            self.tree, self.cutoff, output_type="ndarray"
+        )
+        return self._between(targets[pairs["i"]], pairs["j"])
+
+    def nearest_edges(self, max_neighbors: int) -> Candidates:
+        """Those among which are the shortest ones into each atom and the first beyond the limit."""
+        return self._between(*self._near(max_neighbors))
+
+    def most_edges(self) -> np.ndarray:
+        """(n_atoms,) int: as many edges as each atom may have at most, and seldom has less."""
+        near = self.tree.query_ball_point(self.pos, self.cutoff, return_length=True)
+        return near - 1  # without the atom itself
+
+    def _between(self, target: np.ndarray, image: np.ndarray) -> Candidates:
         source = self.atoms[image]
-        return source, target, self.offsets[image] - self.shifts[source] + self.shifts[target]
+        offsets = self.offsets[image] - self.shifts[source] + self.shifts[target]
+        return Candidates(source, target, offsets)
 
     def _near(self, max_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
         """Targets and images, as far as one that may be the first beyond the limit."""

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dens.images import DEGENERACY_TOLERANCE, MIN_DISTANCE, Images, full_lattice
+from dens.images import (
+    DEGENERACY_TOLERANCE,
+    MIN_DISTANCE,
+    Candidates,
+    Images,
+    full_lattice,
+)
 
 
 class PeriodicGraph(NamedTuple):
@@ -104,16 +110,18 @@ def periodic_radius_graph(
     _check_periodic(pos, cell, natoms, pbc)
     structure = torch.arange(len(natoms)).repeat_interleave(natoms)
     _check(pos, structure, cutoff, max_neighbors)
-    pos = pos.detach().to(torch.promote_types(pos.dtype, torch.float32))
-    args = pos, cell.detach().to(pos.dtype), natoms, pbc, cutoff
-    source, target, offsets, squared = _periodic_edges(*args, max_neighbors)
-    kept = slice(None)
-    if max_neighbors is not None:
-        kept = _nearest(target, squared, len(pos), max_neighbors, strict)
-        if strict and _tied(target, squared, kept, len(pos)):
-            source, target, offsets, squared = _periodic_edges(*args, None)
-            kept = _nearest_as_fairchem(target, squared, len(pos), max_neighbors)
-    return PeriodicGraph(torch.stack([source[kept], target[kept]]), offsets[kept].to(pos.dtype))
+    search = _PeriodicSearch(pos, cell, structure, natoms, pbc, cutoff)
+    if max_neighbors is None:
+        edges = search.all_edges(torch.ones(len(pos), dtype=torch.bool))
+    else:
+        edges = search.nearest_edges(max_neighbors)
+        kept = _nearest(edges.target, edges.squared, len(pos), max_neighbors, strict)
+        tied = _tied(edges, kept, len(pos))
+        edges = edges.select(kept)
+        if strict and tied.any():
+            others = edges.select(~tied[edges.target])
+            edges = others.join(_nearest_as_fairchem(search, tied, max_neighbors))
+    return PeriodicGraph(torch.stack([edges.source, edges.target]), edges.offsets.to(pos.dtype))
 
 
 def _check(pos: Tensor, batch: Tensor, cutoff: float, max_neighbors: int | None) -> None:
@@ -172,96 +180,125 @@ def _check_periodic(pos: Tensor, cell: Tensor, natoms: Tensor, pbc: Tensor) -> N
         raise ValueError(f"positions must be finite, got {pos[atom].tolist()} for atom {atom}")
 
 
-def _tied(target: Tensor, squared: Tensor, kept: Tensor, n_atoms: int) -> bool:
-    """Whether an edge that is left out is exactly as long as one that is kept."""
+class _Edges(NamedTuple):
+    """Edges sorted by target, then source, then offset."""
+
+    source: Tensor  # (n,) int64
+    target: Tensor  # (n,) int64
+    offsets: Tensor  # (n, 3) int64
+    squared: Tensor  # (n,), Å^2, the square of the length
+
+    def select(self, kept: Tensor) -> _Edges:
+        return _Edges(*(tensor[kept] for tensor in self))
+
+    def join(self, others: _Edges) -> _Edges:
+        """With those into other atoms."""
+        both = _Edges(*map(torch.cat, zip(self, others, strict=True)))
+        return both.select(both.target.argsort(stable=True))
+
+
+class _PeriodicSearch:
+    """The edges of a batch within a cutoff, their lengths rounded as fairchem's are."""
+
+    def __init__(
+        self,
+        pos: Tensor,
+        cell: Tensor,
+        structure: Tensor,
+        natoms: Tensor,
+        pbc: Tensor,
+        cutoff: float,
+    ) -> None:
+        self.pos = pos.detach().to(torch.promote_types(pos.dtype, torch.float32))
+        self.cell = cell.detach().to(self.pos.dtype)
+        self.structure, self.natoms, self.cutoff = structure, natoms.tolist(), cutoff
+        flags, self.images = pbc.numpy(), []
+        for i, own in enumerate(self.pos.double().split(self.natoms)):
+            lattice = full_lattice(self.cell[i].double().numpy(), flags[i], i)
+            self.images.append(Images(own.numpy(), lattice, flags[i], cutoff))
+        # of cells that fairchem looks at in each direction
+        self.reach = np.max([images.reach for images in self.images], axis=0, initial=0).astype(int)
+
+    def nearest_edges(self, max_neighbors: int) -> _Edges:
+        """Those that the limit may keep, and the first beyond."""
+        return self._edges([images.nearest_edges(max_neighbors) for images in self.images])
+
+    def all_edges(self, targets: Tensor) -> _Edges:
+        """Those into the atoms ``targets``: (n_atoms,) bool."""
+        parts = zip(self.images, targets.split(self.natoms), strict=True)
+        return self._edges([i.all_edges(own.nonzero()[:, 0].numpy()) for i, own in parts])
+
+    def most_edges(self) -> Tensor:
+        """(n_atoms,) int64: as many edges as each atom may have at most."""
+        return torch.from_numpy(np.concatenate([images.most_edges() for images in self.images]))
+
+    def _edges(self, parts: list[Candidates]) -> _Edges:
+        first = np.cumsum([0, *self.natoms[:-1]])
+        parts = [(p.source + n, p.target + n, p.offsets) for p, n in zip(parts, first, strict=True)]
+        source, target, offsets = (np.concatenate(part) for part in zip(*parts, strict=True))
+        width = 2 * abs(offsets).max(initial=0) + 1
+        number = (offsets[:, 0] * width + offsets[:, 1]) * width + offsets[:, 2]
+        order = np.lexsort((number, source, target))
+        source, target, offsets = (torch.from_numpy(x[order]) for x in (source, target, offsets))
+        vectors = self._vectors(offsets, self.structure[target])
+        x, y, z = (self.pos[target] - (self.pos[source] + vectors)).square().unbind(1)
+        squared = x + y + z
+        near = (squared <= self.cutoff**2) & (squared > MIN_DISTANCE**2)
+        return _Edges(source, target, offsets, squared).select(near)
+
+    def _vectors(self, offsets: Tensor, structure: Tensor) -> Tensor:
+        """(n, 3), Å: the offsets times their cells.
+
+        As fairchem computes them, one product for all cells that it looks at: rounding would
+        differ otherwise, and with it the choice among neighbours at the same distance.
+        """
+        ranges = [torch.arange(-n, n + 1) for n in self.reach]
+        cells = torch.cartesian_prod(*ranges)
+        reach = torch.from_numpy(self.reach)
+        a, b, c = (offsets + reach).unbind(1)
+        number = (a * len(ranges[1]) + b) * len(ranges[2]) + c
+        far = (offsets.abs() > reach).any(1)
+        if far.any():
+            extra, of_extra = offsets[far].unique(dim=0, return_inverse=True)
+            number[far] = of_extra + len(cells)
+            cells = torch.cat([cells, extra])
+        cells = cells.to(self.cell.dtype).t().expand(len(self.cell), -1, -1)
+        return torch.bmm(self.cell.transpose(1, 2), cells)[structure, :, number]
+
+
+def _tied(edges: _Edges, kept: Tensor, n_atoms: int) -> Tensor:
+    """(n_atoms,) bool: where an edge that is left out is exactly as long as one that is kept."""
+    target, squared = edges.target, edges.squared
     longest = squared.new_zeros(n_atoms).scatter_reduce(0, target[kept], squared[kept], "amax")
-    return bool((squared[~kept] == longest[target[~kept]]).any())
+    tied = torch.zeros(n_atoms, dtype=torch.bool)
+    tied[target[~kept & (squared == longest[target])]] = True
+    return tied
 
 
-def _nearest_as_fairchem(
-    target: Tensor, squared: Tensor, n_atoms: int, max_neighbors: int
-) -> Tensor:
-    """(n_edges,) int64: the shortest edges of each target, ties decided by fairchem's sort.
+def _nearest_as_fairchem(search: _PeriodicSearch, atoms: Tensor, max_neighbors: int) -> _Edges:
+    """The shortest edges into ``atoms``, (n_atoms,) bool; ties are decided by fairchem's sort.
 
-    That sort is not stable: what it keeps depends on the length of its rows, so on all edges
-    within the cutoff, in the whole batch.
+    That sort is not stable: what it keeps of an atom's edges depends on all of them within the
+    cutoff, and on the most that any atom of the batch has, the length of its rows.
     """
-    count = target.bincount(minlength=n_atoms)
+    most = search.most_edges()
+    chosen = atoms.clone()
+    chosen[most.argmax()] = True
+    while True:
+        edges = search.all_edges(chosen)
+        count = edges.target.bincount(minlength=len(atoms))
+        more = ~chosen & (most > count.max())
+        if not more.any():
+            break
+        chosen |= more
+    length = int(count.max())
+    edges = edges.select(atoms[edges.target])
+    row = atoms.cumsum(0) - 1
+    count = count[atoms]
     first = count.cumsum(0) - count
-    column = torch.arange(len(target)) - first[target]
-    rows = squared.new_full((n_atoms, int(count.max())), torch.inf)
-    rows[target, column] = squared
+    column = torch.arange(len(edges.target)) - first[row[edges.target]]
+    rows = edges.squared.new_full((len(count), length), torch.inf)
+    rows[row[edges.target], column] = edges.squared
     shortest, column = (t[:, :max_neighbors] for t in rows.sort(dim=1))
     kept = (first[:, None] + column)[shortest.isfinite()]
-    return kept.sort()[0]
-
-
-def _periodic_edges(
-    pos: Tensor,
-    cell: Tensor,
-    natoms: Tensor,
-    pbc: Tensor,
-    cutoff: float,
-    max_neighbors: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sources, targets, offsets and squared lengths of the edges, sorted.
-
-    All edges within the cutoff; with a limit, those that it may keep and the first beyond.
-    """
-    source, target, offsets, reach = _candidates(pos, cell, natoms, pbc, cutoff, max_neighbors)
-    structure = torch.arange(len(natoms)).repeat_interleave(natoms)
-    vectors = _offset_vectors(cell, offsets, structure[target], reach)
-    x, y, z = (pos[target] - (pos[source] + vectors)).square().unbind(1)
-    squared = x + y + z
-    edge = (squared <= cutoff**2) & (squared > MIN_DISTANCE**2)
-    return source[edge], target[edge], offsets[edge], squared[edge]
-
-
-def _candidates(
-    pos: Tensor,
-    cell: Tensor,
-    natoms: Tensor,
-    pbc: Tensor,
-    cutoff: float,
-    max_neighbors: int | None,
-) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Sources, targets and offsets that may be edges, sorted by target, source, offset.
-
-    Last, the number of cells that fairchem looks at in each direction.
-    """
-    parts = [(np.empty(0, int), np.empty(0, int), np.empty((0, 3), int))]
-    reach, first, flags = np.zeros(3), 0, pbc.numpy()
-    for i, own in enumerate(pos.double().split(natoms.tolist())):
-        lattice = full_lattice(cell[i].double().numpy(), flags[i], i)
-        images = Images(own.numpy(), lattice, flags[i], cutoff)
-        reach = np.maximum(reach, images.reach)
-        if len(own):
-            source, target, offsets = images.edges(max_neighbors)
-            parts.append((source + first, target + first, offsets))
-        first += len(own)
-    source, target, offsets = (np.concatenate(part) for part in zip(*parts, strict=True))
-    width = 2 * abs(offsets).max(initial=0) + 1
-    number = (offsets[:, 0] * width + offsets[:, 1]) * width + offsets[:, 2]
-    order = np.lexsort((number, source, target))
-    found = (torch.from_numpy(part[order]) for part in (source, target, offsets))
-    return *found, reach.astype(int).tolist()
-
-
-def _offset_vectors(cell: Tensor, offsets: Tensor, structure: Tensor, reach: list[int]) -> Tensor:
-    """(n, 3), Å: the offsets times their cells.
-
-    As fairchem computes them, one product for all cells that it looks at: rounding would differ
-    otherwise, and with it the choice among neighbours at the same distance.
-    """
-    ranges = [torch.arange(-n, n + 1) for n in reach]
-    cells = torch.cartesian_prod(*ranges)
-    reach = torch.tensor(reach)
-    a, b, c = (offsets + reach).unbind(1)
-    number = (a * len(ranges[1]) + b) * len(ranges[2]) + c
-    far = (offsets.abs() > reach).any(1)
-    if far.any():
-        extra, of_extra = offsets[far].unique(dim=0, return_inverse=True)
-        number[far] = of_extra + len(cells)
-        cells = torch.cat([cells, extra])
-    cells = cells.to(cell.dtype).t().expand(len(cell), -1, -1)
-    return torch.bmm(cell.transpose(1, 2), cells)[structure, :, number]
+    return edges.select(kept.sort()[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, fcc111
 from fairchem.core.common.utils import get_pbc_distances, radius_graph_pbc
 from fairchem.core.models.base import HydraModel
@@ -110,11 +112,7 @@ def test_batches_without_an_edge_are_refused():
         predict(model(), molecules((1, 1)))
 
 
-def perfect_crystals() -> Batch:
-    """Every distance many times over; cells of one atom, of two and of many."""
-    slab = fcc111("Pt", (2, 2, 3), vacuum=6.0)
-    slab.pbc = True
-    crystals = [bulk("Cu", "fcc", 3.61), bulk("Ti", "hcp", 2.95), bulk("Si").repeat(2), slab]
+def batch_of(structures: list[Atoms]) -> Batch:
     return Batch.from_data_list(
         [
             Data(
@@ -123,14 +121,33 @@ def perfect_crystals() -> Batch:
                 atomic_numbers=torch.tensor(atoms.numbers),
                 natoms=len(atoms),
             )
-            for atoms in crystals
+            for atoms in structures
         ]
     )
 
 
+def perfect_crystals() -> Batch:
+    """Every distance many times over; cells of one atom, of two and of many."""
+    slab = fcc111("Pt", (2, 2, 3), vacuum=6.0)
+    slab.pbc = True
+    return batch_of([bulk("Cu", "fcc", 3.61), bulk("Ti", "hcp", 2.95), bulk("Si").repeat(2), slab])
+
+
+def partly_perfect() -> Batch:
+    """Slabs as of relaxations with fixed layers, and a crystal whose atoms have more neighbours."""
+    rng = np.random.default_rng(0)
+    structures = [fcc111(name, (2, 2, 5), vacuum=6.0) for name in ("Cu", "Pt", "Ag")]
+    for slab in structures:
+        slab.pbc = True
+        slab.positions[12:] += rng.normal(scale=0.05, size=(8, 3))
+    structures.insert(1, bulk("Cu", "fcc", 3.3).repeat(2))
+    structures[1].rattle(0.05, rng=rng)
+    return batch_of(structures)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("make", [make_batch, perfect_crystals])
+@pytest.mark.parametrize("make", [make_batch, perfect_crystals, partly_perfect])
 def test_periodic_graphs_are_those_of_fairchem(make, strict, fast):
     """Edges, their order, and all that is computed from them, to the last bit; ties too."""
     batch, backbone = make(), EquiformerV2Backbone(**BACKBONE, fast=fast)

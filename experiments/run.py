@@ -120,7 +120,7 @@ class Runner:
             **{key: round(sum(t[key] for t in times), 1) for key in ("cpu_s", "wall_s")},
             "starts": len(times),
             "host": describe_host(),
-            "commit": _commit(),
+            "commit": ", ".join(dict.fromkeys(t["commit"] for t in times)),
             "config": str(run.source),
             "settings": run.settings,
             "fingerprint": run.fingerprint,
@@ -155,12 +155,6 @@ def describe_host() -> dict:
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": model, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
-
-
-def _commit() -> str:
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def prepare_data(study: Study, source: Path | None) -> None:

@@ -113,6 +113,8 @@ ARMS = {
     "ours DeNS, r = 0.5": ("ours DeNS", 0.5),
     "ours DeNS, r = 1": ("ours DeNS", 1.0),
 }
+# seconds of steps that do not count, at least two: until the memory of a step is kept for the next
+WARM_UP = 4.0
 # a ratio of the table: (name, numerator, denominator)
 RATIOS = [
     ("plain, fairchem / ours", "fairchem", "ours"),
@@ -238,8 +240,10 @@ class Arm:
         command = command_of("--steps-of", arm, size, structures, device)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, text=True, **pipes)
-        self()
-        self()  # as the first, a step that finds everything in place
+        start, steps = time.monotonic(), 0
+        while steps < 2 or time.monotonic() - start < WARM_UP:
+            self()
+            steps += 1
 
     def __call__(self) -> float:
         """The seconds of one step."""

@@ -58,9 +58,14 @@ class Runner:
     def finish(self, run: Run) -> None:
         """Train, from the last checkpoint if there is one, measure, and keep the result.
 
+        What another study has trained under the same settings is taken from there.
+
         Raises:
             ClickException: the process failed; what is there is of other settings.
         """
+        if (result := self._same_elsewhere(run)) is not None:
+            self._write(run, result)
+            return
         folder = self.folder / run.name
         with self._lock:
             if self.stopped.is_set():
@@ -114,7 +119,7 @@ class Runner:
             )
         )
         result = {
-            **{key: getattr(run, key) for key in ("study", "variant", "arm", "seed")},
+            **_names(run),
             **json.loads((folder / "measured.json").read_text()),
             # of training with its evaluations; steps that a killed process took twice count twice
             **{key: round(sum(t[key] for t in times), 1) for key in ("cpu_s", "wall_s")},
@@ -130,11 +135,26 @@ class Runner:
                 if line["split"] == "val" and "forces_mae" in line
             ],
         }
+        self._write(run, result)
+        click.echo(f"{run.name}: done, {result['wall_s'] / 60:.1f} minutes")
+
+    def _write(self, run: Run, result: dict) -> None:
         self.results.mkdir(parents=True, exist_ok=True)
         path = self.results / f"{run.name}.json"
         path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         os.replace(path.with_suffix(".tmp"), path)
-        click.echo(f"{run.name}: done, {result['wall_s'] / 60:.1f} minutes")
+
+    def _same_elsewhere(self, run: Run) -> dict | None:
+        for path in sorted(self.results.parent.glob("*/*.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["fingerprint"] == run.fingerprint:
+                click.echo(f"{run.name}: the same as {path.stem} of {path.parent.name}")
+                return {**result, **_names(run)}
+        return None
+
+
+def _names(run: Run) -> dict:
+    return {key: getattr(run, key) for key in ("study", "variant", "arm", "seed")}
 
 
 def _refuse_other(path: Path, fingerprint: str, run: Run) -> None:

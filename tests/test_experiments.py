@@ -185,6 +185,22 @@ def test_finished_runs_are_skipped_and_results_of_other_settings_refused(two_arm
     assert "all-other-seed0.json was made with other settings" in refused.output
 
 
+def test_a_run_that_another_study_has_made_is_taken_from_there(two_arms):
+    runs, invoke, keep, folder = two_arms
+    for run in runs[:5]:
+        keep(run)
+    other = folder / "results" / "other_study"
+    other.mkdir()
+    made = {**finished(runs[5]), "study": "other_study", "arm": "another"}
+    (other / "all-another-seed2.json").write_text(json.dumps(made))
+    done = invoke()
+    assert done.exit_code == 0, done.output
+    assert "all-other-seed2: the same as all-another-seed2 of other_study" in done.output
+    taken = json.loads((folder / "results" / "tiny_study" / "all-other-seed2.json").read_text())
+    assert taken == {**finished(runs[5]), "study": "tiny_study"}
+    assert not (folder / "runs").exists()
+
+
 def test_what_does_not_start_leaves_nothing(two_arms):
     runs, _, _, folder = two_arms
     runner = runner_module.Runner(folder / "runs", folder / "results")

@@ -8,13 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dens.images import (
-    DEGENERACY_TOLERANCE,
-    MIN_DISTANCE,
-    Candidates,
-    Images,
-    full_lattice,
-)
+from dens.images import DEGENERACY_TOLERANCE, MIN_DISTANCE, Candidates, Images, full_lattice
 
 
 class PeriodicGraph(NamedTuple):
@@ -116,11 +110,11 @@ def periodic_radius_graph(
     else:
         edges = search.nearest_edges(max_neighbors)
         kept = _nearest(edges.target, edges.squared, len(pos), max_neighbors, strict)
-        tied = _tied(edges, kept, len(pos))
-        edges = edges.select(kept)
-        if strict and tied.any():
-            others = edges.select(~tied[edges.target])
+        if strict and (tied := _tied(edges, kept, len(pos))).any():
+            others = edges.select(kept & ~tied[edges.target])
             edges = others.join(_nearest_as_fairchem(search, tied, max_neighbors))
+        else:
+            edges = edges.select(kept)
     return PeriodicGraph(torch.stack([edges.source, edges.target]), edges.offsets.to(pos.dtype))
 
 

@@ -20,7 +20,8 @@ from ase.calculators.emt import EMT
 from fairchem.core.common.utils import setup_imports
 from torch_geometric.data import Batch, Data
 
-from benchmarks.step import SIZES, build, commit, corrupted, training_loss
+from benchmarks.arms import SIZES, build, corrupted, training_loss
+from benchmarks.measure import commit
 
 BATCH_SIZE = 4
 SIZE = {

@@ -29,7 +29,8 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
 
-from benchmarks.step import COMMON, SIZES, commit, hardware, last_number, peak, summary
+from benchmarks.arms import COMMON, SIZES
+from benchmarks.measure import commit, hardware, last_number, peak, summary
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.checkpoints.export import export_checkpoint
 

@@ -22,7 +22,8 @@ from ase.constraints import FixAtoms
 from fairchem.core.common.utils import radius_graph_pbc
 from torch_geometric.data import Batch, Data
 
-from benchmarks.step import commit, hardware, make_batch, summary
+from benchmarks.arms import make_batch
+from benchmarks.measure import commit, hardware, summary
 from dens.neighbors import periodic_radius_graph
 
 BATCH_SIZE = 4

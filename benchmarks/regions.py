@@ -21,7 +21,8 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.equiformer_v2 import activation, radial_function, so2_ops, so3
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.step import ARMS, SIZES, Step, commit, hardware
+from benchmarks.arms import ARMS, SIZES, Step
+from benchmarks.measure import commit, hardware
 from dens.fairchem1 import fast
 from dens.fast import attention
 

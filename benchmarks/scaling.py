@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from fairchem.core.common.utils import setup_imports
 
-from benchmarks.step import SIZES, commit, hardware, times
+from benchmarks.arms import SIZES
+from benchmarks.measure import commit, hardware
+from benchmarks.step import times
 
 ARMS = ["fairchem", "fairchem DeNS", "ours", "ours DeNS, r = 0.5"]
 # axis: values, each the settings that it stands for

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import fcntl
 import json
-import subprocess
 import sys
 import time
 from itertools import islice
@@ -19,11 +18,11 @@ from pathlib import Path
 import torch
 from fairchem.core.common.utils import new_trainer_context
 
+from benchmarks.measure import commit
 from dens.cli import main
 from dens.corruption import make_generator
 from dens.fairchem1.denoising import always, best_weights, denoise
 from dens.fairchem1.launch import parse_args, read_config
-from experiments.study import ROOT
 
 WEIGHTS = {"best": "best_checkpoint.pt", "final": "checkpoint.pt"}
 DENOISED = 400  # structures to measure denoising on: enough, and each is visited six times
@@ -36,21 +35,14 @@ def train(folder: Path, name: str, seed: int) -> None:
     Raises:
         SystemExit: it was stopped, or failed.
     """
-    commit, wall, cpu = current_commit(), time.time(), time.process_time()
+    at, wall, cpu = commit(), time.time(), time.process_time()
     try:
         run = ["--run-dir", str(folder), "--timestamp-id", name, "--seed", str(seed)]
         main(["--config", str(folder / "config.yml"), *run])
     finally:
-        took = {"cpu_s": time.process_time() - cpu, "wall_s": time.time() - wall, "commit": commit}
+        took = {"cpu_s": time.process_time() - cpu, "wall_s": time.time() - wall, "commit": at}
         with open(folder / "times.jsonl", "a") as file:
             file.write(json.dumps(took) + "\n")
-
-
-def current_commit() -> str:
-    """The commit of the repository, marked where its files have changes."""
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def measure(folder: Path, name: str, seed: int, tests: dict, sigmas: list) -> dict:

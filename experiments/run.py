@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -169,12 +168,10 @@ def describe_host() -> dict:
     """The hardware, without names."""
     import torch
 
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    from benchmarks.measure import hardware
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": model, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
+    return {"cpu": hardware("cpu"), "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
 
 
 def prepare_data(study: Study, source: Path | None) -> None:

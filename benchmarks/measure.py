@@ -1,0 +1,80 @@
+"""What every measurement needs: clocks, peaks of memory, and on what it was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def timer(device: str) -> Callable[[], float]:
+    """Seconds of this process on a CPU, of the clock on a GPU."""
+    if device == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def peak(run: Callable[[], object], device: str) -> float:
+    """Peak memory of ``run`` above what is there before it, MiB, in this process."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def last_number(command: list[str]) -> float:
+    """What a process prints last, with an allocator that gives memory back: the peak is the run's.
+
+    Its last line is a number.
+    """
+    environment = {
+        **os.environ,
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(out.stdout.splitlines()[-1])
+
+
+def summary(values: list[float]) -> dict:
+    """Median and quartiles."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": median, "low": low, "high": high}
+
+
+def commit() -> str:
+    """The commit of the working tree, marked where it has changes."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def hardware(device: str) -> str:
+    """The name of the processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

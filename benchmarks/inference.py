@@ -17,8 +17,8 @@ import copy
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
 
 from benchmarks.arms import COMMON, SIZES
-from benchmarks.measure import commit, hardware, last_number, peak, summary
+from benchmarks.measure import commit, hardware, in_turns, last_number, peak, seconds_of, summary
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.checkpoints.export import export_checkpoint
 
@@ -118,25 +118,10 @@ def loader(slab) -> Callable[[], object]:
     return lambda: data_list_collater([data.clone()], otf_graph=True)
 
 
-def times(predict: dict[str, Callable[[], object]], rounds: int, cpu: bool) -> dict[str, list]:
-    """Seconds for each arm in each round, after one to warm up."""
-    found: dict[str, list[float]] = {arm: [] for arm in predict}
-    arms = list(predict)
-    for turn in range(rounds + 1):
-        shift = turn % len(arms)
-        for arm in arms[shift:] + arms[:shift]:
-            start = _now(cpu)
-            predict[arm]()
-            if turn:
-                found[arm].append(_now(cpu) - start)
-    return found
-
-
-def _now(cpu: bool) -> float:
-    if cpu:
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+def times(predict: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list]:
+    """Seconds of each arm in each round, after one to warm up."""
+    arms = {arm: partial(seconds_of, run, device) for arm, run in predict.items()}
+    return {arm: seconds[1:] for arm, seconds in in_turns(arms, rounds + 1).items()}
 
 
 def memory(predict: Callable[[], object], device: str) -> float:
@@ -168,7 +153,7 @@ def main() -> None:
         predict = predictors(size, cpu, [args.memory_of])
         print(memory(predict[args.memory_of], args.device))
         return
-    found = times(predictors(size, cpu, ARMS), args.rounds, cpu)
+    found = times(predictors(size, cpu, ARMS), args.rounds, args.device)
     used = {arm: memory_of(arm, args) for arm in ARMS}
     ratios = {
         f"{over} / {under}": summary(

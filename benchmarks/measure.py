@@ -6,23 +6,36 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 
-def timer(device: str) -> Callable[[], float]:
-    """Seconds of this process on a CPU, of the clock on a GPU."""
+def clock(device: str) -> float:
+    """Seconds: of this process on a CPU, of the wall on a GPU, whose work is waited for."""
     if device == "cpu":
-        return time.process_time
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def now() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
 
-    return now
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    start = clock(device)
+    run()
+    return clock(device) - start
+
+
+def in_turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each arm answers, round by round, in an order that changes."""
+    names, found = list(arms), {name: [] for name in arms}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(arms[name]())
+    return found
 
 
 def peak(run: Callable[[], object], device: str) -> float:

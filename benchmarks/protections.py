@@ -8,19 +8,21 @@ batch included). Times are those of this process on one core, medians.
 
 from __future__ import annotations
 
+import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import math
 import pickle
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from fairchem.core.common.utils import new_trainer_context
 
-import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from benchmarks.measure import in_turns, seconds_of
 from dens.corruption import make_generator, sample_draws
 from dens.fairchem1.bad_records import find_fault
 from dens.fairchem1.checkpoints.save import write_checkpoint
@@ -29,15 +31,10 @@ from dens.fairchem1.launch import parse_args, read_config
 from dens.safe_pickle import load_record
 
 
-def in_turns(*arms: Callable[[], object], rounds: int) -> list[float]:
-    """Median seconds of each arm."""
-    times: list[list[float]] = [[] for _ in arms]
-    for _ in range(rounds):
-        for found, arm in zip(times, arms, strict=True):
-            begin = time.process_time()
-            arm()
-            found.append(time.process_time() - begin)
-    return [median(found[1:]) for found in times]
+def medians(*arms: Callable[[], object], rounds: int) -> list[float]:
+    """Median seconds of each, in turns, after a round to warm up."""
+    timed = {str(i): partial(seconds_of, arm, "cpu") for i, arm in enumerate(arms)}
+    return [median(seconds[1:]) for seconds in in_turns(timed, rounds + 1).values()]
 
 
 def step(trainer, batch) -> None:
@@ -118,8 +115,8 @@ def main() -> None:
         trainer.model.train()
         trainer.step, trainer.epoch = 1, 0.5
         arms = protections(trainer, batch, records)
-        (whole,) = in_turns(lambda: step(trainer, batch), rounds=options.steps)
-        rows = {name: in_turns(*pair, rounds=options.rounds) for name, pair in arms.items()}
+        (whole,) = medians(lambda: step(trainer, batch), rounds=options.steps)
+        rows = {name: medians(*pair, rounds=options.rounds) for name, pair in arms.items()}
         saving = time_saving(trainer)
     print(f"{options.config}: {len(batch.natoms)} structures, {len(batch.pos)} atoms, torch "
           f"{torch.__version__}, one core; a step takes {whole:.3f} s\n")  # fmt: skip

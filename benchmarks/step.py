@@ -23,7 +23,7 @@ import torch
 from fairchem.core.common.utils import setup_imports
 
 from benchmarks.arms import ARMS, SIZES, Step
-from benchmarks.measure import commit, hardware, last_number, peak, summary, timer
+from benchmarks.measure import commit, hardware, in_turns, last_number, peak, seconds_of, summary
 from dens.allocator import keep_freed_memory
 
 # seconds of steps that do not count, at least two: until the memory of a step is kept for the next
@@ -67,20 +67,14 @@ class Arm:
 
 def take_steps(step: Step, device: str) -> None:
     """The other side of :class:`Arm`: a step for each line that comes in."""
-    now = timer(device)
     for _ in sys.stdin:
-        start = now()
-        step()
-        print(now() - start, flush=True)
+        print(seconds_of(step, device), flush=True)
 
 
 def times(arms: list[str], size: dict, structures: int, rounds: int, device: str) -> dict:
-    """Seconds of each step of each arm, round by round, in an order that changes."""
+    """Seconds of each step of each arm, in turns."""
     steps = {arm: Arm(arm, size, structures, device) for arm in arms}
-    found = {arm: [] for arm in arms}
-    for turn in range(rounds):
-        for arm in arms[turn % len(arms) :] + arms[: turn % len(arms)]:
-            found[arm].append(steps[arm]())
+    found = in_turns(steps, rounds)
     for step in steps.values():
         step.close()
     return found

@@ -48,12 +48,14 @@ def aspirin(source: Path, out: Path, n_train: int) -> None:
 def oc20(source: Path, out: Path) -> None:
     """25 DFT relaxations: OUT/id has blocks of frames of 20 systems, OUT/ood the 5 other systems.
 
-    Every fifth system is out of domain. Energies are less OC20's linear references.
+    Every fifth system is out of domain. Energies are less OC20's linear references. A block is 5
+    frames: forces of a relaxation change so fast that those of the nearest frame in another block
+    of 20 are worse than zeros.
     """
     from dens.data.cli import data
 
     common = ["--references", str(_only(source, "oc20_linref.npz")), "--max-force", "50"]
-    split = ["--split", "by-block", "--fractions", "train=0.8,val=0.1,test=0.1"]
+    split = ["--split", "by-block", "--fractions", "train=0.8,val=0.1,test=0.1", "--block", "5"]
     with tempfile.TemporaryDirectory() as temporary:
         unpack = _only(_only(source, "oc20_dft_relax_25.npz").parent, "unpack.py")
         subprocess.run([sys.executable, unpack, temporary], check=True, stdout=subprocess.DEVNULL)

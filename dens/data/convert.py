@@ -27,7 +27,7 @@ from dens.data.sources import (
     named_units,
     read_frames,
 )
-from dens.data.splits import parse_fractions, split_by_block, split_by_index, split_by_system
+from dens.data.splits import BLOCK, parse_fractions, split_by_block, split_by_index, split_by_system
 from dens.data.units import parse_units
 
 CHUNK = 256  # frames per task
@@ -108,6 +108,7 @@ class Splitting:
     index: Mapping[str, Path] | None = None
     group_key: str | None = None
     seed: int = 0
+    block: int = BLOCK
 
     def assign(self, indices: Sequence[Index], mapped: Mapped) -> dict[str, np.ndarray]:
         """By split, the ascending numbers of its frames over all sources.
@@ -119,7 +120,7 @@ class Splitting:
         if self.index:
             return split_by_index(self.index, sum(counts))
         if self.rule == "by-block":
-            return split_by_block(counts, self.fractions, self.seed)
+            return split_by_block(counts, self.fractions, self.seed, self.block)
         if self.rule == "by-system":
             names = np.repeat([index.source.name for index in indices], counts)
             groups = names if self.group_key is None else self._read_groups(indices, mapped)
@@ -140,6 +141,7 @@ class Splitting:
             "index": files or None,
             "group_key": self.group_key,
             "seed": self.seed,
+            "block": self.block if self.rule == "by-block" else None,
         }
 
 
@@ -268,13 +270,20 @@ def _settle_units(found: Sequence[Source], recipe: Recipe) -> Recipe:
 @click.option("--units", help="eV-A (default), kcal/mol, meV, Hartree-Bohr.")
 @click.option("--split", type=click.Choice(["by-system", "by-block"]), help="Default: none.")
 @click.option("--fractions", default="train=0.9,val=0.1", show_default=True)
+@click.option(
+    "--block",
+    default=BLOCK,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Consecutive frames that stay together, of --split by-block.",
+)
 @click.option("--group-key", help="Key in the info of each frame that names its system.")
 @click.option("--index", multiple=True, help="NAME=FILE: frame numbers of a split; repeat it.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--references", help="'fit', or an .npz with the key coeff: subtracted.")
 @common_options
 def convert_command(
-    sources, out, units, split, fractions, group_key, index, seed, references, **options
+    sources, out, units, split, fractions, block, group_key, index, seed, references, **options
 ) -> None:
     """Convert SOURCES, files or folders that ASE reads, to LMDB.
 
@@ -282,7 +291,7 @@ def convert_command(
     whatever else ASE reads with energies and forces. Energies and forces become eV and eV/Å.
 
     Without a split, OUT itself is the LMDB folder; otherwise OUT/NAME is, for every split. A system
-    is a file, or the frames with the same --group-key; a block is 20 consecutive frames.
+    is a file, or the frames with the same --group-key.
     """
     if split and index:
         raise click.UsageError("--split and --index are two ways to say the same: give one")
@@ -298,7 +307,7 @@ def convert_command(
         references=load_references(references) if references and not fit else None,
     )
     fractions = parse_fractions(fractions) if split else None
-    splitting = Splitting(split, fractions, files or None, group_key, seed)
+    splitting = Splitting(split, fractions, files or None, group_key, seed, block)
     totals = convert(
         sources, out, recipe, splitting=splitting, fit=fit, progress=show_progress, **options
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 20  # frames; neighbours in a trajectory are too alike to be in different splits
+BLOCK = 20  # frames; neighbours in an MD trajectory are too alike to be in different splits
 
 
 def parse_fractions(text: str) -> dict[str, float]:
@@ -52,12 +52,13 @@ def split_by_system(
 
 
 def split_by_block(
-    counts: Sequence[int], fractions: Mapping[str, float], seed: int
+    counts: Sequence[int], fractions: Mapping[str, float], seed: int, length: int = BLOCK
 ) -> dict[str, np.ndarray]:
-    """Blocks of `BLOCK` consecutive frames of a source, drawn at random.
+    """Blocks of consecutive frames of a source, drawn at random.
 
     Args:
         counts: number of frames of each source.
+        length: number of frames in a block; the last one of a source may have fewer.
 
     Raises:
         ValueError: a split without a block.
@@ -65,8 +66,8 @@ def split_by_block(
     block_of: list[np.ndarray] = []
     n_blocks = 0
     for count in counts:
-        block_of.append(n_blocks + np.arange(count) // BLOCK)
-        n_blocks += -(-count // BLOCK)
+        block_of.append(n_blocks + np.arange(count) // length)
+        n_blocks += -(-count // length)
     return _draw(np.concatenate(block_of), n_blocks, fractions, seed, "blocks of frames")
 
 

@@ -41,25 +41,31 @@ class Graph:
 
 
 class Moments:
-    """Mean, standard deviation and root mean square of numbers that come in portions."""
+    """Mean, standard deviation, root mean square and mean absolute value of numbers that come in
+    portions."""
 
     def __init__(self) -> None:
-        self._portions: list[tuple[int, float, float]] = []  # count, mean, sum of squares about it
+        # count, mean, sum of squares about it, mean absolute value
+        self._portions: list[tuple[int, float, float, float]] = []
 
     def add(self, values: np.ndarray) -> None:
         """Take in more numbers, in any shape."""
         if np.size(values):
             mean = float(np.mean(values))
             squares = float(np.square(np.asarray(values) - mean).sum())
-            self._portions.append((np.size(values), mean, squares))
+            absolute = float(np.abs(values).mean())
+            self._portions.append((np.size(values), mean, squares, absolute))
 
     def result(self) -> dict[str, float]:
-        """``mean``, ``std`` (over all numbers, not n - 1) and ``rms``."""
-        count, means, squares = (np.array(column) for column in zip(*self._portions, strict=True))
+        """``mean``, ``std`` (over all numbers, not n - 1), ``rms``, and ``mean_abs``: the mean
+        absolute error of a model that predicts zeros."""
+        count, means, squares, absolute = map(np.array, zip(*self._portions, strict=True))
         mean = float(np.average(means, weights=count))
         # about the common mean: energies of -20,000 eV leave E[x^2] - E[x]^2 no digits
         variance = float((squares + count * (means - mean) ** 2).sum() / count.sum())
-        return {"mean": mean, "std": variance**0.5, "rms": (variance + mean**2) ** 0.5}
+        rms = (variance + mean**2) ** 0.5
+        mean_abs = float(np.average(absolute, weights=count))
+        return {"mean": mean, "std": variance**0.5, "rms": rms, "mean_abs": mean_abs}
 
 
 @dataclass(frozen=True)

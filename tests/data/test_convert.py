@@ -296,18 +296,19 @@ def test_split_by_a_key(tmp_path):
     ]
 
 
-def test_split_by_block(tmp_path):
+@pytest.mark.parametrize(("length", "option"), [(20, []), (6, ["--block", 6])])
+def test_split_by_block(tmp_path, length, option):
     write_traj(tmp_path / "a.traj", 90)
     write_traj(tmp_path / "b.traj", 30, seed=1)
     out = tmp_path / "out"
     options = ["--split", "by-block", "--fractions", "train=0.7,val=0.3", "--seed", 3]
-    run("convert", tmp_path / "a.traj", tmp_path / "b.traj", "--out", out, *options)
+    run("convert", tmp_path / "a.traj", tmp_path / "b.traj", "--out", out, *options, *option)
     frames = {name: [(r.sid, r.fid) for r in read(out / name)] for name in ("train", "val")}
     everything = [("a", i) for i in range(90)] + [("b", i) for i in range(30)]
     assert sorted(frames["train"] + frames["val"]) == everything
-    blocks = {name: {(sid, fid // 20) for sid, fid in ids} for name, ids in frames.items()}
+    blocks = {name: {(sid, fid // length) for sid, fid in ids} for name, ids in frames.items()}
     assert not blocks["train"] & blocks["val"]
-    assert len(blocks["val"]) == 2
+    assert len(blocks["val"]) == round(0.3 * sum(-(-n // length) for n in (90, 30)))
 
 
 def test_split_by_index_files(tmp_path):

@@ -77,9 +77,10 @@ def test_a_config_includes_them(folder):
     assert backbone["num_layers"] == 1
 
 
-def test_mean_and_deviation_of_large_numbers():
+@pytest.mark.parametrize("mean", [0.1, -2e4])
+def test_moments_of_large_numbers_too(mean):
     rng = np.random.default_rng(0)
-    values = -2e4 + rng.normal(size=500)
+    values = mean + rng.normal(size=500)
     moments = Moments()
     for part in np.split(values, [3, 200]):
         moments.add(part)
@@ -87,7 +88,8 @@ def test_mean_and_deviation_of_large_numbers():
     result = moments.result()
     assert result["mean"] == pytest.approx(values.mean(), rel=1e-12)
     assert result["std"] == pytest.approx(values.std(), rel=1e-9)
-    assert result["rms"] == pytest.approx(2e4, rel=1e-3)
+    assert result["rms"] == pytest.approx(np.sqrt(np.mean(values**2)), rel=1e-9)
+    assert result["mean_abs"] == pytest.approx(np.abs(values).mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -130,6 +130,20 @@ def test_the_run_gets_fairchems_config_with_our_defaults(run, config_yml, caplog
     assert run("--config", config_yml, "--identifier", "a")["timestamp_id"].endswith("-a")
 
 
+@pytest.mark.parametrize("logger", ["tensorboard", {"name": "wandb", "project": "p"}])
+def test_quiet_reaches_the_logger_and_the_evaluations(run, config_yml, logger):
+    config_yml.write_text(
+        yaml.safe_dump({**yaml.safe_load(config_yml.read_text()), "logger": logger})
+    )
+    config = run("--config", config_yml, "--quiet")
+    named = logger if isinstance(logger, dict) else {"name": logger}
+    assert config["logger"] == {**named, "quiet": True}
+    assert config["hide_eval_progressbar"]
+    config = run("--config", config_yml)
+    assert config["logger"] == logger
+    assert "hide_eval_progressbar" not in config
+
+
 def test_a_gpu_is_used_where_there_is_one(run, config_yml, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

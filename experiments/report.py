@@ -14,6 +14,7 @@ from experiments.study import Study
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 ERRORS = {"forces_mae": "forces, meV/Å", "energy_mae": "energy, meV"}
 WEIGHTS = {"best": "Best checkpoint by validation", "final": "Last step, raw weights"}
@@ -143,8 +144,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Errors of every seed, then validation curves; a row of panels for each variant."""
-    variants = results.study.variants
+    """Errors of every seed, then validation curves; a row of panels for each variant with some."""
+    begun = {variant for variant, _, _ in results.by_run}
+    variants = {name: v for name, v in results.study.variants.items() if name in begun}
     width = len(ERRORS) * max(len(variant.measured_on) for variant in variants.values()) + 1
     size = (3 * width, 2.8 * len(variants))
     figure, axes = plt.subplots(len(variants), width, figsize=size, squeeze=False)
@@ -158,8 +160,8 @@ def draw(results: Results, path: Path) -> None:
                 values = [*results.errors((name, test, arm), "best", error).values()]
                 axis.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.7)
             axis.set(title=f"{name}, {test}", ylabel=ERRORS[error], xlim=(-0.6, len(arms) - 0.4))
-            axis.set_ylim(bottom=0)
-            axis.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > 4 else 0)
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+            axis.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > 4 else 15)
             axis.set_axis_on()
         curves = row[len(panels)]
         for i, arm in enumerate(arms):
@@ -168,6 +170,9 @@ def draw(results: Results, path: Path) -> None:
                 curves.plot(steps, 1000 * forces, color=f"C{i}", linewidth=1)
         curves.set(title=f"{name}, validation", xlabel="step", ylabel=ERRORS["forces_mae"])
         curves.set_yscale("log")
+        curves.yaxis.set_major_formatter("{x:g}")
+        curves.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
+        curves.yaxis.set_minor_formatter("{x:g}")
         curves.set_axis_on()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -170,7 +170,7 @@ def describe_host() -> dict:
 
     from benchmarks.measure import hardware
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = hardware("cuda") if torch.cuda.is_available() else None
     return {"cpu": hardware("cpu"), "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
 
 

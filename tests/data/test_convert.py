@@ -296,8 +296,10 @@ def test_split_by_a_key(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("length", "option"), [(20, []), (6, ["--block", 6])])
-def test_split_by_block(tmp_path, length, option):
+@pytest.mark.parametrize(
+    ("length", "option", "n_val"), [(20, [], 2), (6, ["--block", 6], 6)], ids=["default", "6"]
+)
+def test_split_by_block(tmp_path, length, option, n_val):
     write_traj(tmp_path / "a.traj", 90)
     write_traj(tmp_path / "b.traj", 30, seed=1)
     out = tmp_path / "out"
@@ -308,7 +310,7 @@ def test_split_by_block(tmp_path, length, option):
     assert sorted(frames["train"] + frames["val"]) == everything
     blocks = {name: {(sid, fid // length) for sid, fid in ids} for name, ids in frames.items()}
     assert not blocks["train"] & blocks["val"]
-    assert len(blocks["val"]) == round(0.3 * sum(-(-n // length) for n in (90, 30)))
+    assert len(blocks["val"]) == n_val
 
 
 def test_split_by_index_files(tmp_path):

@@ -1,4 +1,7 @@
-"""The report of a study: tables and a figure, written between markers into a Markdown file."""
+"""The report of a study, tables and a figure, and a table over all studies.
+
+Both are written between markers into a Markdown file.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import t as student
 
-from experiments.study import Study
+from experiments.study import Study, expand
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -95,14 +98,24 @@ def spread(values: BySeed) -> str:
     return f"{x.mean():.1f} ± {x.std(ddof=1):.1f}"
 
 
-def difference(ours: BySeed, base: BySeed) -> str:
-    """The paired difference, with its interval, and in per cent of the reference's mean."""
+def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
+    """The paired difference, with its interval, and in per cent of the reference's mean.
+
+    Args:
+        bold: where the interval is without zero.
+    """
     mean, half = paired_difference(ours, base)
     if np.isnan(mean):
         return "missing"
-    whole = np.mean([base[seed] for seed in ours.keys() & base.keys()])
     interval = "one seed" if np.isnan(half) else f"{mean - half:+.1f} to {mean + half:+.1f}"
-    return f"{mean:+.1f} [{interval}], {100 * mean / whole:+.0f} %"
+    text = f"{mean:+.1f} [{interval}], {100 * relative_difference(ours, base):+.0f} %"
+    return f"**{text}**" if bold and abs(mean) > half else text
+
+
+def relative_difference(ours: BySeed, base: BySeed) -> float:
+    """The paired difference as a part of the reference's mean over the same seeds."""
+    whole = np.mean([base[seed] for seed in ours.keys() & base.keys()])
+    return paired_difference(ours, base)[0] / float(whole)
 
 
 def cost_table(results: Results) -> str:
@@ -186,7 +199,6 @@ def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -
     missing = results.missing()
     parts = [f"## {study.title}", f"`python -m experiments.run {name} --report`"]
     parts += [f"**Missing** ({len(missing)}): {', '.join(missing)}."] * bool(missing)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if found:
         image = Path("results", f"{name}.png")
         draw(results, out.parent / image)
@@ -197,8 +209,40 @@ def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -
         hosts = {f"{h['gpu'] or h['cpu']}, torch {h['torch']}" for h in (r["host"] for r in found)}
         commits = ", ".join(sorted({run["commit"] for run in found}))
         parts.append(f"One thread each on {'; '.join(sorted(hosts))}. Commits: {commits}.")
-    begin, end = f"<!-- study {name} -->", f"<!-- /study {name} -->"
+    _write_part(out, f"study {name}", parts)
+
+
+def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: Path) -> None:
+    """Replace the table over all studies in `out`, or append it; the largest gain in forces first.
+
+    It compares the arm that a study names in ``overview`` with the reference, at the best
+    checkpoint, on the first test set of each variant where both have a result.
+    """
+    head = ["study", "variant", "structures", "epochs", "seeds", *ERRORS.values()]
+    lines = []
+    for name, (study, found) in studies.items():
+        results = Results(study, found)
+        epochs = {(r.variant, r.arm): r.config["optim"]["max_epochs"] for r in expand(name, study)}
+        for variant, settings in study.variants.items():
+            arms, test = (study.overview, study.reference), settings.measured_on[0]
+            rows = [(variant, test, arm) for arm in arms]
+            pairs = [[results.errors(row, "best", error) for row in rows] for error in ERRORS]
+            seeds = len(set.intersection(*map(set, pairs[0])))
+            if seeds:
+                place = [name, variant, f"{settings.structures:,}", epochs[variant, study.overview]]
+                cells = [difference(*pair, bold=True) for pair in pairs]
+                line = [*place, f"{seeds} of {len(study.seeds)}", *cells]
+                lines.append((relative_difference(*pairs[0]), line))
+    if lines:
+        lines.sort(key=lambda line: line[0])
+        _write_part(out, "overview", [table(head, [line for _, line in lines])])
+
+
+def _write_part(out: Path, name: str, parts: Sequence[str]) -> None:
+    """Replace what stands between the markers `name`, or append it."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = "\n\n".join([begin, *parts, end])
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = out.read_text(encoding="utf-8") if out.exists() else "# Results\n"
     if begin not in text:
         text = f"{text.rstrip()}\n\n{begin}{end}\n"

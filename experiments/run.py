@@ -220,6 +220,18 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> None:
         raise click.ClickException("stopped: the same command goes on")
 
 
+def _all_results(studies: Path, results: Path) -> dict[str, tuple[Study, list[dict]]]:
+    """Every study that has an overview, with its results."""
+    found = {}
+    for path in sorted(studies.glob("*.yml")):
+        study = load_study(path)
+        if study.overview is not None:
+            runner = Runner(ROOT / "runs" / path.stem, results / path.stem)
+            there = (runner.result(run) for run in expand(path.stem, study))
+            found[path.stem] = study, [result for result in there if result]
+    return found
+
+
 _PATH = click.Path(path_type=Path)
 
 
@@ -244,8 +256,9 @@ def main(name, jobs, data, only, show, report, studies, folder, results, out) ->
         for run_name, result in found.items():
             click.echo(f"{'done' if result else 'to do':<6} {run_name}")
     elif report:
-        from experiments.report import write_report
+        from experiments.report import write_overview, write_report
 
+        write_overview(_all_results(studies, results), out)
         write_report(name, study, [result for result in found.values() if result], out)
     else:
         prepare_data(study, data.resolve() if data else None)

@@ -40,6 +40,7 @@ class Arm(Part):
 
 
 class Variant(Part):
+    structures: int | None = Field(None, ge=1, description="that training has, for the overview")
     tests: dict[str, str] = Field({}, description="folder by name of a test set")
 
     @property
@@ -55,6 +56,9 @@ class Study(Part):
     data: dict[str, str] = Field({}, description="command by the folder that it makes")
     seeds: list[int] = Field(min_length=1)
     reference: str = Field(description="the arm that the others are compared with")
+    overview: str | None = Field(
+        None, description="the arm that the table over all studies compares with the reference"
+    )
     arms: dict[str, Arm]
     variants: dict[str, Variant]
     sigmas: list[float] = Field([], description="Å; noise levels to measure denoising at")
@@ -72,6 +76,12 @@ class Study(Part):
                 )
         if self.arms[self.reference].variants is not None:
             raise ValueError(f"reference {self.reference!r} must be run for all variants")
+        if self.overview is not None:
+            if self.overview not in self.arms:
+                raise ValueError(f"overview must be one of the arms {[*self.arms]}")
+            unknown = [name for name, v in self.variants.items() if v.structures is None]
+            if unknown:
+                raise ValueError(f"variants.{unknown[0]}.structures is missing: overview needs it")
         bad = [name for name in [*self.arms, *self.variants] if not name.isidentifier()]
         if bad:
             raise ValueError(f"names of arms and variants must be identifiers, got {bad[0]!r}")

@@ -44,15 +44,16 @@ def write_study(folder: Path, **changes) -> Path:
         "sigmas": [0.1],
         **changes,
     }
-    path = folder / "tiny_study.yml"
+    path = folder / "studies" / "tiny_study.yml"
+    path.parent.mkdir()
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     return path
 
 
 def call(folder: Path, *arguments: str) -> subprocess.Popen:
     """The program on the study in `folder`, which also takes runs and results."""
-    places = ["--studies", folder, "--runs", folder / "runs", "--results", folder / "results"]
-    places += ["--out", folder / "docs" / "results.md"]
+    places = ["--studies", folder / "studies", "--runs", folder / "runs"]
+    places += ["--results", folder / "results", "--out", folder / "docs" / "results.md"]
     command = [sys.executable, "-m", "experiments.run", "tiny_study", *places, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
@@ -141,7 +142,7 @@ def two_arms(tmp_path, request):
     (tmp_path / "results" / "tiny_study").mkdir(parents=True)
 
     def invoke(*arguments: str):
-        places = ["--studies", tmp_path, "--runs", tmp_path / "runs"]
+        places = ["--studies", tmp_path / "studies", "--runs", tmp_path / "runs"]
         places += ["--results", tmp_path / "results", "--out", tmp_path / "docs" / "r.md"]
         words = map(str, ["tiny_study", *places, *arguments])
         return CliRunner().invoke(runner_module.main, [*words])
@@ -177,9 +178,9 @@ def test_finished_runs_are_skipped_and_results_of_other_settings_refused(two_arm
     assert invoke("--only", "*-other-*").exit_code == 0
     assert begun[2:] == ["all-other-seed2"]
 
-    study = yaml.safe_load((folder / "tiny_study.yml").read_text())
+    study = yaml.safe_load((folder / "studies" / "tiny_study.yml").read_text())
     study["arms"]["other"]["settings"]["optim"]["dens"]["sigma"] = 0.2
-    (folder / "tiny_study.yml").write_text(yaml.safe_dump(study))
+    (folder / "studies" / "tiny_study.yml").write_text(yaml.safe_dump(study))
     refused = invoke()
     assert refused.exit_code == 1
     assert "all-other-seed0.json was made with other settings" in refused.output
@@ -269,6 +270,26 @@ def test_an_arm_of_some_variants(tmp_path):
     assert "| many |" not in text
 
 
+OVERVIEW = {"overview": "other", "variants": {"all": {"structures": 8, "tests": {"test": "x"}}}}
+
+
+@pytest.mark.parametrize("two_arms", [OVERVIEW], indirect=True)
+def test_table_over_all_studies(two_arms):
+    """In bold where the interval is without zero: numbers as in `test_table`."""
+    runs, invoke, keep, folder = two_arms
+    pages = []
+    for done in (runs[:1], runs[:2], runs[:5]):
+        for run in done:
+            keep(run)
+        assert invoke("--report").exit_code == 0
+        pages.append((folder / "docs" / "r.md").read_text())
+    assert "<!-- overview -->" not in pages[0]
+    place = f"| tiny_study | all | 8 | {STEPS // 4} |"
+    assert f"{place} 1 of 3 | -30.0 [one seed], -30 % |" in pages[1]
+    assert f"{place} 2 of 3 | **-29.5 [-35.9 to -23.1], -29 %** |" in pages[2]
+    assert pages[2].count("tiny_study | all") == 1
+
+
 def test_paired_difference():
     """Seeds that only one has do not count; the quantile for two degrees of freedom is 4.3027."""
     ours, theirs = {0: 1.0, 1: 2.0, 2: 6.0, 7: 100.0}, {0: 2.0, 1: 2.0, 2: 4.0, 9: -100.0}
@@ -296,6 +317,8 @@ def _arm_of(*variants: str) -> dict:
         (_arm_of("none"), "arms.dens.variants must be of ['all'], got ['none']"),
         (_arm_of(), "arms.dens.variants: List should have at least 1 item"),
         (_arm_of("all"), "reference 'dens' must be run for all variants"),
+        ({"overview": "none"}, "overview must be one of the arms ['dens']"),
+        ({"overview": "dens"}, "variants.all.structures is missing: overview needs it"),
     ],
 )
 def test_wrong_study_files(tmp_path, change, message):
@@ -307,14 +330,18 @@ def test_wrong_study_files(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_shipped_studies(path):
-    """They expand, their results are of the settings they have now, and the report shows them."""
-    study = load_study(path)
-    report = (ROOT / "docs" / "results.md").read_text()
+def test_shipped_studies(path, tmp_path):
+    """They expand, their results are of the settings they have now, and the page shows them."""
+    study, page = load_study(path), (ROOT / "docs" / "results.md").read_text()
+    (tmp_path / "results.md").write_text(page)
+    words = [path.stem, "--report", "--out", str(tmp_path / "results.md")]
+    assert CliRunner().invoke(runner_module.main, words).exit_code == 0
+    assert (tmp_path / "results.md").read_text() == page
+
     runner = runner_module.Runner(ROOT / "runs", ROOT / "experiments" / "results" / path.stem)
-    runs = expand(path.stem, study)
-    done = [run for run in runs if runner.result(run)]
-    missing = f"**Missing** ({len(runs) - len(done)})" if len(done) < len(runs) else ""
-    section = report.split(f"<!-- study {path.stem} -->")[1].split("<!-- /study")[0]
-    assert missing in section
-    assert all(run.config["dataset"]["train"]["src"] for run in runs)
+    for run in expand(path.stem, study):
+        assert run.config["dataset"]["train"]["src"]
+        structures, optim = study.variants[run.variant].structures, run.config["optim"]
+        if structures and (result := runner.result(run)):
+            batches = -(-structures // optim["batch_size"])
+            assert result["steps"] == batches * optim["max_epochs"]

@@ -222,14 +222,15 @@ def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: 
     lines = []
     for name, (study, found) in studies.items():
         results = Results(study, found)
-        epochs = {(r.variant, r.arm): r.config["optim"]["max_epochs"] for r in expand(name, study)}
+        runs = [run for run in expand(name, study) if run.arm == study.overview]
+        epochs = {run.variant: run.config["optim"]["max_epochs"] for run in runs}
         for variant, settings in study.variants.items():
             arms, test = (study.overview, study.reference), settings.measured_on[0]
             rows = [(variant, test, arm) for arm in arms]
             pairs = [[results.errors(row, "best", error) for row in rows] for error in ERRORS]
             seeds = len(set.intersection(*map(set, pairs[0])))
             if seeds:
-                place = [name, variant, f"{settings.structures:,}", epochs[variant, study.overview]]
+                place = [name, variant, f"{settings.structures:,}", epochs[variant]]
                 cells = [difference(*pair, bold=True) for pair in pairs]
                 line = [*place, f"{seeds} of {len(study.seeds)}", *cells]
                 lines.append((relative_difference(*pairs[0]), line))

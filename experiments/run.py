@@ -54,6 +54,11 @@ class Runner:
         _refuse_other(path, result["fingerprint"], run)
         return result
 
+    def kept(self, runs: list[Run]) -> dict[str, dict]:
+        """The results of those runs that have one, by name; raises as :meth:`result` does."""
+        found = {run.name: self.result(run) for run in runs}
+        return {name: result for name, result in found.items() if result}
+
     def finish(self, run: Run) -> None:
         """Train, from the last checkpoint if there is one, measure, and keep the result.
 
@@ -227,8 +232,7 @@ def _all_results(studies: Path, results: Path) -> dict[str, tuple[Study, list[di
         study = load_study(path)
         if study.overview is not None:
             runner = Runner(ROOT / "runs" / path.stem, results / path.stem)
-            there = (runner.result(run) for run in expand(path.stem, study))
-            found[path.stem] = study, [result for result in there if result]
+            found[path.stem] = study, [*runner.kept(expand(path.stem, study)).values()]
     return found
 
 
@@ -251,18 +255,18 @@ def main(name, jobs, data, only, show, report, studies, folder, results, out) ->
     study = load_study(studies / f"{name}.yml")
     runner = Runner(folder / name, results / name)
     runs = expand(name, study)
-    found = {run.name: runner.result(run) for run in runs}
+    found = runner.kept(runs)
     if show:
-        for run_name, result in found.items():
-            click.echo(f"{'done' if result else 'to do':<6} {run_name}")
+        for run in runs:
+            click.echo(f"{'done' if run.name in found else 'to do':<6} {run.name}")
     elif report:
         from experiments.report import write_overview, write_report
 
         write_overview(_all_results(studies, results), out)
-        write_report(name, study, [result for result in found.values() if result], out)
+        write_report(name, study, [*found.values()], out)
     else:
         prepare_data(study, data.resolve() if data else None)
-        todo = [run for run in runs if not found[run.name] and fnmatch(run.name, only)]
+        todo = [run for run in runs if run.name not in found and fnmatch(run.name, only)]
         run_all(runner, todo, jobs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import numpy as np
 import torch
+from ase import Atoms
 from ase.build import add_adsorbate, fcc111
 from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch, Data
@@ -106,15 +107,19 @@ def _slab(rng: np.random.Generator) -> Data:
     for i, symbol in enumerate("CONHH"[: rng.integers(1, 6)]):
         add_adsorbate(slab, symbol, height=1.3 + 1.2 * i, position="fcc")
     slab.rattle(0.05, rng=rng)
-    n = len(slab)
+    return labelled(slab, rng.normal(), rng.normal(size=(len(slab), 3)))
+
+
+def labelled(atoms: Atoms, energy: float, forces: np.ndarray) -> Data:
+    """A structure for the models, with an energy and forces (N, 3)."""
     return Data(
-        pos=torch.tensor(slab.positions, dtype=torch.float32),
-        cell=torch.tensor(np.array(slab.cell), dtype=torch.float32)[None],
-        atomic_numbers=torch.tensor(slab.numbers),
-        natoms=n,
-        fixed=torch.zeros(n),
-        energy=float(rng.normal()),
-        forces=torch.tensor(rng.normal(size=(n, 3)), dtype=torch.float32),
+        pos=torch.tensor(atoms.positions, dtype=torch.float32),
+        cell=torch.tensor(np.array(atoms.cell), dtype=torch.float32)[None],
+        atomic_numbers=torch.tensor(atoms.numbers),
+        natoms=len(atoms),
+        fixed=torch.zeros(len(atoms)),
+        energy=float(energy),
+        forces=torch.tensor(forces, dtype=torch.float32),
     )
 
 

@@ -20,7 +20,7 @@ from ase.calculators.emt import EMT
 from fairchem.core.common.utils import setup_imports
 from torch_geometric.data import Batch, Data
 
-from benchmarks.arms import SIZES, build, corrupted, training_loss
+from benchmarks.arms import SIZES, build, corrupted, labelled, training_loss
 from benchmarks.measure import commit
 
 BATCH_SIZE = 4
@@ -58,18 +58,7 @@ def structures(count: int) -> list[Data]:
     forces = np.array([slab.get_forces() for slab in found])
     energies = (energies - energies.mean()) / energies.std()
     forces = forces / forces.std()
-    return [
-        Data(
-            pos=torch.tensor(slab.positions, dtype=torch.float32),
-            cell=torch.tensor(np.array(slab.cell), dtype=torch.float32)[None],
-            atomic_numbers=torch.tensor(slab.numbers),
-            natoms=len(slab),
-            fixed=torch.zeros(len(slab)),
-            energy=float(energy),
-            forces=torch.tensor(force, dtype=torch.float32),
-        )
-        for slab, energy, force in zip(found, energies, forces, strict=True)
-    ]
+    return [labelled(*of) for of in zip(found, energies, forces, strict=True)]
 
 
 def train(run: str, steps: int, data: list[Data]) -> tuple[list[float], dict]:

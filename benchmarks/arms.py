@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import numpy as np
 import torch
 from ase import Atoms
@@ -10,9 +10,11 @@ from ase.build import add_adsorbate, fcc111
 from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch, Data
 
-from dens.config import parse_config
-from dens.corruption import attach, corrupt, make_generator
-from dens.loss import dens_loss, zero_gradient
+from dens.denoising.config import parse_config
+from dens.denoising.corruption import attach, corrupt
+from dens.denoising.loss import dens_loss
+from dens.random import make_generator
+from dens.ranks import zero_gradient
 
 DENS = {"sigma": 0.1, "denoising_coefficient": 10.0}
 COMMON = {

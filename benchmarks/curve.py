@@ -8,7 +8,7 @@ runs of fairchem's modules from weights that differ in the last digit: those are
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import json
 from pathlib import Path

@@ -21,11 +21,11 @@ from ase.build import fcc111
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.convert import convert
-from dens.data.recipe import Recipe
+import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.convert.frames import convert
+from dens.data.convert.labels import Recipe
 from dens.data.units import parse_units
-from dens.neighbors import periodic_radius_graph
+from dens.graphs.radius import periodic_radius_graph
 
 MADE_UP = 2000
 BATCH_SIZE = 4  # structures; this and the graph as in OC20's recipes

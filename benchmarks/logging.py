@@ -12,7 +12,7 @@ which the wall time includes where it competes for the cores.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import json
 import os
@@ -29,8 +29,8 @@ from fairchem.core.common.logger import WandBLogger
 from fairchem.core.common.utils import new_trainer_context
 
 from dens.fairchem1.launch import parse_args, read_config
-from dens.fairchem1.logs import RunLog
-from dens.fairchem1.watch import Watch
+from dens.runs.log import RunLog
+from dens.runs.monitor import TrainingMonitor
 
 
 class Unwatched:
@@ -69,7 +69,7 @@ def clocks(action: Callable[[], Any], device: torch.device) -> tuple[float, floa
     return time.process_time() - process, time.perf_counter() - wall
 
 
-def measure_steps(trainer, log: RunLog, watch: Watch, steps: int) -> dict[str, list]:
+def measure_steps(trainer, log: RunLog, watch: TrainingMonitor, steps: int) -> dict[str, list]:
     """Times of ``steps`` pairs of steps, bare and logged."""
     arms = {"bare": (None, Unwatched()), "logged": (log, watch)}
     found: dict[str, list] = {name: [] for name in arms}
@@ -89,7 +89,7 @@ def measure_steps(trainer, log: RunLog, watch: Watch, steps: int) -> dict[str, l
     return found
 
 
-def measure_evaluations(trainer, watch: Watch, evaluations: int) -> dict[str, list]:
+def measure_evaluations(trainer, watch: TrainingMonitor, evaluations: int) -> dict[str, list]:
     """Times of as many evaluations and denoising validations, after one of each to warm up."""
     trainer.logger, trainer.watch = None, Unwatched()
     arms = {
@@ -134,8 +134,8 @@ def run(config: dict[str, Any], steps: int, evaluations: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, new_trainer_context(config=config) as context:
         trainer = context.trainer
         trainer.config["cmd"]["logs_dir"] = folder
-        log = RunLog(WandBLogger(trainer.config), folder, trainer.config)
-        watch = Watch(trainer)
+        log = RunLog(WandBLogger(trainer.config), folder, trainer.config, to_wandb=True)
+        watch = TrainingMonitor(trainer)
         n = len(trainer.val_dataset)
         structures = watch.settings.structures(n, len(watch.validation.sigmas))
         found = measure_steps(trainer, log, watch, steps)

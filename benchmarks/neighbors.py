@@ -8,7 +8,7 @@ the median over rounds; the edges are compared in every round.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from torch_geometric.data import Batch, Data
 
 from benchmarks.arms import make_batch
 from benchmarks.measure import commit, hardware, summary
-from dens.neighbors import periodic_radius_graph
+from dens.graphs.radius import periodic_radius_graph
 
 BATCH_SIZE = 4
 

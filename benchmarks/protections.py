@@ -8,7 +8,7 @@ batch included). Times are those of this process on one core, medians.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import math
 import pickle
@@ -23,12 +23,13 @@ import torch
 from fairchem.core.common.utils import new_trainer_context
 
 from benchmarks.measure import in_turns, seconds_of
-from dens.corruption import make_generator, sample_draws
-from dens.fairchem1.bad_records import find_fault
+from dens.data.soundness import find_fault
+from dens.denoising.corruption import sample_draws
 from dens.fairchem1.checkpoints.save import write_checkpoint
-from dens.fairchem1.datasets import open_dataset
+from dens.fairchem1.data.datasets import open_dataset
 from dens.fairchem1.launch import parse_args, read_config
-from dens.safe_pickle import load_record
+from dens.random import make_generator
+from dens.safe.pickles import load_record
 
 
 def medians(*arms: Callable[[], object], rounds: int) -> list[float]:

@@ -9,7 +9,7 @@ and whole steps are measured by :mod:`benchmarks.step`.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import json
 from collections import Counter
@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.arms import ARMS, SIZES, Step
 from benchmarks.measure import commit, hardware
-from dens.fairchem1 import fast
+from dens.fairchem1.model import fast
 from dens.fast import attention
 
 # kind of operation: where it is called, as (owner, name), in fairchem and in the fast path

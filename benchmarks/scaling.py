@@ -7,7 +7,7 @@ Each point is measured as :mod:`benchmarks.step` does.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import json
 from pathlib import Path

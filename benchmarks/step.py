@@ -11,7 +11,7 @@ take, with an allocator that gives memory back.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 import json
 import subprocess
@@ -24,7 +24,7 @@ from fairchem.core.common.utils import setup_imports
 
 from benchmarks.arms import ARMS, SIZES, Step
 from benchmarks.measure import commit, hardware, in_turns, last_number, peak, seconds_of, summary
-from dens.allocator import keep_freed_memory
+from dens.process import keep_freed_memory
 
 # seconds of steps that do not count, at least two: until the memory of a step is kept for the next
 WARM_UP = 4.0

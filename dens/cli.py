@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from dens.config import ConfigError
+from dens.settings import ConfigError
 
 PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}
 
@@ -93,7 +93,7 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
     Settings, data, labels, elements, normalisers, one training step, memory, number of steps. The
     exit status is 2 where there are errors. OVERRIDES change the config, as in training.
     """
-    from dens.fairchem1.checkup import check_command
+    from dens.fairchem1.check.command import check_command
 
     options = {"num_gpus": num_gpus, "checkpoint": checkpoint, "sample": sample}
     if not check_command(config, **options, overrides=list(overrides)):
@@ -138,7 +138,7 @@ def report(runs: tuple[str, ...], out: Path) -> None:
     RUN is a log folder or the id of a run in ./logs; the first one is what the others are compared
     with.
     """
-    from dens.report import write_report
+    from dens.runs.report import write_report
 
     try:
         for path in write_report(runs, out):
@@ -155,7 +155,7 @@ def report(runs: tuple[str, ...], out: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be saved; asks no server.")
 def dashboard(entity: str, project: str, name: str, baseline: str | None, dry_run: bool) -> None:
     """Save a W&B workspace with panels for DeNS runs."""
-    from dens.dashboard import as_json, make_workspace, save_workspace
+    from dens.runs.dashboard import as_json, make_workspace, save_workspace
 
     try:
         workspace = make_workspace(entity, project, name, baseline)

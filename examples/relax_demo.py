@@ -17,8 +17,8 @@ from ase.io import read
 from ase.optimize import BFGS
 
 import dens
-from dens.data.lmdb import LmdbWriter
-from dens.fairchem1.datasets import open_dataset
+from dens.data.store.lmdb import LmdbWriter
+from dens.fairchem1.data.datasets import open_dataset
 
 CONFIG = "examples/relax_demo.yml"
 FMAX, STEPS = 0.05, 300  # eV/Å

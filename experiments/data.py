@@ -27,7 +27,7 @@ def aspirin(source: Path, out: Path, n_train: int) -> None:
 
     A smaller training set is so a part of each larger one, with the same validation.
     """
-    from dens.data.md17 import convert_md17
+    from dens.data.convert.md17 import convert_md17
 
     files = [_only(source, f"rmd17_aspirin_{name}.xyz") for name in ("1200", "test_1800")]
     order = np.random.default_rng(0).permutation(1200)

@@ -7,7 +7,7 @@ validation, and the last raw weights. The answer is ``FOLDER/measured.json``.
 
 from __future__ import annotations
 
-import dens  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import fcntl
 import json
 import sys
@@ -20,9 +20,10 @@ from fairchem.core.common.utils import new_trainer_context
 
 from benchmarks.measure import commit
 from dens.cli import main
-from dens.corruption import make_generator
-from dens.fairchem1.denoising import always, best_weights, denoise
+from dens.denoising.config import corrupt_all
 from dens.fairchem1.launch import parse_args, read_config
+from dens.random import make_generator
+from dens.runs.monitor.denoise import best_weights, denoise
 
 WEIGHTS = {"best": "best_checkpoint.pt", "final": "checkpoint.pt"}
 DENOISED = 400  # structures to measure denoising on: enough, and each is visited six times
@@ -89,7 +90,7 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
     Of a large set, batches evenly spaced with about DENOISED structures.
     """
     dataset = trainer.val_loader.dataset
-    settings, step = always(trainer.dens, dataset[0], sigma), max(1, len(dataset) // DENOISED)
+    settings, step = corrupt_all(trainer.dens, dataset[0], sigma), max(1, len(dataset) // DENOISED)
     errors = {}
     with best_weights(trainer):
         for key, told in (("told", True), ("not_told", False)):

@@ -7,7 +7,7 @@ import socket
 import sys
 
 import pytest
-from structures import make_batch
+from helpers.structures import make_batch
 from torch_geometric.data import Batch
 
 

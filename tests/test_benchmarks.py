@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = [p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()]
 
 

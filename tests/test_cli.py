@@ -8,12 +8,11 @@ import types
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 from dens import cli
-from dens.config import ConfigError
 from dens.fairchem1 import launch as launcher
-
-ROOT = Path(__file__).parents[1]
+from dens.settings import ConfigError
 
 
 def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from trainers import DENS, MODEL, trainer_config, write_dataset
+from helpers.trainers import DENS, MODEL, trainer_config, write_dataset
 
 from experiments import run as runner_module
 from experiments.report import paired_difference, write_report

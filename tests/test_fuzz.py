@@ -13,25 +13,26 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers.structures import make_structure
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from structures import make_structure
 from torch_geometric.data import Batch, Data
 
-import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.config import ConfigError, DeNSConfig, parse_config
-from dens.corruption import (
+import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.checked import CheckedRecords
+from dens.data.store.records import pickle_record
+from dens.denoising.config import DeNSConfig, parse_config
+from dens.denoising.corruption import (
     corrupt,
     eligible_structures,
-    make_generator,
     sample_draws,
     sample_draws_by_structure,
 )
-from dens.data.records import pickle_record
-from dens.fairchem1.bad_records import CheckedRecords
-from dens.fairchem1.records import LmdbDataset
-from dens.safe_load import safe_load
-from dens.safe_pickle import BadRecord
+from dens.fairchem1.data.safe_lmdb import LmdbDataset
+from dens.random import make_generator
+from dens.safe.checkpoints import safe_load
+from dens.safe.pickles import BadRecord
+from dens.settings import ConfigError
 
 LONG = "DENS_FUZZ" in os.environ
 settings.register_profile(
@@ -238,7 +239,7 @@ class OneEntry:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    from trainers import write_dataset
+    from helpers.trainers import write_dataset
 
     src = write_dataset(tmp_path_factory.mktemp("fuzz") / "train", n=1)
     return CheckedRecords(LmdbDataset({"src": src}), {"energy": "system", "forces": "atom"})

@@ -11,11 +11,11 @@ import importlib
 import click
 
 COMMANDS = {
-    "convert": "dens.data.convert:convert_command",
-    "oc20": "dens.data.oc20:oc20_command",
-    "md17": "dens.data.md17:md17_command",
-    "stats": "dens.data.stats:stats_command",
-    "check": "dens.data.check:check_command",
+    "convert": "dens.data.convert.frames:convert_command",
+    "oc20": "dens.data.convert.oc20:oc20_command",
+    "md17": "dens.data.convert.md17:md17_command",
+    "stats": "dens.data.survey.stats:stats_command",
+    "check": "dens.data.survey.check:check_command",
 }
 
 

@@ -30,8 +30,9 @@ from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 from ase.optimize import FIRE
 
-from dens.data.lmdb import LmdbWriter, atomic_folder
-from dens.data.records import atoms_to_data, fixed_atoms
+from dens.data.store.lmdb import LmdbWriter
+from dens.data.store.records import atoms_to_data, fixed_atoms
+from dens.files import atomic_folder
 
 METALS = ("Ni", "Cu", "Pd", "Pt", "Au", "Al")
 HELD_OUT_METAL = "Ag"

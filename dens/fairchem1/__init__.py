@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import warnings
 
-from dens import compat
+from dens.fairchem1 import compat
 
 compat.install()  # before the first import of fairchem, which needs what it supplies
 
 # fairchem loads files of its own in a way that torch 2.4 warns of, at every start
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairchem\.core\.")
 
-from dens.fairchem1.models import (  # noqa: E402
+from dens.fairchem1.data.oc22 import OC22LmdbDataset  # noqa: E402
+from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     EnergyHead,
     EquiformerV2Backbone,
     EquiformerV2DeNS,
     ForceHead,
     NoiseHead,
 )
-from dens.fairchem1.oc22 import OC22LmdbDataset  # noqa: E402
-from dens.fairchem1.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
+from dens.fairchem1.train.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
 
 compat.repair()
 

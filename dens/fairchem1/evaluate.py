@@ -10,12 +10,13 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
-from dens.config import ConfigError
-from dens.corruption import make_generator
-from dens.denoising import add
-from dens.fairchem1.denoising import always, best_weights, denoise
+from dens.denoising.config import corrupt_all
+from dens.denoising.metrics import add
 from dens.fairchem1.launch import parse_args, read_config
-from dens.metrics import Mean
+from dens.metrics import Ratio
+from dens.random import make_generator
+from dens.runs.monitor.denoise import best_weights, denoise
+from dens.settings import ConfigError
 
 _UNITS = {
     "energy_mae": "eV",
@@ -77,15 +78,15 @@ def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float
         The model's errors, and those of predicting no noise, no force and the mean energy.
     """
     seed = trainer.config["cmd"]["seed"] or 0
-    dens = always(trainer.dens, loader.dataset[0])
-    totals: tuple[dict[str, Mean], ...] = ({}, {})
+    dens = corrupt_all(trainer.dens, loader.dataset[0])
+    totals: tuple[dict[str, Ratio], ...] = ({}, {})
     with best_weights(trainer):
         passes = denoise(trainer, loader, dens, lambda i, _: make_generator(seed, 0, i))
         for batch, fields, out in passes:
             zeros = {name: torch.zeros_like(value) for name, value in out.items()}
             for column, predicted in zip(totals, (out, zeros), strict=True):
                 for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
-                    column[name] = add(column.get(name, Mean(0, 0)), mean)
+                    column[name] = add(column.get(name, Ratio(0, 0)), mean)
     errors, of_zeros = ({k: total / n for k, (total, n) in c.items()} for c in totals)
     return errors, of_zeros
 

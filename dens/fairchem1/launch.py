@@ -36,13 +36,13 @@ from submitit import AutoExecutor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dens.config import ConfigError
-from dens.fairchem1.check import check_config
-from dens.fairchem1.datasets import explained
-from dens.fairchem1.logs import keep_logs
-from dens.fairchem1.preflight import check_inputs, keep_wandb_offline
-from dens.fairchem1.records import use_safe_formats
+from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
+from dens.fairchem1.config.read import as_config_error
+from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.data.safe_lmdb import use_safe_formats
+from dens.fairchem1.train.logger import keep_logs
 from dens.patching import replaced
+from dens.settings import ConfigError
 
 _OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
 _build, _grid = _cli.build_config, _cli.create_grid  # as they are when ours stand in for them
@@ -167,7 +167,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
     without_gpu = stays_here and not args.cpu and not torch.cuda.is_available()
     args.cpu |= without_gpu
     args.timestamp_id = args.timestamp_id or new_timestamp_id(args.identifier)
-    with explained(args.config_yml):
+    with as_config_error(args.config_yml):
         config = _build(args, overrides)
     if args.quiet:
         logger = config.get("logger", "wandb")
@@ -183,7 +183,7 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
     # fairchem looks for MutableMapping where it stood until Python 3.10
     moved = {"MutableMapping": collections.abc.MutableMapping}
-    with explained(sweep_yml), replaced(collections, **moved):
+    with as_config_error(sweep_yml), replaced(collections, **moved):
         configs = _grid(base, sweep_yml)
     for config in configs:
         run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...

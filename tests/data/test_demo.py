@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.data import atomic_numbers
 from ase.optimize import BFGS
 
-import dens  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.demo import HELD_OUT_METAL, MAX_FORCE, METALS, make_demo_data
 
 SIZES = {"train_frames": 70, "val_frames": 15}

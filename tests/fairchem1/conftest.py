@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import pickle
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import submitit
-from trainers import trainer_config, write_dataset
+from helpers.paths import ROOT, TESTS
+from helpers.trainers import trainer_config, write_dataset
 
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1 import launch as launcher
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def new_trainer(dataset):
 @pytest.fixture
 def children_env(monkeypatch) -> dict[str, str]:
     """The environment of processes that have to import dens and the helpers of these tests."""
-    path = [HERE.parents[1], HERE.parent, HERE]
+    path = [ROOT, TESTS]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return dict(os.environ)
@@ -60,3 +61,10 @@ def submit(children_env, monkeypatch):
         assert status == "success", value
 
     return run
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Three processes that have done the imports, to be ranks of one group after the other."""
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool

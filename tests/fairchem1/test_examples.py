@@ -1,16 +1,16 @@
 """The configs under examples/: they are valid, and train a shrunken model."""
 
 import copy
-from pathlib import Path
 
 import pytest
-from checkpoint_files import dens_trainer
 from fairchem.core.common.utils import load_config
-from trainers import MODEL
+from helpers.checkpoint_files import dens_trainer
+from helpers.paths import ROOT
+from helpers.trainers import MODEL
 
-from dens.fairchem1.check import check_config
+from dens.fairchem1.config.rules import check_config
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 SHRUNKEN = ("num_layers", "sphere_channels", "attn_hidden_channels", "edge_channels")
 
 

@@ -18,11 +18,10 @@ import yaml
 from fairchem.core import _cli
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from dens.config import ConfigError
 from dens.fairchem1 import launch as launcher
 from dens.fairchem1.launch import Runner, launch, new_timestamp_id, parse_args, run_rank
+from dens.settings import ConfigError
 
-ROOT = Path(__file__).parents[2]
 TIMESTAMP = r"\d{4}(-\d\d){5}-[0-9a-f]{4}"
 
 

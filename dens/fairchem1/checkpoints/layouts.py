@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from dens.fairchem1.checkpoints.settings import NOISE_HEAD, model_section, trainable_names
-from dens.safe_load import safe_load
+from dens.safe.checkpoints import safe_load
 
 DENS = "dens"
 FAIRCHEM_DENS = "DeNS of fairchem 1.10"

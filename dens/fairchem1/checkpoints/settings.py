@@ -12,7 +12,7 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
 
-from dens.fairchem1.translate import translate_model
+from dens.fairchem1.config.translate import translate_model
 
 BACKBONE, NOISE_HEAD = "dens.EquiformerV2Backbone", "dens.NoiseHead"
 _TO_DENS = {

@@ -25,7 +25,6 @@ from fairchem.core.common import distutils
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor, nn
 
-from dens.config import ConfigError
 from dens.fairchem1.checkpoints.inspect import describe
 from dens.fairchem1.checkpoints.layouts import (
     ENCODING,
@@ -33,7 +32,8 @@ from dens.fairchem1.checkpoints.layouts import (
     interpret,
     is_resumable,
 )
-from dens.safe_load import safe_load
+from dens.safe.checkpoints import safe_load
+from dens.settings import ConfigError
 
 _NOISE_HEADS = ("force_head", "fresh")
 _STIFFNESS = 15.0  # eV/Å²
@@ -104,7 +104,9 @@ def load_from(
         names = trainer._unwrapped_model.state_dict()
         resume = is_resumable(content, str(path), names) and not inference_only
         source = interpret(content, str(path), raw=resume)
-        state, report = match(source, trainer._unwrapped_model, path, _noise_head(trainer, source))
+        state, report = adapt_weights(
+            source, trainer._unwrapped_model, path, _noise_head(trainer, source)
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if resume:
@@ -170,7 +172,7 @@ def _parts(names: list[str]) -> str:
     return ", ".join(found) or "-"
 
 
-def match(
+def adapt_weights(
     source: Checkpoint, model: nn.Module, path: str, factor: float | None
 ) -> tuple[dict[str, Tensor], Report]:
     """The state dict for ``model`` from a checkpoint, and what became of each tensor.

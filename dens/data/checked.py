@@ -1,0 +1,179 @@
+"""Data sets whose records are looked at before they are trained on, and replaced where one says so.
+
+``dataset.train`` takes
+
+- ``on_bad``: ``error`` (default), or ``skip``: take the next good record in the place of a bad one;
+- ``on_bad_limit``: how many different records may be bad: a number of records, or a fraction of the
+  data set (default 0.01). One more is an error.
+
+Which record takes the place of a bad one is a function of its number alone: so all ranks, and a run
+that is resumed, agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+
+from dens.data.soundness import find_fault
+from dens.safe.pickles import BadRecord
+from dens.settings import ConfigError
+
+LIMIT = 0.01
+
+
+def parse_on_bad(splits: Mapping[str, Mapping[str, Any] | None]) -> float | None:
+    """How many records may be replaced: a number, a fraction below 1, or None for ``error``.
+
+    Args:
+        splits: the settings of ``train``, ``val`` and so on, as in the ``dataset`` of a config.
+
+    Raises:
+        ConfigError: names the key that is wrong, or would be ignored.
+    """
+    for name, settings in splits.items():
+        for key in ("on_bad", "on_bad_limit"):
+            if name != "train" and (settings or {}).get(key, "error") != "error":
+                raise ConfigError(
+                    f"{key} is for the training data only, metrics count every structure: got "
+                    f"{settings[key]!r} (dataset.{name}.{key})"
+                )
+    settings = splits.get("train") or {}
+    on_bad, limit = settings.get("on_bad", "error"), settings.get("on_bad_limit")
+    if on_bad not in ("error", "skip"):
+        raise ConfigError(f"on_bad must be error or skip, got {on_bad!r} (dataset.train.on_bad)")
+    if on_bad == "error":
+        if limit is not None:
+            raise ConfigError(
+                f"on_bad_limit = {limit!r} needs on_bad: skip (dataset.train.on_bad_limit)"
+            )
+        return None
+    limit = LIMIT if limit is None else limit
+    is_count = type(limit) is int and limit >= 1
+    if not is_count and not (type(limit) is float and 0 < limit < 1):
+        raise ConfigError(
+            "on_bad_limit must be a number of records >= 1 or a fraction in (0, 1), got "
+            f"{limit!r} (dataset.train.on_bad_limit)"
+        )
+    return limit
+
+
+def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> CheckedRecords:
+    """A split of a trainer's data, with every record looked at when it is read.
+
+    Args:
+        split: ``train`` and ``val`` need the labels of the losses; others need none.
+        config: the trainer's, with ``dataset``, ``val_dataset``, ...
+
+    Raises:
+        ConfigError: see :func:`parse_on_bad`.
+    """
+    others = {name: config.get(f"{name}_dataset") for name in ("val", "test", "relax")}
+    limit = parse_on_bad({"train": config.get("dataset"), **others})
+    levels = {}
+    if split in ("train", "val"):
+        outputs = config.get("outputs") or {}
+        names = [name for term in config.get("loss_functions") or [] for name in term]
+        levels = {name: outputs.get(name, {}).get("level", "system") for name in names}
+    if split != "train":
+        return CheckedRecords(dataset, levels)
+    if isinstance(limit, float):
+        limit = math.ceil(limit * len(dataset))
+    return CheckedRecords(dataset, {**levels, "fixed": "atom"}, limit)
+
+
+class CheckedRecords(Dataset):
+    """A data set of structures, with every record looked at when it is read.
+
+    Args:
+        dataset: whose records are PyG ``Data``.
+        levels: the fields that a record must have, besides those that every structure has, each
+            ``atom`` (one row for each atom) or ``system``.
+        limit: replace up to so many different records that are bad; None: they are errors.
+
+    Raises:
+        BadRecord: when a record is read that is bad; names the file, the index and the field.
+    """
+
+    def __init__(
+        self, dataset: Dataset, levels: Mapping[str, str] | None = None, limit: int | None = None
+    ) -> None:
+        self.dataset = dataset
+        self._levels = dict(levels or {})
+        self._tally = None if limit is None else _Tally(limit)
+
+    @property
+    def bad_records(self) -> int:
+        """How many different records were replaced so far, by this process and its loaders'."""
+        return 0 if self._tally is None else self._tally.count
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Data:
+        for candidate in range(int(number), int(number) + len(self)):
+            try:
+                return self._read(candidate % len(self))
+            except BadRecord as error:
+                if self._tally is None:
+                    raise
+                self._tally.add(candidate % len(self), str(error))
+        raise BadRecord(f"all {len(self)} records are bad (dataset.train.on_bad)")
+
+    def _read(self, number: int) -> Data:
+        try:
+            data = self.dataset[number]
+            fault = find_fault(data, self._levels)
+        except (BadRecord, ConfigError):
+            raise
+        except Exception as error:  # a damaged record raises anything
+            fault = f"{type(error).__name__}: {error}"
+        if fault is not None:
+            raise BadRecord(f"{_where(self.dataset, number)}: {fault}")
+        return data
+
+
+class _Tally:
+    """Which records were bad, in memory that the processes of a loader share."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._numbers = multiprocessing.Array("q", limit)
+        self._count = multiprocessing.Value("q", 0)
+
+    @property
+    def count(self) -> int:
+        return self._count.value
+
+    def add(self, number: int, reason: str) -> None:
+        with self._numbers.get_lock():
+            count = self._count.value
+            known = np.frombuffer(self._numbers.get_obj(), dtype=np.int64)
+            if number in known[:count]:
+                return
+            if count == self._limit:
+                raise BadRecord(
+                    f"{reason}; {count} others were bad too, and no more may be "
+                    "(dataset.train.on_bad_limit)"
+                )
+            known[count] = number
+            self._count.value = count + 1
+        logging.warning(
+            f"{reason}: the next good record takes its place; {count + 1} bad so far, of at most "
+            f"{self._limit} (dataset.train.on_bad: skip)"
+        )
+
+
+def _where(dataset: Any, number: int) -> str:
+    while hasattr(dataset, "dataset"):  # a subset
+        dataset, number = dataset.dataset, dataset.indices[number]
+    if hasattr(dataset, "where"):
+        return dataset.where(number)
+    return f"{dataset.config.get('src')}, index {number}"

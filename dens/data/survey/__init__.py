@@ -1,0 +1,1 @@
+"""Describe and check data sets: ``dens data stats`` and ``dens data check``."""

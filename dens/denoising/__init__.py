@@ -1,0 +1,1 @@
+"""DeNS on tensors: settings, corruption, force encoding, loss and metrics (arXiv:2403.09549)."""

@@ -1,0 +1,215 @@
+"""The DeNS settings: one frozen schema, from which the checks and the README's table both come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from dens.settings import ConfigError, parse_settings, setting
+
+
+class DeNSConfig(BaseModel):
+    """Settings of denoising non-equilibrium structures (DeNS, arXiv:2403.09549).
+
+    They stand under ``optim.dens`` of a training config. Numbers are refused outside their range,
+    unknown keys always. Symbols in the descriptions are the paper's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prob: float = setting(
+        "a number in [0, 1]",
+        "p_DeNS: probability that a structure (or a batch) is corrupted; 0 switches DeNS off",
+        ge=0,
+        le=1,
+    )
+    denoising_coefficient: float = setting(
+        "a number >= 0", "lambda_DeNS: weight of the denoising loss", ge=0
+    )
+    denoising_coefficient_end: float | None = setting(
+        "a number >= 0, or null",
+        "lambda_DeNS decays linearly to this value over training; null keeps it constant",
+        default=None,
+        ge=0,
+    )
+    sigma: float | None = setting(
+        "a number > 0, or null",
+        "standard deviation of the noise; exclusive with the ladder of the next three keys",
+        default=None,
+        unit="Å",
+        gt=0,
+    )
+    sigma_low: float | None = setting(
+        "a number > 0, or null",
+        "smallest sigma of the ladder",
+        default=None,
+        unit="Å",
+        gt=0,
+    )
+    sigma_high: float | None = setting(
+        "a number > sigma_low, or null",
+        "largest sigma of the ladder, and the scale of the noise targets",
+        default=None,
+        unit="Å",
+        gt=0,
+    )
+    num_sigmas: int | None = setting(
+        "an integer from 2 to 1000, or null",
+        "rungs of the ladder; each corrupted structure draws one uniformly",
+        default=None,
+        ge=2,
+        le=1000,
+    )
+    corrupt_ratio: float | None = setting(
+        "a number in (0, 1], or null",
+        "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms",
+        default=None,
+        gt=0,
+        le=1,
+    )
+    corrupt_fixed_atoms: bool = setting(
+        "true or false", "whether fixed atoms may get noise too", default=False
+    )
+    reduction: Literal["joint", "separate"] = setting(
+        "'joint' or 'separate'",
+        "joint: force and noise errors share one mean over atoms (OC20, OC22); "
+        "separate: each has its own mean (MD17)",
+        default="joint",
+    )
+    granularity: Literal["structure", "batch"] = setting(
+        "'structure' or 'batch'",
+        "what is corrupted with probability prob: each structure by itself, or whole batches "
+        "(as OC20 and OC22 were published)",
+        default="structure",
+    )
+    exclude_md: bool | Literal["if_marked"] = setting(
+        "true, false or 'if_marked'",
+        "true: never corrupt structures marked `md` (All+MD), and require that mark in the data; "
+        "if_marked: the same where the data have the mark",
+        default=False,
+    )
+    min_num_atoms: int | None = setting(
+        "an integer >= 1, or null",
+        "structures with fewer atoms are never corrupted",
+        default=None,
+        ge=1,
+    )
+    strict_max_ratio: float | None = setting(
+        "a number in (0, 1], or null",
+        "a structure stays clean if corrupt_ratio happens to hit more than this share of its atoms",
+        default=None,
+        gt=0,
+        le=1,
+    )
+    max_force_norm: float | None = setting(
+        "a number > 0, or null",
+        "structures with a force above it on any atom are never corrupted",
+        default=None,
+        unit="eV/Å",
+        gt=0,
+    )
+    max_mean_force_norm: float | None = setting(
+        "a number > 0, or null",
+        "structures whose mean force vector is longer are never corrupted",
+        default=None,
+        unit="eV/Å",
+        gt=0,
+    )
+    max_stress_norm: float | None = setting(
+        "a number > 0, or null",
+        "structures whose stress has a larger Frobenius norm are never corrupted",
+        default=None,
+        unit="as the data's stress",
+        gt=0,
+    )
+    early_epochs: int | None = setting(
+        "an integer >= 1, or null",
+        "corrupt only in the first so many epochs",
+        default=None,
+        unit="epochs",
+        ge=1,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DeNSConfig:
+        ladder = {k: getattr(self, k) for k in ("sigma_low", "sigma_high", "num_sigmas")}
+        given = [k for k, v in ladder.items() if v is not None]
+        if self.sigma is not None and given:
+            raise ValueError(
+                f"sigma and a ladder exclude each other: got sigma = {self.sigma} and "
+                + ", ".join(f"{k} = {ladder[k]}" for k in given)
+            )
+        if self.sigma is None and len(given) < 3:
+            missing = [k for k in ladder if k not in given]
+            raise ValueError(
+                "give either sigma, or all of sigma_low, sigma_high and num_sigmas: got no sigma"
+                + (f", and no {', '.join(missing)}" if given else "")
+            )
+        if given and self.sigma_low >= self.sigma_high:
+            raise ValueError(
+                f"sigma_high must be > sigma_low, got {self.sigma_high} <= {self.sigma_low}"
+            )
+        if self.strict_max_ratio is not None and self.corrupt_ratio is None:
+            raise ValueError(
+                f"strict_max_ratio = {self.strict_max_ratio} needs corrupt_ratio: "
+                "without it all atoms are corrupted"
+            )
+        return self
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        r"""The possible noise levels in Å: one, or the geometric ladder, lowest first.
+
+        .. math:: \sigma_k = \exp(\ln\sigma_{low} + k\,(\ln\sigma_{high}-\ln\sigma_{low})/(K-1))
+        """
+        if self.sigma is not None:
+            return (self.sigma,)
+        low, high, last = math.log(self.sigma_low), math.log(self.sigma_high), self.num_sigmas - 1
+        return tuple(math.exp(low + k * (high - low) / last) for k in range(last + 1))
+
+    @property
+    def noise_scale(self) -> float:
+        """s_N in Å, by which noise targets are divided: sigma, or sigma_high of a ladder."""
+        return self.sigma if self.sigma is not None else self.sigma_high
+
+    def coefficient_at(self, progress: float) -> float:
+        """lambda_DeNS after the fraction ``progress`` in [0, 1] of training."""
+        if self.denoising_coefficient_end is None:
+            return self.denoising_coefficient
+        start, end = self.denoising_coefficient, self.denoising_coefficient_end
+        return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
+    """Check ``settings``, a mapping as read from YAML, and return them as a :class:`DeNSConfig`.
+
+    ``where`` is the path of the mapping in the user's config, for the messages.
+
+    Raises:
+        ConfigError: every unknown key, missing key, wrong type, value out of range and
+            contradiction, one line each.
+    """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where} must be a mapping of DeNS settings, got {settings!r}")
+    return parse_settings(DeNSConfig, settings, where)
+
+
+def corrupt_all(dens: DeNSConfig, data: Any, sigma: float | None = None) -> DeNSConfig:
+    """Settings under which every structure is corrupted that ``dens`` does not exclude.
+
+    Args:
+        dens: the settings of training.
+        data: a structure; exclusions by what such data do not tell are left out.
+        sigma: a noise level, Å; None for that or those of training.
+    """
+    change: dict[str, Any] = {"prob": 1.0, "early_epochs": None}
+    if dens.exclude_md:
+        change["exclude_md"] = "if_marked"
+    if getattr(data, "stress", None) is None:
+        change["max_stress_norm"] = None
+    if sigma is not None:
+        change |= {"sigma": sigma, "sigma_low": None, "sigma_high": None, "num_sigmas": None}
+    return dens.model_copy(update=change)

@@ -1,0 +1,222 @@
+"""Corruption of structures: who is corrupted, by how much, and the noise itself.
+
+``sample_*`` draw random numbers from explicit generators, on the CPU; the rest is deterministic.
+Shapes: ``n_atoms`` atoms of ``n_structures`` structures, ``batch`` holding each atom's structure,
+as in PyG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dens.denoising.config import DeNSConfig
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A corrupted batch; ``pos - original == noise`` and ``noise[~noise_mask] == 0``, exactly."""
+
+    pos: Tensor  # (n_atoms, 3) | Å, corrupted positions
+    noise: Tensor  # (n_atoms, 3) | Å, displacement, zero outside C
+    noise_mask: Tensor  # (n_atoms,) bool | the set C of corrupted atoms
+    sigma: Tensor  # (n_structures,) | Å, zero for structures without an atom in C
+
+
+class Draws(NamedTuple):
+    """The random numbers of a corruption, before any setting enters but the batch's shape."""
+
+    batch_coin: Tensor  # () | in [0, 1), decides for the batch with ``granularity: batch``
+    coins: Tensor  # (n_structures,) | in [0, 1), decide for each structure
+    rungs: Tensor  # (n_structures,) | in [0, 1), where on the ladder of noise levels
+    atoms: Tensor  # (n_atoms,) | in [0, 1), decide for each atom
+    unit_noise: Tensor  # (n_atoms, 3) | standard normal
+
+
+def sample_draws(
+    natoms: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Draws:
+    """Draw for a batch from one stream, always the same amount of numbers for the same shape.
+
+    Args:
+        natoms: (n_structures,), atoms of each structure.
+        dtype: of the noise.
+    """
+    n_structures, n_atoms = len(natoms), int(natoms.sum())
+    uniform = torch.rand(1 + 2 * n_structures + n_atoms, generator=generator)
+    coin, coins, rungs, atoms = uniform.split([1, n_structures, n_structures, n_atoms])
+    noise = torch.randn(n_atoms, 3, generator=generator, dtype=dtype)
+    return Draws(coin[0], coins, rungs, atoms, noise)
+
+
+def sample_draws_by_structure(
+    natoms: Tensor,
+    generators: Iterable[torch.Generator],
+    batch_generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Draws:
+    """Draw for each structure from a stream of its own.
+
+    What a structure gets does not depend on the batch, or the rank, that it is in.
+
+    Args:
+        natoms: (n_structures,), atoms of each structure.
+        generators: one for each structure.
+        batch_generator: where the batch's own coin comes from.
+        dtype: of the noise.
+    """
+    parts = [
+        sample_draws(n, g, dtype) for n, g in zip(natoms.cpu().split(1), generators, strict=True)
+    ]
+    _, *columns = zip(*parts, strict=True)
+    batch_coin = torch.rand((), generator=batch_generator)
+    return Draws(batch_coin, *(torch.cat(column) for column in columns))
+
+
+def eligible_structures(
+    config: DeNSConfig,
+    *,
+    forces: Tensor,
+    batch: Tensor,
+    natoms: Tensor,
+    md: Tensor | None = None,
+    stress: Tensor | None = None,
+    epoch: int = 0,
+) -> Tensor:
+    """Which structures may be corrupted at all; the others stay ordinary S2EF samples.
+
+    Args:
+        forces: (n_atoms, 3), eV/Å, of the original structures.
+        batch: (n_atoms,), structure of each atom.
+        natoms: (n_structures,), atoms of each structure.
+        md: (n_structures,) bool, whether a structure comes from molecular dynamics, or None.
+        stress: (n_structures, 9), (n_structures, 3, 3) or (3 n_structures, 3), or None.
+        epoch: completed epochs, for ``early_epochs``.
+
+    Returns:
+        (n_structures,) bool.
+
+    Raises:
+        ValueError: the config asks for a field (``md``, ``stress``) that is None.
+    """
+    ok = torch.ones(len(natoms), dtype=torch.bool, device=forces.device)
+    if config.early_epochs is not None and epoch >= config.early_epochs:
+        return torch.zeros_like(ok)
+    if config.exclude_md is True and md is None:
+        raise ValueError(
+            "exclude_md is true, but the data have no field md (optim.dens.exclude_md)"
+        )
+    if config.exclude_md and md is not None:
+        ok &= ~md.view(-1).bool()
+    if config.min_num_atoms is not None:
+        ok &= natoms >= config.min_num_atoms
+    if config.max_force_norm is not None:
+        norm = torch.linalg.vector_norm(forces, dim=-1)
+        largest = norm.new_zeros(len(natoms)).scatter_reduce(0, batch, norm, "amax")
+        ok &= largest <= config.max_force_norm
+    if config.max_mean_force_norm is not None:
+        total = forces.new_zeros(len(natoms), 3).index_add(0, batch, forces)
+        ok &= torch.linalg.vector_norm(total, dim=-1) <= config.max_mean_force_norm * natoms
+    if config.max_stress_norm is not None:
+        if stress is None:
+            raise ValueError(
+                f"max_stress_norm = {config.max_stress_norm}, but the data have no field stress "
+                "(optim.dens.max_stress_norm)"
+            )
+        norm = torch.linalg.vector_norm(stress.reshape(len(natoms), -1), dim=-1)
+        ok &= norm <= config.max_stress_norm
+    return ok
+
+
+def corrupt(
+    pos: Tensor,
+    batch: Tensor,
+    natoms: Tensor,
+    config: DeNSConfig,
+    draws: Draws | torch.Generator,
+    *,
+    fixed: Tensor | None = None,
+    eligible: Tensor | None = None,
+) -> Corruption:
+    r"""Corrupt a batch of structures (arXiv:2403.09549, section 3).
+
+    .. math:: \tilde p_i = p_i + \epsilon_i,\quad \epsilon_i \sim N(0, \sigma_{s(i)}^2 I)
+        \text{ for } i \in C, \qquad \epsilon_i = 0 \text{ otherwise}
+
+    Args:
+        pos: (n_atoms, 3), Å; not modified.
+        batch: (n_atoms,), structure of each atom.
+        natoms: (n_structures,), atoms of each structure.
+        draws: the random numbers, or a generator to draw them from.
+        fixed: (n_atoms,), nonzero for atoms that stay out of C unless ``corrupt_fixed_atoms``.
+        eligible: (n_structures,) bool, see :func:`eligible_structures`; None is all.
+
+    Returns:
+        The corrupted positions, the noise, the set C and each structure's sigma.
+    """
+    if isinstance(draws, torch.Generator):
+        draws = sample_draws(natoms, draws, pos.dtype)
+    draws = Draws(*(numbers.to(pos.device) for numbers in draws))
+    n_structures = len(natoms)
+    coins = draws.batch_coin if config.granularity == "batch" else draws.coins
+    chosen = (coins < config.prob).expand(n_structures)
+    sigmas = torch.tensor(config.sigmas, device=pos.device, dtype=pos.dtype)
+    # the product may round up to the next integer
+    sigma = sigmas[(draws.rungs * len(sigmas)).long().clamp(max=len(sigmas) - 1)]
+    mask = draws.atoms < (1.0 if config.corrupt_ratio is None else config.corrupt_ratio)
+
+    if eligible is not None:
+        chosen = chosen & eligible
+    mask = mask & chosen[batch]
+    if fixed is not None and not config.corrupt_fixed_atoms:
+        mask = mask & (fixed == 0)
+    if config.strict_max_ratio is not None:
+        within = _count(mask, batch, n_structures) <= config.strict_max_ratio * natoms
+        mask = mask & within[batch]
+
+    sigma = torch.where(_count(mask, batch, n_structures) > 0, sigma, 0)
+    moved = torch.where(mask[:, None], pos + sigma[batch][:, None] * draws.unit_noise, pos)
+    # the target is the displacement after rounding, so that moved - pos == noise is exact
+    return Corruption(pos=moved, noise=moved - pos, noise_mask=mask, sigma=sigma)
+
+
+def _count(mask: Tensor, batch: Tensor, n_structures: int) -> Tensor:
+    return torch.zeros(n_structures, dtype=torch.long, device=mask.device).index_add(
+        0, batch, mask.long()
+    )
+
+
+@dataclass(frozen=True)
+class DenoisingFields:
+    """What a corrupted batch carries for the model and the loss."""
+
+    noise: Tensor  # (n_atoms, 3) | Å, zero outside C
+    noise_mask: Tensor  # (n_atoms,) bool | the set C
+    sigma: Tensor  # (n_structures,) | Å, zero where clean
+    noise_forces: Tensor  # (n_atoms, 3) | eV/Å, forces to encode, zero outside C
+
+
+def attach(batch: Any, corruption: Corruption, forces: Tensor) -> None:
+    """Replace ``batch.pos`` by the corrupted positions and set the fields of the batch.
+
+    Args:
+        batch: a PyG batch, or any object that takes attributes.
+        forces: (n_atoms, 3), eV/Å, of the original structure.
+    """
+    batch.pos = corruption.pos
+    batch.noise = corruption.noise
+    batch.noise_mask = corruption.noise_mask
+    batch.sigma = corruption.sigma
+    batch.noise_forces = torch.where(corruption.noise_mask[:, None], forces, 0)
+
+
+def denoising_fields(batch: Any) -> DenoisingFields | None:
+    """The fields of a batch with at least one corrupted atom; None for a clean batch."""
+    mask = getattr(batch, "noise_mask", None)
+    if mask is None or not bool(mask.any()):
+        return None
+    return DenoisingFields(batch.noise, mask, batch.sigma, batch.noise_forces)

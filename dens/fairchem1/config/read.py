@@ -1,0 +1,72 @@
+"""Read training configs as fairchem's trainers do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fairchem.core.common.utils import load_config
+
+from dens.settings import ConfigError
+
+SPLITS = ("train", "val", "test", "relax")
+
+
+@contextmanager
+def as_config_error(path: str | Path) -> Iterator[None]:
+    """Turn the errors of reading the config at ``path`` into a `ConfigError` of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} or a file it includes is not valid YAML: {reason}") from error
+    except KeyError as error:
+        raise ConfigError(f"{path} sets a key below {error}, which the config lacks") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{path} must be a mapping of sections, with `includes` a list: {error}"
+        ) from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A training config with its includes.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    with as_config_error(path):
+        return load_config(str(path))[0]
+
+
+def split_settings(dataset: Any) -> dict[str, dict[str, Any]]:
+    """The settings of the splits that a config's ``dataset`` has data for, by name.
+
+    As trainers do, a split takes from ``train`` what it does not set itself, unless
+    ``use_train_settings`` is false. Only relaxations take even their ``src`` from there.
+
+    Raises:
+        ConfigError: the section or a split is no mapping.
+    """
+    if isinstance(dataset, list):  # an older layout: train, val, test
+        dataset = dict(zip(SPLITS, dataset, strict=False))
+    if not isinstance(dataset, Mapping):
+        raise ConfigError(f"dataset must be a mapping with train, val, ..., got {dataset!r}")
+    splits = {name: dataset.get(name) or {} for name in SPLITS}
+    for name, split in splits.items():
+        if not isinstance(split, Mapping):
+            raise ConfigError(f"dataset.{name} must be a mapping with src, got {split!r}")
+    found = {}
+    for name, split in splits.items():
+        merged = dict(split)
+        if split.get("use_train_settings", True):
+            merged = {**splits["train"], **split}
+        if "src" in (merged if split and name == "relax" else split):
+            found[name] = merged
+    return found

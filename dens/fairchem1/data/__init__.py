@@ -1,0 +1,1 @@
+"""Data sets of fairchem-core 1.10, read safely."""

@@ -1,0 +1,145 @@
+"""fairchem's LMDB data sets, read without running code from them, and with errors that say where.
+
+fairchem-core 1.10 unpickles whatever is in a file. The classes here are its own data sets, whose
+methods find the restricted reader of :mod:`dens.safe.pickles` under the name ``pickle``; nothing is
+changed for others in the same process.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import types
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets import lmdb_dataset
+
+from dens.data.store.lmdb_files import count_records, open_lmdb
+from dens.safe.pickles import BadRecord, load, load_record, loads, trusted
+
+SAFE_FORMATS = {
+    "lmdb": "dens_lmdb",
+    "single_point_lmdb": "dens_lmdb",
+    "trajectory_lmdb": "dens_lmdb",
+    "oc22_lmdb": "dens_oc22_lmdb",
+}
+_SPLITS = ("dataset", "val_dataset", "test_dataset", "relax_dataset")
+
+
+def use_safe_formats(config: dict[str, Any]) -> None:
+    """Exchange fairchem's LMDB formats for the ones that read safely, in all splits, in place.
+
+    ``oc22_lmdb`` also gains its ``lin_ref`` by that, and a warning says so.
+
+    Args:
+        config: a trainer's, with ``dataset``, ``val_dataset`` and so on.
+    """
+    train = config.get("dataset") or {}
+    for key in _SPLITS:
+        split = config.get(key)
+        if not split:
+            continue
+        inherits = key != "dataset" and split.get("use_train_settings", True)
+        settings = {**train, **split} if inherits else split
+        name = settings.get("format", "lmdb")
+        if name == "oc22_lmdb" and settings.get("lin_ref"):
+            logging.warning(
+                f"format: oc22_lmdb of fairchem-core 1.10 ignores lin_ref = {settings['lin_ref']}: "
+                f"using format: dens_oc22_lmdb, which subtracts it ({key}.format)"
+            )
+        split["format"] = SAFE_FORMATS.get(name, name)
+
+
+def reading_safely(parent: type) -> type:
+    """A subclass of a data set of fairchem whose own methods unpickle with restrictions."""
+
+    def with_pickle(method: types.FunctionType, **functions: Callable) -> types.FunctionType:
+        names = {**method.__globals__, "pickle": types.SimpleNamespace(**functions)}
+        return types.FunctionType(
+            method.__code__, names, method.__name__, method.__defaults__, method.__closure__
+        )
+
+    methods = {
+        "__init__": with_pickle(parent.__init__, load=load, loads=loads),
+        "__getitem__": with_pickle(parent.__getitem__, loads=load_record),
+    }
+    return type(parent.__name__, (parent,), methods)
+
+
+class SafeRecords:
+    """Mixin for a result of :func:`reading_safely`.
+
+    Raises:
+        ValueError: a file that is no LMDB file or cut off, whose entry ``length`` is wrong, or an
+            ``.npz`` that holds pickled objects.
+        BadRecord: when an entry is read that is missing, damaged or asks for a class or function
+            that such data do not need; names the file, the key and the index.
+    """
+
+    def __init__(self, config: dict[str, Any], *args: Any) -> None:
+        if config.get("lin_ref"):
+            _check_npz(config["lin_ref"])
+        super().__init__(config, *args)
+
+    def connect_db(self, lmdb_path: Path | None = None):
+        environment = open_lmdb(lmdb_path, lambda: super(SafeRecords, self).connect_db(lmdb_path))
+        with environment.begin() as transaction:
+            count_records(transaction, lmdb_path)
+        return environment
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # not all have it; it fails where __init__ has failed
+            super().__del__()
+
+    def __getitem__(self, idx: int):
+        try:
+            return super().__getitem__(idx)
+        except BadRecord as error:
+            raise BadRecord(f"{self.where(idx)}: {error}") from None
+
+    def where(self, idx: int) -> str:
+        """The file of an entry, its key there and its index, for messages."""
+        path, entry = self.path, int(self.indices[idx])
+        if not path.is_file():
+            shard = bisect.bisect(self._keylen_cumulative, entry)
+            path = sorted(path.glob("*.lmdb"))[shard]
+            entry -= self._keylen_cumulative[shard - 1] if shard else 0
+        return f"{path}, record {entry} (index {idx})"
+
+    @cached_property
+    def _metadata(self) -> dict[str, np.ndarray]:
+        for path in self._metadata_files():
+            _check_npz(path)
+        try:
+            return super()._metadata
+        except (AssertionError, KeyError) as error:
+            files = ", ".join(map(str, self._metadata_files()))
+            raise ValueError(f"{files} does not fit the records: {error}") from None
+
+    def _metadata_files(self) -> Iterator[Path]:
+        given = self.config.get("metadata_path")
+        folders = (path.parent if path.is_file() else path for path in self.paths)
+        candidates = [Path(given)] if given else [folder / "metadata.npz" for folder in folders]
+        return (path for path in candidates if path.is_file())
+
+
+def _check_npz(path: str | Path) -> None:
+    if trusted():
+        return
+    try:
+        with np.load(path) as arrays:
+            for name in arrays.files:
+                arrays[name]
+    except Exception as error:  # damaged archives raise many kinds
+        raise ValueError(f"{path} cannot be read as arrays of numbers: {error}") from None
+
+
+@registry.register_dataset("dens_lmdb")
+class LmdbDataset(SafeRecords, reading_safely(lmdb_dataset.LmdbDataset)):
+    """fairchem's ``lmdb``, ``single_point_lmdb`` and ``trajectory_lmdb``."""

@@ -1,0 +1,165 @@
+"""EquiformerV2 with a force encoding and a noise head, by subclass and hook.
+
+Without a corrupted batch (see :func:`dens.denoising.corruption.denoising_fields`), so in every
+evaluation, these compute what fairchem's own classes compute with the same weights: bit for bit
+with ``fast: false``, up to rounding on the fast path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HydraModel
+from fairchem.core.models.equiformer_v2 import equiformer_v2
+from torch import Tensor
+
+from dens.denoising.corruption import denoising_fields
+from dens.denoising.force_encoding import ForceEncoding
+from dens.fairchem1.model.fast import ScalarHead, VectorHead, speed_up
+from dens.fairchem1.model.graph import RadiusGraphs
+from dens.settings import ConfigError
+
+
+@registry.register_model("dens_equiformer_v2_backbone")
+class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
+    """EquiformerV2 that adds the encoded forces of corrupted atoms to its first node embedding.
+
+    With ``use_pbc: false`` its graph is that of :mod:`dens.graphs.radius`, which reads no cell; so
+    is the periodic graph of the fast path (:mod:`dens.fairchem1.model.graph`).
+
+    Args:
+        force_encoding: whether forces are encoded (false for the ablation).
+        sigma_encoding: whether the noise level is encoded too: true for corrupted atoms;
+            ``structure`` for all atoms of a corrupted structure, as in the authors' models.
+        fast: whether to take the fast path (:mod:`dens.fairchem1.model.fast`), where it covers the
+            other settings; the heads of this module follow. By default where there is no GPU: on
+            one the path is untried.
+        kwargs: those of fairchem's ``equiformer_v2_backbone``, unchanged.
+
+    Raises:
+        ConfigError: several resolutions (``lmax_list`` with more than one entry); sigma encoding
+            without force encoding.
+    """
+
+    encodes_forces = True
+
+    def __init__(
+        self,
+        *,
+        force_encoding: bool = True,
+        sigma_encoding: bool | str = False,
+        fast: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if self.num_resolutions != 1:
+            raise ConfigError(
+                "lmax_list must have one entry for DeNS, got "
+                f"{self.lmax_list} (model.backbone.lmax_list)"
+            )
+        if sigma_encoding and not force_encoding:
+            raise ConfigError(
+                f"sigma_encoding needs force_encoding, got sigma_encoding: {sigma_encoding} and "
+                "force_encoding: false (model.backbone.sigma_encoding)"
+            )
+        if sigma_encoding not in (True, False, "structure"):
+            raise ConfigError(
+                f"sigma_encoding must be true, false or 'structure', got {sigma_encoding!r} "
+                "(model.backbone.sigma_encoding)"
+            )
+        self.sigma_encoding = sigma_encoding
+        self.force_encoding = None
+        if force_encoding:
+            self.force_encoding = ForceEncoding(
+                self.lmax_list[0], self.sphere_channels, bool(sigma_encoding), self.weight_init
+            )
+        if fast is None:
+            fast = not torch.cuda.is_available()
+        self.fast = fast and speed_up(self)
+        self._encoded: Tensor | None = None  # set for the time of one forward, read by the hook
+        self.edge_degree_embedding.register_forward_hook(self._add_encoding)
+
+    def forward(self, data) -> dict[str, Any]:
+        """fairchem's forward; ``data`` may carry the fields of a corrupted batch."""
+        fields = denoising_fields(data)
+        if fields is not None and self.force_encoding is not None:
+            with torch.autocast(data.pos.device.type, enabled=False):
+                sigma = self._sigma_of_atoms(fields, data)
+                self._encoded = self.force_encoding(fields.noise_forces, sigma)
+        try:
+            return super().forward(data)
+        finally:
+            self._encoded = None
+
+    def _add_encoding(self, module, args, output):
+        # the edge-degree embedding is the last summand of the first node embedding; under graph
+        # parallelism it holds the atoms of this rank only
+        if self._encoded is not None:
+            num_nodes, node_offset = args[3], args[4]
+            encoded = self._encoded.narrow(0, node_offset, num_nodes)
+            output.embedding = output.embedding + encoded
+        return output
+
+    def _sigma_of_atoms(self, fields, data) -> Tensor:
+        """sigma to encode: (n_atoms,), Å, zero outside C, or outside corrupted structures."""
+        sigma = fields.sigma[data.batch]
+        if self.sigma_encoding == "structure":
+            return sigma
+        return torch.where(fields.noise_mask, sigma, 0)
+
+
+@registry.register_model("dens_energy_head")
+class EnergyHead(ScalarHead):
+    """fairchem's scalar head: the energy of the original structure, corrupted or not."""
+
+
+@registry.register_model("dens_force_head")
+class ForceHead(VectorHead):
+    """fairchem's vector head: forces, trained on the atoms that are not corrupted."""
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        return ~noise_mask
+
+
+@registry.register_model("dens_noise_head")
+class NoiseHead(VectorHead):
+    """A second vector head for the noise, in units of s_N; skipped when no atom is corrupted."""
+
+    predicts_noise = True
+
+    def __init__(self, backbone, output_name: str = "noise") -> None:
+        super().__init__(backbone, output_name)
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        return noise_mask
+
+    def forward(self, data, emb) -> dict[str, Tensor]:
+        """``{"noise": (n_atoms, 3)}`` for a corrupted batch, else an empty dict."""
+        return {} if denoising_fields(data) is None else super().forward(data, emb)
+
+
+@registry.register_model("dens_equiformer_v2")
+class EquiformerV2DeNS(HydraModel):
+    """Backbone and the three heads from one flat list of settings, as in the authors' configs.
+
+    The same model, with the same parameter names, as ``hydra`` with the classes of this module.
+
+    Args:
+        kwargs: those of :class:`EquiformerV2Backbone`.
+    """
+
+    applies_dens = True
+
+    def __init__(self, otf_graph: bool = True, **kwargs: Any) -> None:
+        super().__init__(
+            backbone={"model": "dens_equiformer_v2_backbone", "otf_graph": otf_graph, **kwargs},
+            heads={
+                "energy": {"module": "dens_energy_head"},
+                "forces": {"module": "dens_force_head"},
+                "noise": {"module": "dens_noise_head"},
+            },
+            otf_graph=otf_graph,
+            pass_through_head_outputs=True,
+        )

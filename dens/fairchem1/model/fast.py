@@ -1,0 +1,228 @@
+"""The fast path of EquiformerV2 in fairchem-core 1.10: its modules with other forwards.
+
+:func:`speed_up` exchanges the classes of a backbone's modules. Parameters, their names and the
+state dict stay as they are, and so does fairchem's forward around them: graph, graph
+parallelism, checkpointing, normalisation, dropout and drop path.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from fairchem.core.common import gp_utils
+from fairchem.core.models.equiformer_v2 import transformer_block
+from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
+from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
+from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
+from fairchem.core.models.equiformer_v2.transformer_block import (
+    FeedForwardNetwork,
+    SO2EquivariantGraphAttention,
+)
+from fairchem.core.models.scn.smearing import GaussianSmearing
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dens.denoising.corruption import denoising_fields
+from dens.fast.attention import Edges, attention, radial_function, vector_attention
+from dens.fast.feedforward import feed_forward, scalar_feed_forward
+from dens.fast.layout import OrderMajor
+from dens.ranks import zero_gradient
+
+# settings of the backbone, and what the fast path covers
+_COVERED = {
+    "use_gate_act": False,
+    "use_sep_s2_act": True,
+    "use_grid_mlp": True,
+    "use_m_share_rad": False,
+}
+
+_LOWEST = -80.0  # exponent of a Gaussian
+
+
+def not_covered(backbone: nn.Module) -> str | None:
+    """The first setting of an EquiformerV2 backbone that the fast path does not cover."""
+    if backbone.num_resolutions != 1:
+        return f"lmax_list = {backbone.lmax_list}"
+    if backbone.lmax_list[0] < 1 or backbone.mmax_list[0] < 1:
+        return f"lmax_list = {backbone.lmax_list}, mmax_list = {backbone.mmax_list}"
+    for name, value in _COVERED.items():
+        if bool(getattr(backbone, name)) != value:
+            return f"{name} = {getattr(backbone, name)}"
+    return None
+
+
+def speed_up(backbone: nn.Module) -> bool:
+    """Let an EquiformerV2 backbone take the fast path, or say why it cannot.
+
+    Returns:
+        whether it does; if not, nothing is changed and one warning names the setting.
+    """
+    setting = not_covered(backbone)
+    if setting is not None:
+        logging.warning(
+            f"the fast path does not cover {setting} (model.backbone); using fairchem's own modules"
+        )
+        return False
+    layout = OrderMajor(backbone.lmax_list[0], backbone.mmax_list[0])
+    rotation = backbone.SO3_rotation[0]
+    rotation.__class__ = _Rotation
+    rotation.register_buffer("rows", torch.tensor(layout.rows), persistent=False)
+    rotation.register_buffer("rescale", torch.tensor(layout.rescale), persistent=False)
+    backbone.distance_expansion.__class__ = _Gaussians
+    backbone.edge_degree_embedding.__class__ = _EdgeDegreeEmbedding
+    for block in backbone.blocks:
+        speed_up_attention(block.ga, _Attention)
+        block.ffn.__class__ = _FeedForward
+        _set_grid(block.ffn, layout.lmax, layout.lmax, slice(None))
+    return True
+
+
+def speed_up_attention(module: SO2EquivariantGraphAttention, cls: type) -> None:
+    """Make an attention module one of ``cls``."""
+    module.__class__ = cls
+    module.layout = OrderMajor(module.lmax_list[0], module.mmax_list[0])
+    _set_grid(module, module.layout.lmax, module.layout.mmax, module.layout.reduced_rows)
+
+
+def _set_grid(module: nn.Module, lmax: int, mmax: int, rows) -> None:
+    """The grid's matrices as buffers of their own, (points, rows), outside the state dict."""
+    grid = module.SO3_grid[lmax][mmax]
+    for name in ("to_grid", "from_grid"):
+        matrix = getattr(grid, f"{name}_mat").flatten(0, 1)[:, rows].contiguous()
+        module.register_buffer(name, matrix, persistent=False)
+
+
+def _embedding(like: SO3_Embedding, values: Tensor) -> SO3_Embedding:
+    out = SO3_Embedding(0, like.lmax_list.copy(), values.shape[2], values.device, values.dtype)
+    out.set_embedding(values)
+    return out
+
+
+def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor) -> Edges:
+    rotation = module.SO3_rotation[0]
+    return Edges(*edge_index, distance, rotation.to_frames, rotation.from_frames)
+
+
+def _all_atoms(x: SO3_Embedding) -> Tensor:
+    """The features of the atoms of all ranks that share a graph."""
+    gp = transformer_block.gp_utils  # whose gather may be the one that sums gradients
+    if not gp.initialized():
+        return x.embedding
+    return gp.gather_from_model_parallel_region(x.embedding, dim=0)
+
+
+class _Rotation(SO3_Rotation):
+    """Also holds the Wigner matrices in order-major layout, once for all layers."""
+
+    def set_wigner(self, rot_mat3x3):
+        super().set_wigner(rot_mat3x3)
+        self.to_frames = self.wigner[:, self.rows]
+        self.from_frames = self.to_frames * self.rescale.to(self.to_frames.dtype)[:, None]
+
+
+class _Gaussians(GaussianSmearing):
+    """Most are zero to any precision, and exp takes ten times as long where it underflows."""
+
+    def forward(self, dist):
+        exponent = self.coeff * (dist.view(-1, 1) - self.offset).square()
+        return F.threshold(exponent.clamp(min=_LOWEST).exp(), math.exp(_LOWEST + 1), 0.0)
+
+
+class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
+    """With the columns of m = 0 only, as the others are zero."""
+
+    def forward(self, atomic_numbers, edge_distance, edge_index, num_nodes, node_offset=0):
+        edges = _edges(self, edge_index, edge_distance)
+        radial = radial_function(self, self.rad_func.net, atomic_numbers, edges)
+        radial = radial.unflatten(1, (self.m_0_num_coefficients, -1))
+        back = edges.back[:, : self.m_0_num_coefficients].transpose(1, 2)
+        messages = torch.bmm(back, radial)
+        summed = messages.new_zeros(num_nodes, *messages.shape[1:])
+        summed = summed.index_add(0, edges.target - node_offset, messages)
+        out = SO3_Embedding(0, self.lmax_list.copy(), summed.shape[2], summed.device, summed.dtype)
+        out.set_embedding(summed / self.rescale_factor)
+        return out
+
+
+class _Attention(SO2EquivariantGraphAttention):
+    def forward(self, x, atomic_numbers, edge_distance, edge_index, node_offset=0):
+        targets = slice(node_offset, node_offset + len(x.embedding))
+        edges = _edges(self, edge_index, edge_distance)
+        return _embedding(x, attention(self, _all_atoms(x), atomic_numbers, edges, targets))
+
+
+class _FeedForward(FeedForwardNetwork):
+    def forward(self, input_embedding):
+        return _embedding(input_embedding, feed_forward(self, input_embedding.embedding))
+
+
+class _ScalarFeedForward(FeedForwardNetwork):
+    """Computes l = 0 only; the parameters that do not matter for it get a gradient of zero."""
+
+    def forward(self, input_embedding):
+        out = scalar_feed_forward(self, input_embedding.embedding)
+        if torch.is_grad_enabled():
+            unused = [*self.so3_linear_1.parameters(), *self.grid_mlp.parameters()]
+            out = out + zero_gradient(unused)
+        return _embedding(input_embedding, out)
+
+
+class _VectorAttention(SO2EquivariantGraphAttention):
+    """Computes l = 1 only, (atoms, 3, 1), at the targets of the edges that it is given."""
+
+    def forward(self, x, atomic_numbers, edges, node_offset):
+        targets = slice(node_offset, node_offset + len(x.embedding))
+        out = vector_attention(self, _all_atoms(x), atomic_numbers, edges, targets)
+        if torch.is_grad_enabled():
+            orders = self.so2_conv_2.so2_m_conv[1:]
+            out = out + zero_gradient([self.proj.bias, *orders.parameters()])
+        return out
+
+
+class ScalarHead(EqV2ScalarHead):
+    """fairchem's scalar head, on the fast path where the backbone is."""
+
+    def __init__(self, backbone, *args, **kwargs) -> None:
+        super().__init__(backbone, *args, **kwargs)
+        if getattr(backbone, "fast", False):
+            self.energy_block.__class__ = _ScalarFeedForward
+
+
+class VectorHead(EqV2VectorHead):
+    """fairchem's vector head, on the fast path where the backbone is.
+
+    There, in training, it predicts nothing but zeros for the atoms that the loss cannot see:
+    those that :meth:`atoms` leaves out of a corrupted batch.
+    """
+
+    def __init__(self, backbone, *args, **kwargs) -> None:
+        super().__init__(backbone, *args, **kwargs)
+        self.fast = getattr(backbone, "fast", False)
+        if self.fast:
+            speed_up_attention(self.force_block, _VectorAttention)
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        """(n_atoms,) bool: whose vectors matter, given the corrupted atoms."""
+        return torch.ones_like(noise_mask)
+
+    def forward(self, data, emb) -> dict[str, Tensor]:
+        if not self.fast:
+            return super().forward(data, emb)
+        x, graph = emb["node_embedding"], emb["graph"]
+        edges = _edges(self.force_block, graph.edge_index, graph.edge_distance)
+        edges = edges.back_to(1, self.force_block.layout)
+        fields = denoising_fields(data) if self.training else None
+        if fields is not None:
+            edges = edges.select(self.atoms(fields.noise_mask)[edges.target])
+        args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
+        if self.activation_checkpoint:
+            out = checkpoint(self.force_block, *args, use_reentrant=not self.training)
+        else:
+            out = self.force_block(*args)
+        out = out.flatten(1)
+        if gp_utils.initialized():
+            out = gp_utils.gather_from_model_parallel_region(out, dim=0)
+        return {self.output_name: out}

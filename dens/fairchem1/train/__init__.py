@@ -1,0 +1,1 @@
+"""Trainer of fairchem-core 1.10 with DeNS."""

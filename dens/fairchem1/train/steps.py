@@ -1,0 +1,301 @@
+"""Reproducible training steps: exact over micro-batches and ranks, saved when complete.
+
+fairchem's loop stays in charge. A step begins with the forward pass of its batch and is complete
+when the next one begins: after the optimizer, the logs, the evaluation and the schedule. Only then
+a checkpoint is written or a signal obeyed, so that going on from there repeats and omits nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from fairchem.core.common import distutils, gp_utils
+from fairchem.core.trainers import base_trainer
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from dens.data.batches import WithSampleId, join_outputs, non_finite_structures, split_batch
+from dens.data.checked import checked
+from dens.fairchem1.checkpoints.save import refuse_non_finite, write_checkpoint
+from dens.patching import replaced
+from dens.process import StopSignals
+from dens.random import make_generator
+from dens.settings import ConfigError, parse_settings, setting
+
+_SPLITS = ("train", "val", "test", "relax")
+_STREAM = 2  # of random numbers; the others are the corruption's
+
+
+class StepSettings(BaseModel):
+    """Settings of ``optim`` that fairchem has not."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    grad_accumulation_steps: int = setting(
+        "an integer >= 1", "micro-batches that a step's batch is computed in", default=1, ge=1
+    )
+    amp_dtype: Literal["bfloat16"] | None = setting(
+        "'bfloat16' or null (--amp is float16)", "precision of the model's products", default=None
+    )
+    max_skipped_steps: int = setting(
+        "an integer >= 1", "steps in a row that may be skipped as not finite", default=10, ge=1
+    )
+
+
+class ReproducibleSteps:
+    """What a step is, for a fairchem trainer: ``class MyTrainer(ReproducibleSteps, OCPTrainer)``.
+
+    * ``optim.grad_accumulation_steps: A`` makes a step of ``A * batch_size`` structures, computed
+      in micro-batches of ``batch_size``; epochs, schedules and logs count such steps.
+    * Random numbers of the model (dropout, drop path, edge frames) are a function of the seed, the
+      rank and the step.
+    * A step with a loss or gradient that is not finite is skipped by all ranks.
+    * Checkpoints replace the one before in a single move.
+
+    Raises:
+        ConfigError: settings out of range.
+        FloatingPointError: more than ``optim.max_skipped_steps`` skipped steps in a row.
+    """
+
+    def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
+        known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
+        self.step_settings = parse_settings(StepSettings, known, "optim")
+        if amp and self.step_settings.amp_dtype is not None:
+            raise ConfigError(
+                f"--amp is float16: leave it out for amp_dtype = {self.step_settings.amp_dtype} "
+                "(optim.amp_dtype)"
+            )
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._not_finite: str | None = None  # what in the present step is not
+        self._unfinished: tuple[int, float] | None = None  # step and epoch, until complete
+        self._due: list[str] = []  # checkpoints to write once the step is complete
+        self._signals: StopSignals | None = None
+        self._stop = False
+        self._resumed_metrics: dict | None = None
+        self.metrics: dict[str, dict] = {}
+        super().__init__(optimizer=optimizer, amp=amp, **kwargs)
+
+    # ---- a step's beginning and end ---------------------------------------------------------
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        with StopSignals() as self._signals:
+            super().train(disable_eval_tqdm)
+            if self._unfinished is not None and not self._due:  # the end of training is kept
+                self._due.append("checkpoint.pt")
+            self.complete_step()
+
+    def begin_step(self) -> None:
+        """To be called first in the forward pass of training."""
+        self.complete_step()
+        self._unfinished = self.step, self.epoch
+        self._not_finite = None
+        key = (self.config["cmd"]["seed"] or 0, _STREAM, self.data_rank(), self.step)
+        torch.manual_seed(make_generator(*key).initial_seed())
+        self.optimizer.zero_grad()
+
+    def complete_step(self) -> None:
+        """Write what is due of the step before, and obey a signal that came in its course."""
+        if self._unfinished is None:
+            return
+        present, (self.step, self.epoch) = (self.step, self.epoch), self._unfinished
+        self._unfinished = None
+        due, self._due = self._due, []
+        for name in due or ["checkpoint.pt"] * self._stop:
+            self.save(checkpoint_file=name)
+        if self._stop:
+            distutils.synchronize()  # the first rank has saved
+            logging.warning(f"Stopped after step {self.step}, which is saved")
+            self._stop = False
+            self._signals.deliver()
+        self.step, self.epoch = present
+
+    def stop_requested(self) -> bool:
+        """Whether this rank has been asked to stop."""
+        return self._signals is not None and self._signals.pending is not None
+
+    @staticmethod
+    def data_rank() -> int:
+        """This rank's place among those with data of their own; a graph's ranks share theirs."""
+        return gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
+
+    @staticmethod
+    def data_world_size() -> int:
+        """Number of ranks, or of groups of ranks that share a graph, with data of their own."""
+        if gp_utils.initialized():
+            return gp_utils.get_dp_world_size()
+        return distutils.get_world_size()
+
+    @staticmethod
+    def counts_batch() -> bool:
+        """Whether this rank's batch is counted here: by the first of the ranks that share it."""
+        return not gp_utils.initialized() or gp_utils.get_gp_rank() == 0
+
+    # ---- data and micro-batches -------------------------------------------------------------
+
+    def get_sampler(self, dataset, batch_size: int, shuffle: bool):
+        if shuffle:  # the training data
+            batch_size *= self.step_settings.grad_accumulation_steps
+        return super().get_sampler(dataset, batch_size, shuffle)
+
+    def get_dataloader(self, dataset, sampler, workers: int | None = None):
+        sets = {name: getattr(self, f"{name}_dataset", None) for name in _SPLITS}
+        split = next((name for name, known in sets.items() if known is dataset), None)
+        dataset = checked(dataset, split, self.config)
+        if split == "train":
+            dataset = WithSampleId(dataset)
+        return super().get_dataloader(dataset, sampler, workers)
+
+    def forward_in_micro_batches(self, batch) -> dict[str, Tensor]:
+        """Compute a batch in micro-batches, with gradients of all but the last accumulated here.
+
+        Only the outputs of the last micro-batch keep their graph.
+        """
+        if self.step_settings.grad_accumulation_steps == 1:
+            return self.forward_micro_batch(batch)
+        *first, last = split_batch(batch, self.config["optim"]["batch_size"], self.collater)
+        outputs = [self._accumulate(micro_batch) for micro_batch in first]
+        return join_outputs([*outputs, self.forward_micro_batch(last)])
+
+    def _accumulate(self, micro_batch) -> dict[str, Tensor]:
+        averages = isinstance(self.model, DistributedDataParallel)  # with the last micro_batch only
+        with self.model.no_sync() if averages else nullcontext():
+            out = self.forward_micro_batch(micro_batch)
+            loss = self.local_loss(out, micro_batch)
+            with torch.autocast(self.device.type, enabled=False):
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return {name: value.detach() for name, value in out.items()}
+
+    def precision(self) -> AbstractContextManager:
+        """Autocast, where ``optim.amp_dtype`` is set; under ``--amp`` it is fairchem's."""
+        if self.step_settings.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def in_full(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of :meth:`precision` in float32, in which losses and metrics are computed."""
+        if self.step_settings.amp_dtype is None:
+            return out
+        return {name: value.float() for name, value in out.items()}
+
+    # ---- only finite steps ------------------------------------------------------------------
+
+    def note_not_finite(self, terms: dict[str, float], out: dict[str, Tensor], batch) -> None:
+        """Note a loss that is not finite; ``terms`` are those of all ranks."""
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        self._not_finite = f"the loss term {' and '.join(bad)}"
+        culprits = non_finite_structures(out, batch, self.output_targets)
+        if culprits:
+            logging.error(
+                f"step {self.step}, rank {distutils.get_rank()}: not finite in structure "
+                f"{'; '.join(culprits[:8])}{' ...' * (len(culprits) > 8)}"
+            )
+
+    def load_optimizer(self) -> None:
+        super().load_optimizer()
+        self.optimizer.register_step_pre_hook(self._clip_finite_gradients)
+
+    def _clip_finite_gradients(self, *_: Any) -> None:
+        """Clip, as fairchem does, but leave gradients as they are that are not finite."""
+        # they are the same on all ranks
+        limit = self.config["optim"].get("clip_grad_norm") or math.inf
+        try:
+            norm = clip_grad_norm_(self.model.parameters(), limit, error_if_nonfinite=True)
+        except RuntimeError:
+            named = self._unwrapped_model.named_parameters()
+            bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            more = f" and of {len(bad) - 1} more" * (len(bad) > 1)
+            raise _NotFiniteError(f"the gradient of {bad[0] if bad else 'all'}{more}") from None
+        if self.logger is not None:
+            self.logger.log({"grad_norm": norm}, step=self.step, split="train")
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._not_finite is None:
+            before = self.scaler and self.scaler.get_scale()
+            try:
+                # gradients of earlier micro-batches are kept; clipping is the optimizer's hook's
+                with (
+                    replaced(self.optimizer, zero_grad=lambda: None),
+                    replaced(self, clip_grad_norm=None),
+                ):
+                    super()._backward(loss)
+            except _NotFiniteError as error:
+                self._not_finite = str(error)
+            else:
+                self._note_overflow(before)
+        if self._not_finite is None:
+            self._skipped_in_a_row = 0
+        else:
+            self._skip_step()
+        self.metrics["skipped_steps"] = {
+            "metric": self.skipped_steps,
+            "total": self.skipped_steps,
+            "numel": 1,
+        }
+
+    def _note_overflow(self, scale_before: float | None) -> None:
+        """float16 gradients beyond its range: the scaler skips the step and scales less."""
+        if self.scaler and self.scaler.get_scale() < scale_before:
+            self._not_finite = f"the gradient, in float16 at scale {scale_before:g}"
+            if self.scaler.get_scale() >= 1:  # the search for the scale is no failure
+                self._skipped_in_a_row = -1
+
+    def _skip_step(self) -> None:
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        self.metrics.pop("loss", None)  # the mean goes on with the next step
+        if distutils.is_master():
+            logging.error(f"step {self.step} is skipped: {self._not_finite} is not finite")
+        if self._skipped_in_a_row > self.step_settings.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self._skipped_in_a_row} steps in a row were not finite, the last one, "
+                f"{self.step}, in {self._not_finite}; at most "
+                f"{self.step_settings.max_skipped_steps} may be (optim.max_skipped_steps)"
+            )
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    def save(
+        self,
+        metrics: dict | None = None,
+        checkpoint_file: str = "checkpoint.pt",
+        training_state: bool = True,
+    ) -> str | None:
+        """Write a checkpoint; one to resume from waits until the step is complete."""
+        if training_state and self._unfinished is not None:
+            self._due.append(checkpoint_file)
+            return None
+        averages = self.ema.shadow_params if self.ema else []
+        named = self._unwrapped_model.named_parameters()
+        refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
+
+        def write(state: dict, **where: str) -> str:
+            state["steps"] = {"metrics": self.metrics, "skipped_steps": self.skipped_steps}
+            return write_checkpoint(state, **where)
+
+        with replaced(base_trainer, save_checkpoint=write):
+            return super().save(metrics, checkpoint_file, training_state)
+
+    def resumed(self, checkpoint: dict[str, Any]) -> None:
+        """Take over from a checkpoint what the parent does not know of."""
+        state = checkpoint.get("steps", {})
+        self.skipped_steps = state.get("skipped_steps", 0)
+        self._resumed_metrics = state.get("metrics")
+
+    def running_metrics(self, metrics: dict | None) -> dict:
+        """The metrics to go on with: the loop's, or after resuming those of the checkpoint."""
+        resumed, self._resumed_metrics = self._resumed_metrics, None
+        return resumed or metrics or {}
+
+
+class _NotFiniteError(Exception):
+    """Leaves the parent's step before its optimizer has changed anything."""

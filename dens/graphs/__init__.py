@@ -1,0 +1,1 @@
+"""Radius graphs and neighbour counts, with and without periodic boundaries."""

@@ -1,0 +1,1 @@
+"""Files of a training run: metrics, figures, reports, dashboards and checks."""

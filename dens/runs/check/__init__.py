@@ -1,0 +1,1 @@
+"""Parts of ``dens check`` that need no training framework."""

@@ -1,0 +1,137 @@
+"""An estimate of the memory that training takes: the model's part exactly, the rest measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dens.runs.check.findings import Report
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a trainer that has taken a step.
+
+    Attributes:
+        weights: the model's parameters and buffers.
+        gradients: of the trained parameters.
+        optimizer: its state.
+        average: the EMA, and the copy that validation makes of the weights.
+        activations: what a step took beyond those, for a batch of ``atoms`` atoms.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    atoms: int
+
+    @classmethod
+    def of(cls, trainer: Any, activations: int, atoms: int) -> Footprint:
+        """Of a trainer whose gradients and optimizer state are there."""
+        model, ema = trainer.model, trainer.ema
+        states = (v for state in trainer.optimizer.state.values() for v in state.values())
+        return cls(
+            weights=size([*model.parameters(), *model.buffers()]),
+            gradients=size(p.grad for p in model.parameters() if p.grad is not None),
+            optimizer=size(value for value in states if isinstance(value, Tensor)),
+            average=2 * size(ema.shadow_params) if ema else 0,
+            activations=activations,
+            atoms=atoms,
+        )
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the batch."""
+        return self.weights + self.gradients + self.optimizer + self.average
+
+    @property
+    def checkpoint(self) -> int:
+        """Of a checkpoint with its training state."""
+        return self.weights + self.optimizer + self.average // 2
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes that tensors hold together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def measure_activations(model: torch.nn.Module) -> Iterator[Callable[[], int]]:
+    """Measure what a step keeps beside weights and gradients; the result is there afterwards.
+
+    On a GPU that is the peak of the allocated memory above what was allocated before, without the
+    gradients. On a CPU, where the peak of a process says little about a small batch, it is the sum
+    of the tensors that are saved for the backward pass, which are the bulk of it.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield (
+            lambda: (
+                torch.cuda.max_memory_allocated(device)
+                - before
+                - size(p.grad for p in model.parameters() if p.grad is not None)
+            )
+        )
+        return
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output kept with its graph would keep itself alive
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: sum(saved.values())
+
+
+def check_memory(
+    footprint: Footprint, sizes: np.ndarray, batch_size: int, device: torch.device, report: Report
+) -> None:
+    """Report an estimate for a batch of average structures, and for one of the largest.
+
+    Args:
+        sizes: (n_structures,), atoms of the structures.
+        device: where the step was taken.
+    """
+    average = round(batch_size * sizes.mean())
+    largest = int(np.sort(sizes)[-batch_size:].sum())
+    per_atom = footprint.activations / footprint.atoms
+    totals = [footprint.fixed + per_atom * atoms for atoms in (average, largest)]
+    how = "tensors kept for the backward pass" if device.type == "cpu" else "peak of the step"
+    report.ok(
+        "memory",
+        f"estimate for each rank: {in_words(totals[0])} with {batch_size} average structures "
+        f"({average} atoms), {in_words(totals[1])} with the {batch_size} largest ({largest} "
+        f"atoms); of that weights {in_words(footprint.weights)}, gradients "
+        f"{in_words(footprint.gradients)}, optimizer {in_words(footprint.optimizer)}, EMA "
+        f"{in_words(footprint.average)}, and {in_words(per_atom)} an atom ({how}, "
+        f"{footprint.atoms} atoms)",
+    )
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+        if totals[1] > 0.9 * available:
+            report.warn(
+                "memory",
+                f"{in_words(totals[1])} of the {in_words(available)} of this GPU: the largest "
+                "batches may not fit (optim.batch_size)",
+            )
+
+
+def in_words(n_bytes: float) -> str:
+    """A number of bytes in kB, MB or GB."""
+    for size_of_unit, unit in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= size_of_unit:
+            return f"{n_bytes / size_of_unit:.3g} {unit}"
+    return f"{n_bytes / 1e3:.3g} kB"

@@ -1,0 +1,64 @@
+"""The arrays behind the figures of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DenoisedStructure:
+    """A structure, what noise made of it, and what the model makes of that."""
+
+    numbers: NDArray  # (n_atoms,) | atomic numbers
+    cell: NDArray  # (3, 3) | Å, rows are vectors
+    pos: NDArray  # (n_atoms, 3) | Å
+    corrupted: NDArray  # (n_atoms, 3) | Å
+    denoised: NDArray  # (n_atoms, 3) | Å
+
+    def atoms(self) -> dict[str, Atoms]:
+        """The three as ASE's."""
+        stages = {"original": self.pos, "corrupted": self.corrupted, "denoised": self.denoised}
+        return {k: Atoms(self.numbers, v, cell=self.cell, pbc=True) for k, v in stages.items()}
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """What the figures show; n corrupted atoms at the level ``sigma``, m atoms of clean ones."""
+
+    sigma: float  # Å
+    noise: NDArray  # (n, 3) | Å
+    noise_pred: NDArray  # (n, 3) | Å
+    noise_force_norm: NDArray  # (n,) | eV/Å, of the encoded forces
+    forces: NDArray  # (m, 3) | eV/Å
+    forces_pred: NDArray  # (m, 3) | eV/Å
+    forces_numbers: NDArray  # (m,) | atomic numbers
+    sigmas: NDArray  # (k,) | Å
+    noise_mae: NDArray  # (k,) | Å
+    noise_mae_hidden: NDArray  # (k,) | Å, with the forces hidden from the model
+    structures: list[DenoisedStructure] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.npz`` file."""
+        arrays = asdict(self)
+        for i, triple in enumerate(arrays.pop("structures")):
+            arrays |= {f"structures.{i}.{name}": value for name, value in triple.items()}
+        np.savez_compressed(path, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FigureData:
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as file:
+            arrays = dict(file)
+        triples: dict[str, dict[str, NDArray]] = {}
+        for name in [name for name in arrays if name.startswith("structures.")]:
+            _, i, part = name.split(".")
+            triples.setdefault(i, {})[part] = arrays.pop(name)
+        sigma = float(arrays.pop("sigma"))
+        return cls(
+            sigma=sigma, structures=[DenoisedStructure(**t) for t in triples.values()], **arrays
+        )

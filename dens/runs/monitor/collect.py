@@ -1,0 +1,91 @@
+"""Gathers what the figures of an evaluation show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dens.denoising.metrics import NAMES
+from dens.metrics import sigma_label
+from dens.ranks import gather_objects, is_master
+from dens.runs.figure_data import DenoisedStructure, FigureData
+from dens.runs.monitor.denoise import Denoised
+
+_SHOWN = 2  # structures
+
+
+class Collector:
+    """Keeps arrays of this rank until :meth:`gather` brings those of all ranks together."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.sigma = trainer.dens.noise_scale
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._structures: list[DenoisedStructure] = []
+
+    def add_corrupted(self, done: Denoised) -> None:
+        """Take over a corrupted batch and the noise predicted for it."""
+        batch, fields, out = done
+        mask = fields.noise_mask
+        pred = torch.where(mask[:, None], out["noise"] * self.trainer.dens.noise_scale, 0)
+        self.sigma = float(fields.sigma.max())
+        self._keep(
+            noise=fields.noise[mask],
+            noise_pred=pred[mask],
+            noise_force_norm=fields.noise_forces[mask].norm(dim=-1),
+        )
+        for i in range(len(batch.natoms))[: _SHOWN - len(self._structures)]:
+            here = batch.batch == i
+            pos, noise = batch.pos[here], fields.noise[here]
+            numbers, cell = batch.atomic_numbers[here].long(), batch.cell[i]
+            arrays = (numbers, cell, pos - noise, pos, pos - pred[here])
+            self._structures.append(DenoisedStructure(*(_array(a) for a in arrays)))
+
+    @torch.no_grad()
+    def add_clean(self, batches: Iterable[Any]) -> None:
+        """Predict the forces of clean batches, of the atoms whose forces count."""
+        targets = self.trainer.output_targets["forces"]
+        for batch in batches:
+            batch = batch.to(self.trainer.device)
+            out = self.trainer._forward(batch)
+            free = batch.fixed == 0
+            if not targets.get("eval_on_free_atoms", True):
+                free = torch.ones_like(free)
+            self._keep(
+                forces=batch.forces[free],
+                forces_pred=self.trainer._denorm_preds("forces", out["forces"], batch)[free],
+                forces_numbers=batch.atomic_numbers[free].long(),
+            )
+
+    def _keep(self, **parts: Tensor) -> None:
+        for name, value in parts.items():
+            self._parts.setdefault(name, []).append(_array(value))
+
+    def gather(self, sigmas: list[float], errors: Mapping[str, float]) -> FigureData | None:
+        """The data of all ranks, on the master; every rank must call it."""
+        ranks = gather_objects((self._parts, self._structures))
+        if not is_master():
+            return None
+        shapes = {"noise_force_norm": (0,), "forces_numbers": (0,)}
+        arrays = {}
+        for name in FigureData.__dataclass_fields__:
+            found = [part for parts, _ in ranks for part in parts.get(name, [])]
+            if name.startswith(("noise", "forces")) and "mae" not in name:
+                arrays[name] = np.concatenate(found or [np.zeros(shapes.get(name, (0, 3)))])
+        labels = [f"{NAMES[0]}/{sigma_label(s)}" for s in sigmas]
+        return FigureData(
+            sigma=self.sigma,
+            sigmas=np.array(sigmas),
+            noise_mae=np.array([errors.get(name, np.nan) for name in labels]),
+            noise_mae_hidden=np.array([errors.get(f"{name}/no_forces", np.nan) for name in labels]),
+            structures=[triple for _, triples in ranks for triple in triples][:_SHOWN],
+            **arrays,
+        )
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()

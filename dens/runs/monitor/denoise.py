@@ -1,0 +1,76 @@
+"""Denoise batches outside of training, for validation and ``dens evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dens.denoising.config import DeNSConfig
+from dens.denoising.corruption import DenoisingFields, Draws, denoising_fields
+
+
+class Denoised(NamedTuple):
+    """A corrupted batch and what the model makes of it."""
+
+    batch: Any  # positions are the corrupted ones
+    fields: DenoisingFields
+    out: dict[str, Tensor]  # the model's outputs, not denormalized
+
+
+@contextmanager
+def best_weights(trainer) -> Iterator[None]:
+    """Evaluation mode, with the EMA weights where there are some; both undone afterwards."""
+    was_training, ema = trainer.model.training, trainer.ema
+    trainer.model.eval()
+    if ema:
+        ema.store()
+        ema.copy_to()
+    try:
+        yield
+    finally:
+        if ema:
+            ema.restore()
+        trainer.model.train(was_training)
+
+
+@contextmanager
+def fixed_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators start from ``seed``, and are as before afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def denoise(
+    trainer,
+    batches: Iterable[Any],
+    dens: DeNSConfig,
+    draw: Callable[[int, Any], Draws | torch.Generator],
+    *,
+    encode_forces: bool = True,
+) -> Iterator[Denoised]:
+    """Corrupt batches and predict their noise; batches without a corrupted atom are left out.
+
+    Args:
+        batches: PyG batches; they are changed.
+        dens: how to corrupt, see :func:`~dens.denoising.config.corrupt_all`.
+        draw: the random numbers, from the number of a batch and the batch.
+        encode_forces: False hides the forces of the original from the model.
+    """
+    for number, batch in enumerate(batches):
+        batch = batch.to(trainer.device)
+        trainer.corrupt_batch(batch, dens, draw(number, batch))
+        fields = denoising_fields(batch)
+        if not encode_forces:
+            batch.noise_forces = torch.zeros_like(batch.noise_forces)
+        # forward also without a corrupted atom: under DDP it is a collective
+        with torch.autocast("cuda", enabled=trainer.scaler is not None):  # as fairchem evaluates
+            out = trainer.forward_micro_batch(batch)
+        if fields is not None:
+            yield Denoised(batch, fields, out)

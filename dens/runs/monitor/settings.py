@@ -1,0 +1,81 @@
+"""The settings under ``optim.watch``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dens.denoising.config import DeNSConfig
+from dens.settings import ConfigError, parse_settings, setting
+
+# With the noise head, and with the corruption itself, a pass costs more than one of the evaluation.
+_COST_OF_PASS = 1.2
+_SHARE_OF_EVALUATION = 0.05
+
+
+class MonitorSettings(BaseModel):
+    """What a run measures besides its training, and how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    denoising_structures: int | None = setting(
+        "an integer >= 0, or null",
+        "structures of the validation set on which denoising is measured at each evaluation; "
+        "null: as many as cost 5 % of the evaluation",
+        default=None,
+        ge=0,
+    )
+    denoising_sigmas: list[Annotated[float, Field(gt=0)]] | None = setting(
+        "a list of numbers > 0, or null",
+        "their noise levels; null: half, once and twice sigma, or the ends and the middle of the "
+        "ladder",
+        default=None,
+        unit="Å",
+        min_length=1,
+    )
+    figures_every: int = setting(
+        "an integer >= 0",
+        "evaluations from one set of figures to the next, the last one having them in any case; "
+        "0: none",
+        default=10,
+        ge=0,
+    )
+    gradients_every: int = setting(
+        "an integer >= 0",
+        "steps from one measurement of the loss terms' shares of the gradient to the next; 0: none",
+        default=200,
+        ge=0,
+        unit="steps",
+    )
+
+    def sigmas(self, dens: DeNSConfig) -> list[float]:
+        """The noise levels of the denoising validation, Å, lowest first."""
+        if self.denoising_sigmas is not None:
+            return sorted(set(self.denoising_sigmas))
+        if dens.sigma is not None:
+            return [dens.sigma / 2, dens.sigma, 2 * dens.sigma]
+        return [dens.sigma_low, math.sqrt(dens.sigma_low * dens.sigma_high), dens.sigma_high]
+
+    def structures(self, n_validation: int, n_sigmas: int) -> int:
+        """How many of ``n_validation`` structures are denoised: with and without forces each."""
+        if self.denoising_structures is not None:
+            return min(self.denoising_structures, n_validation)
+        passes = 2 * n_sigmas * _COST_OF_PASS
+        # one less, since a small batch costs more for each of its structures
+        fitting = int(_SHARE_OF_EVALUATION * n_validation / passes) - 1
+        return max(min(1, n_validation), fitting)
+
+
+def parse_monitor(optim: Mapping[str, Any]) -> MonitorSettings:
+    """Read ``watch`` of the section ``optim`` of a config; left out, everything is as by default.
+
+    Raises:
+        ConfigError: unknown keys, values out of range.
+    """
+    settings = optim.get("watch") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"optim.watch must be a mapping of settings, got {settings!r}")
+    return parse_settings(MonitorSettings, settings, "optim.watch")

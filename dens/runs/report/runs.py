@@ -1,0 +1,109 @@
+"""Runs as they lie on disk: a log folder with ``metrics.jsonl``, ``config.yml`` and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dens.runs.history import read_history
+
+Curve = tuple[list[int], list[float]]  # steps, values
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has written."""
+
+    name: str  # unique in a report
+    folder: Path
+    curves: dict[str, Curve]  # by split/metric
+    epochs: dict[int, float]  # by step
+    config: dict[str, Any]
+
+    @property
+    def figures(self) -> Path | None:
+        """The folder of the last figures, if there are some."""
+        found = sorted(self.folder.glob("figures/*/data.npz"), key=lambda p: p.parent.name[-8:])
+        return found[-1].parent if found else None
+
+
+def load_runs(names: Sequence[str | Path]) -> list[Run]:
+    """Read runs: folders, or ids of runs below ``./logs/*/``.
+
+    Raises:
+        ValueError: no such run; one given twice; nothing logged yet.
+    """
+    folders = [find_run(name) for name in names]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(f"{folder} is given twice")
+    labels = [f.name for f in folders]
+    if len(set(labels)) < len(labels):
+        labels = [str(f) for f in folders]
+    return [_load(*pair) for pair in zip(labels, folders, strict=True)]
+
+
+def find_run(name: str | Path) -> Path:
+    """The log folder that ``name`` means."""
+    if (Path(name) / "metrics.jsonl").is_file():
+        return Path(name).resolve()
+    found = sorted(path.parent for path in Path("logs").glob(f"*/{name}/metrics.jsonl"))
+    if len(found) > 1:
+        raise ValueError(f"{name} is ambiguous: {', '.join(map(str, found))}")
+    if not found:
+        known = sorted(path.parent.name for path in Path("logs").glob("*/*/metrics.jsonl"))
+        hint = f"; runs in ./logs: {', '.join(known)}" if known else ""
+        raise ValueError(
+            f"RUN must be a log folder with metrics.jsonl, or the id of a run in ./logs/*/, "
+            f"got {str(name)!r}{hint}"
+        )
+    return found[0].resolve()
+
+
+def _load(name: str, folder: Path) -> Run:
+    curves: dict[str, Curve] = {}
+    epochs: dict[int, float] = {}
+    for line in read_history(folder / "metrics.jsonl"):
+        step, split = line["step"], line["split"]
+        if "epoch" in line:
+            epochs[step] = line["epoch"]
+        for metric, value in line.items():
+            if metric not in ("step", "split", "epoch"):
+                steps, values = curves.setdefault(f"{split}/{metric}", ([], []))
+                steps.append(step)
+                values.append(value)
+    if not curves:
+        raise ValueError(f"{folder / 'metrics.jsonl'} is empty: nothing has been logged yet")
+    config = folder / "config.yml"
+    read = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return Run(name, folder, curves, epochs, read or {})
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config with its keys joined by dots; lists stay whole, unless of mappings."""
+    if isinstance(config, list) and any(isinstance(entry, Mapping) for entry in config):
+        config = dict(enumerate(config))
+    if not isinstance(config, Mapping) or not config:
+        return {prefix: config}
+    rows: dict[str, Any] = {}
+    for key, value in config.items():
+        rows |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return rows
+
+
+def config_diff(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings that differ: each with its value in every run, as YAML writes it."""
+    flat = [flatten(run.config) for run in runs]
+    names = sorted({name for config in flat for name in config if not name.startswith("cmd.")})
+    rows = [(name, [_text(config, name) for config in flat]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _text(config: Mapping[str, Any], name: str) -> str:
+    if name not in config:
+        return ""
+    return yaml.safe_dump(config[name], default_flow_style=True).removesuffix("\n...\n").strip()

@@ -1,0 +1,1 @@
+"""Read pickled records and checkpoints without running code from them."""

@@ -1,0 +1,38 @@
+"""A process that logs steps as fairchem's loop does, and may be killed in the middle of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from dens.runs.log import RunLog
+
+
+def log_steps(kind: str, folder: str, first: int, last: int, killed: bool = False) -> None:
+    """Log steps ``first`` to ``last``; an evaluation every fourth."""
+    from fairchem.core.common.registry import registry  # after dens
+
+    config = {
+        "cmd": {"timestamp_id": "the-run", "identifier": "", "logs_dir": folder},
+        "logger": {"name": kind, "project": "tests"},
+        "trainer": "dens",
+    }
+    log = RunLog(registry.get_logger_class(kind)(config), folder, config, to_wandb=kind == "wandb")
+    for step in range(first, last + 1):
+        log.log({"grad_norm": 2.0 * step}, step=step, split="train")
+        if killed and step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        main = {"loss": 1.0 / step, "lr": 1e-3, "epoch": step / 8, "step": step}
+        log.log(main, step=step, split="train")
+        if step % 4 == 0:
+            log.log({"forces_mae": 1.0 / step, "epoch": step / 8}, step=step, split="val")
+            errors = {"denoising_pos_mae/sigma=0.10": 0.1 / step}
+            log.log(errors, step=step, split="val")
+    if kind == "tensorboard":
+        log.writer.close()
+
+
+if __name__ == "__main__":
+    kind, folder, first, last, killed = sys.argv[1:]
+    log_steps(kind, folder, int(first), int(last), killed == "killed")

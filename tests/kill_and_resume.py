@@ -1,0 +1,194 @@
+"""Kill a training run again and again, and compare what comes of it with an undisturbed one.
+
+    python tests/fairchem1/kill_and_resume.py --steps 200 --kills 20
+
+Kills fall at random moments, every third in the middle of writing a checkpoint and every fifth is a
+SIGTERM, which lets the run save. It goes on from the last checkpoint each time. In the end weights,
+moving averages, optimizer, schedule, best checkpoint and log must be those of the other run, bit
+for bit. Runs are forked from this process, which has done the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import torch
+import yaml
+from helpers.trainers import MODEL, trainer_config, write_dataset
+
+from dens.cli import main
+from dens.fairchem1.checkpoints import save
+from dens.safe.checkpoints import safe_load
+
+STRUCTURES, BATCH = 20, 2
+STOPPED = 128 + signal.SIGTERM
+CLOCK = ("per_second", "memory", "time")  # in the names of figures that differ from run to run
+
+
+def write_config(folder: Path, steps: int) -> Path:
+    """A run of ``steps`` steps with dropout, drop path, EMA and evaluations; returns its config."""
+    src = write_dataset(folder / "data", n=STRUCTURES)
+    model = {**MODEL, "backbone": {**MODEL["backbone"], "alpha_drop": 0.1, "drop_path_rate": 0.1}}
+    optim = {
+        "batch_size": BATCH,
+        "max_epochs": steps * BATCH // STRUCTURES,
+        "checkpoint_every": 8,
+        "eval_every": 10,
+    }
+    parts = trainer_config(src, model=model, optim=optim)
+    config = {
+        name: parts[name]
+        for name in ("task", "model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
+    }
+    config |= {"trainer": "dens", "optim": parts["optimizer"], "logger": "tensorboard"}
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run(folder: Path, name: str, kill_in_save: int | None) -> None:
+    """Train, in this process, from the last checkpoint of the run ``name``, if any."""
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(folder / f"{name}.txt", "a")  # noqa: SIM115
+    torch.set_num_threads(1)
+    if kill_in_save is not None:
+        _kill_in_save(kill_in_save)
+    argv = ["--config-yml", "config.yml", "--cpu", "--print-every", "9", "--timestamp-id", name]
+    checkpoint = Path("checkpoints", name, "checkpoint.pt")
+    main(argv + ["--checkpoint", str(checkpoint)] * checkpoint.exists())
+
+
+def _kill_in_save(moment: int) -> None:
+    """SIGKILL this process in the second checkpoint from now that it writes."""
+    left = iter([False, True])
+    write, replace, die = torch.save, os.replace, lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+    def torn_write(state, file):
+        write(state, file)
+        if next(left, False):
+            if moment == 0:  # half the file
+                file.truncate(file.tell() // 2)
+                die()
+            save.os.replace = (lambda *_: die()) if moment == 1 else replace_and_die
+
+    def replace_and_die(*paths):
+        replace(*paths)
+        die()
+
+    save.torch = SimpleNamespace(save=torn_write)
+
+
+def start(folder: Path, name: str, kill_in_save: int | None = None):
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(folder, name, kill_in_save)
+    )
+    process.start()
+    return process
+
+
+def disturbed_run(folder: Path, steps: int, kills: int, seed: int) -> int:
+    """Run to the end through ``kills`` kills, spread over the steps; returns how many hit it."""
+    rng = random.Random(seed)
+    hit = 0
+    for i in range(kills):
+        in_save = rng.randrange(3) if i % 3 == 2 else None
+        process = start(folder, "disturbed", in_save)
+        aim = 0.9 * steps * (i + rng.random()) / kills
+        while process.is_alive() and (in_save is not None or steps_done(folder) < aim):
+            process.join(0.002)
+        process.join(rng.uniform(0, 0.1))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGTERM if i % 5 == 4 else signal.SIGKILL)
+            process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode in (-signal.SIGKILL, STOPPED, -signal.SIGTERM), process.exitcode
+        hit += 1
+    process = start(folder, "disturbed")
+    process.join()
+    assert process.exitcode == 0, (folder / "disturbed.txt").read_text()[-2000:]
+    return hit
+
+
+def steps_done(folder: Path) -> int:
+    path = folder / "logs" / "tensorboard" / "disturbed" / "metrics.jsonl"
+    return path.read_text().count('"split": "train"') if path.exists() else 0
+
+
+def differences(folder: Path) -> list[str]:
+    """Where the two runs differ; nothing that depends on the clock is looked at."""
+    found = []
+    for name in ("checkpoint.pt", "best_checkpoint.pt"):
+        a, b = (safe_load(folder / "checkpoints" / r / name) for r in ("plain", "disturbed"))
+        found += [f"{name}: {where}" for where in unequal(a, b)]
+    logs = [read_log(folder, run) for run in ("plain", "disturbed")]
+    found += [f"log: line {i}" for i, (a, b) in enumerate(zip(*logs)) if a != b]  # noqa: B905
+    if len(logs[0]) != len(logs[1]):
+        found.append(f"log: {len(logs[1])} lines instead of {len(logs[0])}")
+    return found
+
+
+def read_log(folder: Path, name: str) -> list[dict]:
+    text = (folder / "logs" / "tensorboard" / name / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if line["split"] != "system"]
+    return [{k: v for k, v in x.items() if not any(c in k for c in CLOCK)} for x in lines]
+
+
+def unequal(a, b, where: str = "") -> list[str]:
+    """Where two checkpoints differ, but for what belongs to the run and not to its state."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        keys = [key for key in [*a, *(k for k in b if k not in a)] if key not in ("cmd", "slurm")]
+        return [
+            x for key in keys for x in unequal(a.get(key), b.get(key), f"{where}.{key}")
+            if not any(c in str(key) for c in CLOCK)
+        ]  # fmt: skip
+    if isinstance(a, (list, tuple)):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [x for i, (p, q) in pairs for x in unequal(p, q, f"{where}[{i}]")]
+    return [] if a == b else [where]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
+@click.option("--steps", default=200, show_default=True)
+@click.option("--kills", default=20, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def command(folder: Path | None, steps: int, kills: int, seed: int) -> None:
+    """Compare a run of STEPS steps with one that is killed KILLS times."""
+    with tempfile.TemporaryDirectory() as temporary:
+        click.echo(compare(folder or Path(temporary), steps, kills, seed))
+
+
+def compare(folder: Path, steps: int, kills: int, seed: int = 0) -> str:
+    """Both runs, and what came of them, in words.
+
+    Raises:
+        AssertionError: they differ; says where.
+    """
+    write_config(folder, steps)
+    process = start(folder, "plain")
+    process.join()
+    assert process.exitcode == 0, (folder / "plain.txt").read_text()[-2000:]
+    hit = disturbed_run(folder, steps, kills, seed)
+    found = differences(folder)
+    assert not found, "\n".join(found)
+    lines = read_log(folder, "disturbed")
+    trained = [line["step"] for line in lines if line["split"] == "train"]
+    assert trained == list(range(1, steps + 1)), trained
+    return f"{hit} kills in {steps} steps: weights, state and {len(lines)} log lines are the same"
+
+
+if __name__ == "__main__":
+    command()

@@ -51,8 +51,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Write a file that replaces the one at `path` in a single move, once it is on disk.
 
-    Yields the hidden sibling ``.NAME.PID.tmp``, open for bytes. When the block ends with an exception,
-    that is removed and the previous file stays. A killed process leaves it.
+    Yields the hidden sibling ``.NAME.PID.tmp``, open for bytes. When the block ends with an
+    exception, that is removed and the previous file stays. A killed process leaves it.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1 import DeNSTrainer
+from dens.fields import denoising_rows
 from dens.random import make_generator
 from helpers.structures import make_structure
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config
@@ -44,9 +45,9 @@ def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
     attach(whole, c, whole.forces)
     atoms = torch.cat([torch.where(whole.batch == s)[0] for s in of])
     part = Batch.from_data_list([structures()[s] for s in of])
-    for name in ("pos", "noise", "noise_mask", "noise_forces"):
-        part[name] = whole[name][atoms]
-    part.sigma = whole.sigma[of]
+    for name, value in denoising_rows(whole, atoms, of).items():
+        part[name] = value
+    part.pos = whole.pos[atoms]
     return part
 
 

@@ -88,7 +88,7 @@ def test_encoding_is_added_to_the_first_node_embedding():
     with torch.no_grad():
         run(model, batch)
         encoded = model.backbone.force_encoding(batch.noise_forces, torch.zeros(len(mask)))
-        batch.noise_mask = torch.zeros_like(mask)
+        batch.noise_mask, batch.corrupted = torch.zeros_like(mask), False
         run(model, batch)
     difference = seen[0] - seen[1]
     torch.testing.assert_close(difference, encoded, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Steps on several gloo ranks, in processes that live for a module's tests."""
+"""Run training steps on several gloo ranks, in processes that serve all tests of a module."""
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
 import datetime
@@ -30,7 +30,7 @@ def structures():
 
 
 def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
-    """The structures ``of`` of the global batch, each with the noise it has there."""
+    """Return the structures ``of`` of the global batch, each with its noise there."""
     whole = Batch.from_data_list(structures())
     config = parse_config({**DENS, "prob": 1.0})
     c = corrupt(
@@ -54,7 +54,7 @@ def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
 def gradients(
     src: str, of: list[int], corrupted: list[int], reduction: str, model: dict = EXACT_MODEL
 ) -> dict:
-    """Gradients, loss and metrics of one step on structures ``of``, whose noise is given."""
+    """Compute gradients, loss and metrics of a step on structures ``of`` with given noise."""
     settings = {**DENS, "reduction": reduction}
     trainer = DeNSTrainer(**trainer_config(src, model=model, dens=settings))
     trainer.corrupt_batch = lambda batch, *args: None
@@ -74,7 +74,7 @@ def gradients(
 
 
 def on_ranks(processes, world_size: int, port: int, function, *args, gp: bool = False) -> list:
-    """What ``function(rank, *args)`` returns on each rank of a gloo group."""
+    """Return the results of ``function(rank, *args)`` on each rank of a gloo group."""
     group = (world_size, port, gp)
     tasks = [processes.submit(_on_rank, r, group, function, args) for r in range(world_size)]
     return [task.result() for task in tasks]

@@ -146,8 +146,6 @@ class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
 
 
 class _Attention(SO2EquivariantGraphAttention):
-    """Attention of :func:`dens.fast.attention.attention`."""
-
     def forward(self, x, atomic_numbers, edge_distance, edge_index, node_offset=0):
         targets = slice(node_offset, node_offset + len(x.embedding))
         edges = _edges(self, edge_index, edge_distance)
@@ -155,8 +153,6 @@ class _Attention(SO2EquivariantGraphAttention):
 
 
 class _FeedForward(FeedForwardNetwork):
-    """Feed-forward network of :func:`dens.fast.feedforward.feed_forward`."""
-
     def forward(self, input_embedding):
         return _embedding(input_embedding, feed_forward(self, input_embedding.embedding))
 

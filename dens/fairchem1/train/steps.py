@@ -66,10 +66,14 @@ class ReproducibleSteps:
     """
 
     step_settings: StepSettings
-    skipped_steps: int  # since the start of training
     metrics: dict[str, dict]  # of training, as fairchem averages them between logs
-    _not_finite: str | None  # the loss terms or gradient of the present step that are not finite
-    _stop: bool  # whether any rank was asked to stop
+    skipped_steps = 0  # since the start of training
+    _skipped_in_a_row = 0
+    _not_finite: str | None = None  # the non-finite loss terms or gradient of the present step
+    _unfinished: tuple[int, float] | None = None  # step and epoch, until complete
+    _signals: StopSignals | None = None
+    _stop = False  # whether any rank was asked to stop
+    _resumed_metrics: dict | None = None
 
     def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
         known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
@@ -79,14 +83,7 @@ class ReproducibleSteps:
                 f"--amp is float16: leave it out for amp_dtype = {self.step_settings.amp_dtype} "
                 "(optim.amp_dtype)"
             )
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
-        self._not_finite = None
-        self._unfinished: tuple[int, float] | None = None  # step and epoch, until complete
         self._due: list[str] = []  # checkpoints to write once the step is complete
-        self._signals: StopSignals | None = None
-        self._stop = False
-        self._resumed_metrics: dict | None = None
         self.metrics = {}
         super().__init__(optimizer=optimizer, amp=amp, **kwargs)
 

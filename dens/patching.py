@@ -1,4 +1,4 @@
-"""Put something else in the place of an attribute, for a while."""
+"""Replace attributes temporarily (monkeypatching)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, **new: Any) -> Iterator[None]:
-    """Give attributes of ``owner`` new values; afterwards each is as it was, or gone."""
+    """Replace attributes of ``owner`` in a ``with`` block; restore or delete them afterwards."""
     old = {name: vars(owner)[name] for name in new if name in vars(owner)}
     for name, value in new.items():
         setattr(owner, name, value)

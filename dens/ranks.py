@@ -1,4 +1,4 @@
-"""Sums over the ranks of a distributed run; a single process is a run of one rank."""
+"""Collectives over the ranks of a distributed run; a single process counts as one rank."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """The number of ranks."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Return the number of ranks."""
+    return dist.get_world_size() if _distributed() else 1
 
 
 def is_master() -> bool:
-    """Whether this is the rank that logs and writes files."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    """Return whether this is the rank that logs and writes files."""
+    return not _distributed() or dist.get_rank() == 0
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Gather every rank's ``value`` on the master, in the order of ranks; others get nothing.
+    """Gather the ``value`` of each rank on the master, in the order of ranks.
 
-    Every rank must call it.
+    Other ranks get an empty list. Every rank must call it.
     """
     if world_size() == 1:
         return [value]
@@ -33,27 +37,27 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise sum of all ranks' ``values``, without a graph.
+    """Sum ``values`` elementwise over ranks, without a graph.
 
     Every rank must call it, with the same shape and dtype, in the same order as other collectives.
     """
     total = values.detach().clone()
-    if dist.is_available() and dist.is_initialized():
+    if _distributed():
         dist.all_reduce(total)
     return total
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    r"""The mean over all ranks' elements, from this rank's sum and the number of all.
+    r"""Compute the mean over the elements of all ranks from the sum on this rank.
 
     .. math:: \frac{W}{\sum_r n_r}\, t, \qquad W \text{ ranks}
 
-    DDP averages gradients over ranks, so the factor W makes them those of the global mean,
-    however the elements fall onto ranks. No element anywhere gives zero.
+    DDP averages gradients over ranks, so the factor W gives the gradients of the global mean,
+    however the elements are distributed. Zero if no rank has an element.
 
     Args:
-        total: this rank's sums, with their graph.
-        count: the numbers of elements, summed over ranks (:func:`sum_over_ranks`).
+        total: sums on this rank, with their graph.
+        count: number of elements of each sum, over all ranks (:func:`sum_over_ranks`).
     """
     return total * world_size() / count.to(total.device, total.dtype).clamp(min=1)
 
@@ -70,10 +74,10 @@ class _ZeroGradient(torch.autograd.Function):
 
 
 def zero_gradient(parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """A zero that gives ``parameters`` a gradient of exactly zero.
+    """Return a zero to add to the loss, which gives ``parameters`` a gradient of exactly zero.
 
-    Added to the loss where a module did not run: every parameter then has a gradient on every
-    rank, as DDP expects, and weight decay and momentum treat clean and corrupted steps alike.
+    For modules that did not run: every parameter then has a gradient on every rank, as DDP
+    expects, and weight decay and momentum treat clean and corrupted steps alike.
     """
     parameters = [p for p in parameters if p.requires_grad]
     return _ZeroGradient.apply(*parameters) if parameters else 0.0

@@ -25,20 +25,20 @@ def free_port() -> int:
 
 @pytest.fixture(autouse=True)
 def own_wandb_service():
-    """What a test starts of W&B serves no other test's processes, which would find it gone."""
+    """Forget the W&B service that a test started: it is gone when the next test runs."""
     yield
     os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture
 def untrusting(monkeypatch):
-    """Files are not trusted, whatever the environment says."""
+    """Distrust files, whatever the environment says."""
     monkeypatch.delenv("DENS_TRUST_FILES", raising=False)
 
 
 @pytest.fixture
 def sentinel(tmp_path, monkeypatch):
-    """A file that must not appear."""
+    """Path of a file that appears if code from a test file runs, which must not happen."""
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path / "it_ran"
     sys.modules.pop("users_module", None)

@@ -1,4 +1,4 @@
-"""Parts of a PyG batch, for fairchem code that takes whole batches."""
+"""Number, split, select and join structures of PyG batches, for code that takes whole batches."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
-from dens.denoising.corruption import DenoisingFields
-
-
-def of_atoms(batch) -> Tensor:
-    """(n_atoms,) bool, all true."""
-    return torch.ones(len(batch.pos), dtype=torch.bool, device=batch.pos.device)
+from dens.denoising.corruption import set_fields
+from dens.fields import SAMPLE_ID, denoising_rows
 
 
 def select_structures(batch, out: dict[str, Tensor], keep: Tensor) -> tuple[Data, dict]:
-    """The structures ``keep`` of a batch, and the model's outputs for them.
+    """Select structures of a batch, and the outputs of the model for them.
 
     Args:
         batch: a PyG batch as collated from the data set, possibly with fields set later.
@@ -31,10 +27,10 @@ def select_structures(batch, out: dict[str, Tensor], keep: Tensor) -> tuple[Data
     """
     atoms = keep[batch.batch]
     part = Data(batch=(keep.cumsum(0) - 1)[batch.batch[atoms]])
-    for name, boundaries in batch._slice_dict.items():
+    for name, boundaries in batch._slice_dict.items():  # levels of the data set's own fields
         value = batch[name]
         if not isinstance(value, Tensor) or len(value) != boundaries[-1]:
-            continue  # edges, and what is no tensor
+            continue  # edges, and values that are no tensors
         sizes = torch.as_tensor(boundaries).diff().to(keep.device)
         part[name] = value[keep.repeat_interleave(sizes)]
     rows = {len(atoms): atoms, len(keep): keep}
@@ -42,7 +38,7 @@ def select_structures(batch, out: dict[str, Tensor], keep: Tensor) -> tuple[Data
 
 
 class WithSampleId(Dataset):
-    """A data set whose structures know their number in it: ``sample_id``, (1,)."""
+    """Data set that adds to each structure its index as ``sample_id``, (1,)."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -52,7 +48,7 @@ class WithSampleId(Dataset):
 
     def __getitem__(self, number: int) -> Data:
         data = self.dataset[number]
-        data.sample_id = torch.tensor([int(number)])
+        data[SAMPLE_ID.name] = torch.tensor([int(number)])
         return data
 
 
@@ -62,11 +58,10 @@ def split_batch(batch: Batch, size: int, collate: Callable[[list[Data]], Batch])
     micro_batches = []
     for start in range(0, len(structures), size):
         micro_batch = collate(structures[start : start + size])
-        here = slice(start, start + len(micro_batch.natoms))
-        atoms = slice(int(batch.ptr[here.start]), int(batch.ptr[here.stop]))
-        for name in DenoisingFields.__dataclass_fields__:
-            if name in batch:
-                micro_batch[name] = batch[name][here if name == "sigma" else atoms]
+        stop = start + len(micro_batch.natoms)
+        atoms = slice(int(batch.ptr[start]), int(batch.ptr[stop]))
+        if fields := denoising_rows(batch, atoms, slice(start, stop)):
+            set_fields(micro_batch, fields)
         micro_batches.append(micro_batch)
     return micro_batches
 
@@ -79,10 +74,10 @@ def join_outputs(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def non_finite_structures(
     out: Mapping[str, Tensor], batch: Batch, targets: Mapping[str, Any]
 ) -> list[str]:
-    """Name the structures with an output or a label that is not finite, and which.
+    """Name the structures with a non-finite output, position or label, and which of them it is.
 
     Returns:
-        such as ``sid 12, fid 3: forces, label of energy``.
+        For each structure a text such as ``sid 12, fid 3: forces, label of energy``.
     """
     found: dict[int, list[str]] = {}
     labels = {f"label of {name}": batch[name] for name in targets if name in batch}

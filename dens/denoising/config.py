@@ -1,4 +1,4 @@
-"""The DeNS settings: one frozen schema, from which the checks and the README's table both come."""
+"""DeNS settings (``optim.dens``): one schema for validation and for the README's table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from dens.settings import ConfigError, parse_settings, setting
 
 
+def _positive(description: str, unit: str = "Å", expects: str = "a number > 0, or null") -> Any:
+    """Define an optional setting > 0."""
+    return setting(expects, description, default=None, unit=unit, gt=0)
+
+
+def _share(description: str) -> Any:
+    """Define an optional setting in (0, 1]."""
+    return setting("a number in (0, 1], or null", description, default=None, gt=0, le=1)
+
+
 class DeNSConfig(BaseModel):
     """Settings of denoising non-equilibrium structures (DeNS, arXiv:2403.09549).
 
-    They stand under ``optim.dens`` of a training config. Numbers are refused outside their range,
-    unknown keys always. Symbols in the descriptions are the paper's.
+    They stand under ``optim.dens`` of a training config. Unknown keys and numbers out of range are
+    errors. Symbols in the descriptions are the paper's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -35,26 +45,13 @@ class DeNSConfig(BaseModel):
         default=None,
         ge=0,
     )
-    sigma: float | None = setting(
-        "a number > 0, or null",
-        "standard deviation of the noise; exclusive with the ladder of the next three keys",
-        default=None,
-        unit="Å",
-        gt=0,
+    sigma: float | None = _positive(
+        "standard deviation of the noise; exclusive with the ladder of the next three keys"
     )
-    sigma_low: float | None = setting(
-        "a number > 0, or null",
-        "smallest sigma of the ladder",
-        default=None,
-        unit="Å",
-        gt=0,
-    )
-    sigma_high: float | None = setting(
-        "a number > sigma_low, or null",
+    sigma_low: float | None = _positive("smallest sigma of the ladder")
+    sigma_high: float | None = _positive(
         "largest sigma of the ladder, and the scale of the noise targets",
-        default=None,
-        unit="Å",
-        gt=0,
+        expects="a number > sigma_low, or null",
     )
     num_sigmas: int | None = setting(
         "an integer from 2 to 1000, or null",
@@ -63,12 +60,8 @@ class DeNSConfig(BaseModel):
         ge=2,
         le=1000,
     )
-    corrupt_ratio: float | None = setting(
-        "a number in (0, 1], or null",
-        "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms",
-        default=None,
-        gt=0,
-        le=1,
+    corrupt_ratio: float | None = _share(
+        "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms"
     )
     corrupt_fixed_atoms: bool = setting(
         "true or false", "whether fixed atoms may get noise too", default=False
@@ -97,33 +90,18 @@ class DeNSConfig(BaseModel):
         default=None,
         ge=1,
     )
-    strict_max_ratio: float | None = setting(
-        "a number in (0, 1], or null",
-        "a structure stays clean if corrupt_ratio happens to hit more than this share of its atoms",
-        default=None,
-        gt=0,
-        le=1,
+    strict_max_ratio: float | None = _share(
+        "a structure stays clean if corrupt_ratio happens to hit more than this share of its atoms"
     )
-    max_force_norm: float | None = setting(
-        "a number > 0, or null",
-        "structures with a force above it on any atom are never corrupted",
-        default=None,
-        unit="eV/Å",
-        gt=0,
+    max_force_norm: float | None = _positive(
+        "structures with a force above it on any atom are never corrupted", "eV/Å"
     )
-    max_mean_force_norm: float | None = setting(
-        "a number > 0, or null",
-        "structures whose mean force vector is longer are never corrupted",
-        default=None,
-        unit="eV/Å",
-        gt=0,
+    max_mean_force_norm: float | None = _positive(
+        "structures whose mean force vector is longer are never corrupted", "eV/Å"
     )
-    max_stress_norm: float | None = setting(
-        "a number > 0, or null",
+    max_stress_norm: float | None = _positive(
         "structures whose stress has a larger Frobenius norm are never corrupted",
-        default=None,
-        unit="as the data's stress",
-        gt=0,
+        "as the data's stress",
     )
     early_epochs: int | None = setting(
         "an integer >= 1, or null",
@@ -161,7 +139,7 @@ class DeNSConfig(BaseModel):
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        r"""The possible noise levels in Å: one, or the geometric ladder, lowest first.
+        r"""The possible noise levels in Å, lowest first: one, or a geometric ladder.
 
         .. math:: \sigma_k = \exp(\ln\sigma_{low} + k\,(\ln\sigma_{high}-\ln\sigma_{low})/(K-1))
         """
@@ -172,11 +150,11 @@ class DeNSConfig(BaseModel):
 
     @property
     def noise_scale(self) -> float:
-        """s_N in Å, by which noise targets are divided: sigma, or sigma_high of a ladder."""
+        """s_N in Å, the divisor of noise targets: sigma, or sigma_high of a ladder."""
         return self.sigma if self.sigma is not None else self.sigma_high
 
     def coefficient_at(self, progress: float) -> float:
-        """lambda_DeNS after the fraction ``progress`` in [0, 1] of training."""
+        """Return lambda_DeNS after the fraction ``progress`` in [0, 1] of training."""
         if self.denoising_coefficient_end is None:
             return self.denoising_coefficient
         start, end = self.denoising_coefficient, self.denoising_coefficient_end
@@ -184,13 +162,15 @@ class DeNSConfig(BaseModel):
 
 
 def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
-    """Check ``settings``, a mapping as read from YAML, and return them as a :class:`DeNSConfig`.
+    """Validate DeNS settings.
 
-    ``where`` is the path of the mapping in the user's config, for the messages.
+    Args:
+        settings: a mapping as read from YAML.
+        where: its path in the user's config, for messages.
 
     Raises:
-        ConfigError: every unknown key, missing key, wrong type, value out of range and
-            contradiction, one line each.
+        ConfigError: unknown or missing keys, wrong types, values out of range or contradictions,
+            one line for each.
     """
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{where} must be a mapping of DeNS settings, got {settings!r}")
@@ -198,12 +178,12 @@ def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
 
 
 def corrupt_all(dens: DeNSConfig, data: Any, sigma: float | None = None) -> DeNSConfig:
-    """Settings under which every structure is corrupted that ``dens`` does not exclude.
+    """Change settings so that every structure is corrupted, unless ``dens`` excludes it.
 
     Args:
         dens: the settings of training.
-        data: a structure; exclusions by what such data do not tell are left out.
-        sigma: a noise level, Å; None for that or those of training.
+        data: a structure; exclusions by a field that it lacks are dropped.
+        sigma: a noise level, Å; None keeps that of training, or the ladder.
     """
     change: dict[str, Any] = {"prob": 1.0, "early_epochs": None}
     if dens.exclude_md:

@@ -1,13 +1,13 @@
-"""Corruption of structures: who is corrupted, by how much, and the noise itself.
+"""Corruption of structures: choose structures and atoms, add noise, attach the batch fields.
 
-``sample_*`` draw random numbers from explicit generators, on the CPU; the rest is deterministic.
-Shapes: ``n_atoms`` atoms of ``n_structures`` structures, ``batch`` holding each atom's structure,
-as in PyG.
+``sample_*`` functions draw random numbers from explicit generators, on the CPU; everything else is
+deterministic. Shapes: ``n_atoms`` atoms of ``n_structures`` structures; ``batch`` holds the
+structure of each atom, as in PyG.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dens.denoising.config import DeNSConfig
+from dens.fields import DENOISING_FIELDS
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,23 @@ class Corruption:
 
 
 class Draws(NamedTuple):
-    """The random numbers of a corruption, before any setting enters but the batch's shape."""
+    """The random numbers of a corruption; they depend on the shape of the batch, on no setting."""
 
-    batch_coin: Tensor  # () | in [0, 1), decides for the batch with ``granularity: batch``
-    coins: Tensor  # (n_structures,) | in [0, 1), decide for each structure
-    rungs: Tensor  # (n_structures,) | in [0, 1), where on the ladder of noise levels
-    atoms: Tensor  # (n_atoms,) | in [0, 1), decide for each atom
+    batch_coin: Tensor  # () | in [0, 1), whether to corrupt, with ``granularity: batch``
+    coins: Tensor  # (n_structures,) | in [0, 1), whether to corrupt each structure
+    rungs: Tensor  # (n_structures,) | in [0, 1), position on the ladder of noise levels
+    atoms: Tensor  # (n_atoms,) | in [0, 1), whether to move each atom
     unit_noise: Tensor  # (n_atoms, 3) | standard normal
 
 
 def sample_draws(
     natoms: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Draws:
-    """Draw for a batch from one stream, always the same amount of numbers for the same shape.
+    """Draw the random numbers of a batch from one generator, as many for each batch of a shape.
 
     Args:
-        natoms: (n_structures,), atoms of each structure.
-        dtype: of the noise.
+        natoms: (n_structures,), number of atoms of each structure.
+        dtype: precision of the noise.
     """
     n_structures, n_atoms = len(natoms), int(natoms.sum())
     uniform = torch.rand(1 + 2 * n_structures + n_atoms, generator=generator)
@@ -59,15 +60,15 @@ def sample_draws_by_structure(
     batch_generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
 ) -> Draws:
-    """Draw for each structure from a stream of its own.
+    """Draw the random numbers of each structure from its own generator.
 
-    What a structure gets does not depend on the batch, or the rank, that it is in.
+    The noise of a structure then depends neither on its batch nor on its rank.
 
     Args:
-        natoms: (n_structures,), atoms of each structure.
+        natoms: (n_structures,), number of atoms of each structure.
         generators: one for each structure.
-        batch_generator: where the batch's own coin comes from.
-        dtype: of the noise.
+        batch_generator: source of ``batch_coin``.
+        dtype: precision of the noise.
     """
     parts = [
         sample_draws(n, g, dtype) for n, g in zip(natoms.cpu().split(1), generators, strict=True)
@@ -87,15 +88,15 @@ def eligible_structures(
     stress: Tensor | None = None,
     epoch: int = 0,
 ) -> Tensor:
-    """Which structures may be corrupted at all; the others stay ordinary S2EF samples.
+    """Select the structures that may be corrupted; the others stay ordinary S2EF samples.
 
     Args:
         forces: (n_atoms, 3), eV/Å, of the original structures.
-        batch: (n_atoms,), structure of each atom.
-        natoms: (n_structures,), atoms of each structure.
+        batch: (n_atoms,), index of the structure of each atom.
+        natoms: (n_structures,), number of atoms of each structure.
         md: (n_structures,) bool, whether a structure comes from molecular dynamics, or None.
         stress: (n_structures, 9), (n_structures, 3, 3) or (3 n_structures, 3), or None.
-        epoch: completed epochs, for ``early_epochs``.
+        epoch: number of completed epochs, for ``early_epochs``.
 
     Returns:
         (n_structures,) bool.
@@ -149,8 +150,8 @@ def corrupt(
 
     Args:
         pos: (n_atoms, 3), Å; not modified.
-        batch: (n_atoms,), structure of each atom.
-        natoms: (n_structures,), atoms of each structure.
+        batch: (n_atoms,), index of the structure of each atom.
+        natoms: (n_structures,), number of atoms of each structure.
         draws: the random numbers, or a generator to draw them from.
         fixed: (n_atoms,), nonzero for atoms that stay out of C unless ``corrupt_fixed_atoms``.
         eligible: (n_structures,) bool, see :func:`eligible_structures`; None is all.
@@ -190,33 +191,43 @@ def _count(mask: Tensor, batch: Tensor, n_structures: int) -> Tensor:
     )
 
 
-@dataclass(frozen=True)
-class DenoisingFields:
-    """What a corrupted batch carries for the model and the loss."""
+class DenoisingFields(NamedTuple):
+    """The fields of :data:`dens.fields.DENOISING_FIELDS`, in this order, of a corrupted batch."""
 
-    noise: Tensor  # (n_atoms, 3) | Å, zero outside C
-    noise_mask: Tensor  # (n_atoms,) bool | the set C
-    sigma: Tensor  # (n_structures,) | Å, zero where clean
-    noise_forces: Tensor  # (n_atoms, 3) | eV/Å, forces to encode, zero outside C
+    noise: Tensor
+    noise_mask: Tensor
+    sigma: Tensor
+    noise_forces: Tensor
 
 
 def attach(batch: Any, corruption: Corruption, forces: Tensor) -> None:
-    """Replace ``batch.pos`` by the corrupted positions and set the fields of the batch.
+    """Replace ``batch.pos`` by the corrupted positions and set the denoising fields of the batch.
 
     Args:
         batch: a PyG batch, or any object that takes attributes.
         forces: (n_atoms, 3), eV/Å, of the original structure.
     """
     batch.pos = corruption.pos
-    batch.noise = corruption.noise
-    batch.noise_mask = corruption.noise_mask
-    batch.sigma = corruption.sigma
-    batch.noise_forces = torch.where(corruption.noise_mask[:, None], forces, 0)
+    encoded = torch.where(corruption.noise_mask[:, None], forces, 0)
+    set_fields(batch, {**vars(corruption), "noise_forces": encoded})
+
+
+def set_fields(batch: Any, values: Mapping[str, Tensor]) -> None:
+    """Set the denoising fields of a batch, and ``batch.corrupted``: whether it has any in C.
+
+    ``corrupted`` is a plain bool, since to ask the mask on a GPU again and again would stall it.
+    """
+    for field in DENOISING_FIELDS:
+        setattr(batch, field.name, values[field.name])
+    batch.corrupted = bool(values["noise_mask"].any())
 
 
 def denoising_fields(batch: Any) -> DenoisingFields | None:
-    """The fields of a batch with at least one corrupted atom; None for a clean batch."""
-    mask = getattr(batch, "noise_mask", None)
-    if mask is None or not bool(mask.any()):
+    """Return the denoising fields of a batch with a corrupted atom, or None for a clean batch."""
+    corrupted = getattr(batch, "corrupted", None)
+    if not isinstance(corrupted, bool):  # the fields were not set here, or collated since
+        mask = getattr(batch, "noise_mask", None)
+        corrupted = mask is not None and bool(mask.any())
+    if not corrupted:
         return None
-    return DenoisingFields(batch.noise, mask, batch.sigma, batch.noise_forces)
+    return DenoisingFields(*(getattr(batch, field.name) for field in DENOISING_FIELDS))

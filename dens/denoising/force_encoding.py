@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ForceEncoding(nn.Module):
-    r"""Forces as features of degree 0 to lmax (arXiv:2403.09549, section 3.2).
+    r"""Layer that encodes forces as features of degree 0 to lmax (arXiv:2403.09549, section 3.2).
 
     .. math:: x_i = W\Big(\tfrac{|f_i|}{\sqrt 3}\, Y(f_i)\Big) \; [\; + \; w\,\sigma_i
         \text{ on } l = 0\;]
@@ -22,7 +22,7 @@ class ForceEncoding(nn.Module):
 
     Args:
         lmax: largest degree.
-        channels: features of each degree.
+        channels: number of features of each degree.
         sigma_encoding: whether to add the noise level to degree 0 through a linear layer.
         weight_init: ``'uniform'`` in [-1, 1] or ``'normal'`` with unit variance.
 
@@ -50,11 +50,11 @@ class ForceEncoding(nn.Module):
         self.register_buffer("degree_of_row", torch.tensor(degree_of_row), persistent=False)
 
     def forward(self, forces: Tensor, sigma: Tensor) -> Tensor:
-        """Encode ``forces``.
+        """Encode forces.
 
         Args:
-            forces: (n_atoms, 3), eV/Å, zero for atoms that are not to be encoded.
-            sigma: (n_atoms,), Å, zero for those atoms; used with ``sigma_encoding`` only.
+            forces: (n_atoms, 3), eV/Å, zero for atoms without encoding.
+            sigma: (n_atoms,), Å, zero for atoms without encoding; used with ``sigma_encoding``.
 
         Returns:
             (n_atoms, (lmax + 1)^2, channels).

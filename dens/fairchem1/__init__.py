@@ -1,4 +1,4 @@
-"""The adapter to fairchem-core 1.10: glue between its trainers and models and the core of dens."""
+"""Adapter to fairchem-core 1.10: importing it registers trainers, models and data sets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import warnings
 
 from dens.fairchem1 import compat
 
-compat.install()  # before the first import of fairchem, which needs what it supplies
+compat.install()  # before fairchem is imported: it supplies modules that fairchem needs
 
-# fairchem loads files of its own in a way that torch 2.4 warns of, at every start
+# at every start fairchem loads its own files in a way that torch 2.4 warns about
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairchem\.core\.")
 
 from dens.fairchem1.data.oc22 import OC22LmdbDataset  # noqa: E402

@@ -1,3 +1,5 @@
+"""Test the corruption of structures: invariants, statistics, exclusions, batch fields."""
+
 import math
 
 import pytest
@@ -64,7 +66,7 @@ def test_excluded_structures_are_untouched():
 
 
 def test_noise_statistics():
-    """Mean, variance, kurtosis and shares of 200,000 atoms, each within five standard errors."""
+    """Moments and shares of 200,000 atoms agree with theory within five standard errors."""
     n, per, sigma = 200_000, 10, 0.2
     pos, batch = torch.zeros(n, 3, dtype=torch.float64), torch.arange(n) // per
     natoms = torch.full((n // per,), per)
@@ -148,7 +150,7 @@ EXCLUSIONS = [
 
 @pytest.mark.parametrize(("settings", "expected"), EXCLUSIONS)
 def test_exclusions(settings, expected):
-    """Three structures: a net force of 1 on two atoms; md; a force of 5, balanced, and stress."""
+    """Exclude structures with a net force, marked md, or with large forces and stress."""
     forces = torch.zeros(9, 3)
     forces[:2, 0] = 1.0
     forces[5, 2], forces[6, 2] = 5.0, -5.0

@@ -1,3 +1,5 @@
+"""Test the force encoding: equivariance, its formula, zero forces, the noise level."""
+
 import math
 
 import pytest
@@ -13,7 +15,7 @@ def encoding(dtype=torch.float64, **kwargs) -> ForceEncoding:
 
 
 def wigner(rotation: torch.Tensor) -> torch.Tensor:
-    """The matrix D with Y(R x) = D Y(x) to lmax 4, in double precision (e3nn's is in single)."""
+    """Return D with Y(R x) = D Y(x) to lmax 4, in double precision (e3nn's is in single)."""
     points = torch.randn(200, 3, dtype=torch.float64)
     degrees = list(range(5))
     y, turned = (
@@ -37,7 +39,7 @@ def test_equivariance(dtype, tolerance):
 
 
 def test_formula():
-    """|f| / sqrt(3) Y(f), one weight for each degree and channel; the degree-1 part has |f|."""
+    """The encoding is |f| / sqrt(3) Y(f) times a weight; its degree-1 part has the norm |f|."""
     enc = encoding()
     forces = torch.randn(6, 3, dtype=torch.float64)
     out = enc(forces, torch.zeros(6, dtype=torch.float64))

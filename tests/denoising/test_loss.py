@@ -1,3 +1,5 @@
+"""Test the DeNS loss: by hand, against a plain loop, and on two ranks."""
+
 import math
 
 import pytest
@@ -9,7 +11,7 @@ from dens.ranks import zero_gradient
 
 
 def test_three_atoms_by_hand():
-    """One force error of 5, one noise error of 2, one fixed atom that does not count."""
+    """An atom has a force error of 5, one a noise error of 2, and a fixed one does not count."""
     zero = torch.zeros(3, 3)
     loss = dens_loss(
         forces_pred=torch.tensor([[3.0, 4, 0], [9, 9, 9], [9, 9, 9]]),
@@ -48,7 +50,7 @@ def call(tensors, mask, free, reduction, dtype=torch.float32):
 
 
 def plain_loop(tensors, mask, free, reduction):
-    """DeNS loss, atom by atom in Python floats."""
+    """Compute the DeNS loss atom by atom in Python floats."""
     force_sum = noise_sum = 0.0
     n_clean = n_corrupted = 0
     for i in range(len(mask)):
@@ -87,7 +89,7 @@ def test_order_of_atoms_does_not_matter(reduction):
 
 
 def test_nothing_leaks_from_deselected_atoms():
-    """NaN in a noise prediction of a clean atom reaches neither the loss nor the gradient."""
+    """NaN predicted for atoms outside a term reaches neither the loss nor the gradient."""
     tensors, mask, free = random_case(2)
     reference = call(tensors, mask, free, "joint")
     tensors["np"][~mask] = float("nan")
@@ -124,7 +126,7 @@ def _rank(rank, world_size, port, reduction, results):
     weight = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     part = {k: v[mine] * (weight if k in ("fp", "np") else 1) for k, v in tensors.items()}
     sum(call(part, mask[mine], free[mine], reduction, torch.float64)).backward()
-    # what DDP does with gradients
+    # average gradients as DDP does
     torch.distributed.all_reduce(weight.grad)
     results[rank] = weight.grad.item() / world_size
     torch.distributed.destroy_process_group()

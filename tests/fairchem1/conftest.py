@@ -26,7 +26,7 @@ def dataset(tmp_path) -> str:
 
 @pytest.fixture
 def new_trainer(dataset):
-    """``new_trainer(dens=..., model=..., ...)`` builds a DeNSTrainer on the small data set."""
+    """Return a function of settings that builds a DeNSTrainer on the small data set."""
 
     def build(trainer_class=DeNSTrainer, **kwargs):
         return trainer_class(**trainer_config(kwargs.pop("src", dataset), **kwargs))
@@ -36,7 +36,7 @@ def new_trainer(dataset):
 
 @pytest.fixture
 def children_env(monkeypatch) -> dict[str, str]:
-    """The environment of processes that have to import dens and the helpers of these tests."""
+    """Set the environment of processes that import dens and the helpers of these tests."""
     path = [ROOT, TESTS]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -45,7 +45,7 @@ def children_env(monkeypatch) -> dict[str, str]:
 
 @pytest.fixture
 def submit(children_env, monkeypatch):
-    """``submit(*argv)``: what ``--submit`` does without SLURM; returns when the job has ended."""
+    """Return a function of a command line that runs ``--submit`` without SLURM to its end."""
     local = functools.partial(submitit.AutoExecutor, cluster="local")
     monkeypatch.setattr(launcher._cli, "AutoExecutor", local)
     monkeypatch.setattr(launcher.AutoExecutor, "which", staticmethod(lambda: "local"))
@@ -65,6 +65,6 @@ def submit(children_env, monkeypatch):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Three processes that have done the imports, to be ranks of one group after the other."""
+    """Pool of three spawned processes, which serve as ranks of one group after another."""
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool

@@ -1,4 +1,4 @@
-"""The configs under examples/: they are valid, and train a shrunken model."""
+"""Test that the configs under examples/ are valid and train a shrunken model."""
 
 import copy
 

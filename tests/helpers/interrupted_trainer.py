@@ -1,4 +1,4 @@
-"""A trainer whose job is preempted once, in the middle of its third step."""
+"""Trainer whose job is preempted once, in the middle of its third step."""
 
 from __future__ import annotations
 

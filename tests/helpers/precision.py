@@ -1,4 +1,4 @@
-"""Models in double precision with the graph, the frames and the random numbers of single."""
+"""Double precision for models, with graph, edge frames and random numbers of single."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def double() -> Iterator[None]:
-    """Double precision by default, for building a model and for its steps.
+    """Use double precision by default, to build a model and run its steps.
 
-    ``torch.rand`` draws as it does in single precision, where it takes other numbers.
+    ``torch.rand`` still draws in single precision, as it gives other numbers in double.
     """
     rand = torch.rand
 
@@ -38,7 +38,7 @@ def double() -> Iterator[None]:
 
 
 def geometry_in_single(model):
-    """The model, in double precision, with the edges and frames of one in single precision."""
+    """Make a model in double precision compute edges and frames in single precision."""
     backbone = model.backbone
     generate_graph, frames = backbone.generate_graph, backbone._init_edge_rot_mat
 
@@ -60,7 +60,7 @@ def geometry_in_single(model):
 
 
 def in_double(batch):
-    """The batch with its numbers in double precision."""
+    """Return a copy of the batch with its numbers in double precision."""
     batch = batch.clone()
     for name in ("pos", "cell", "forces", "noise", "noise_forces", "sigma"):
         if name in batch:

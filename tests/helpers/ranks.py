@@ -1,4 +1,4 @@
-"""Steps on several gloo ranks, in processes that live for a module's tests."""
+"""Run training steps on several gloo ranks, in processes that serve all tests of a module."""
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
 import datetime
@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1 import DeNSTrainer
+from dens.fields import denoising_rows
 from dens.random import make_generator
 from helpers.structures import make_structure
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config
@@ -29,7 +30,7 @@ def structures():
 
 
 def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
-    """The structures ``of`` of the global batch, each with the noise it has there."""
+    """Return the structures ``of`` of the global batch, each with its noise there."""
     whole = Batch.from_data_list(structures())
     config = parse_config({**DENS, "prob": 1.0})
     c = corrupt(
@@ -44,16 +45,16 @@ def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
     attach(whole, c, whole.forces)
     atoms = torch.cat([torch.where(whole.batch == s)[0] for s in of])
     part = Batch.from_data_list([structures()[s] for s in of])
-    for name in ("pos", "noise", "noise_mask", "noise_forces"):
-        part[name] = whole[name][atoms]
-    part.sigma = whole.sigma[of]
+    for name, value in denoising_rows(whole, atoms, of).items():
+        part[name] = value
+    part.pos = whole.pos[atoms]
     return part
 
 
 def gradients(
     src: str, of: list[int], corrupted: list[int], reduction: str, model: dict = EXACT_MODEL
 ) -> dict:
-    """Gradients, loss and metrics of one step on structures ``of``, whose noise is given."""
+    """Compute gradients, loss and metrics of a step on structures ``of`` with given noise."""
     settings = {**DENS, "reduction": reduction}
     trainer = DeNSTrainer(**trainer_config(src, model=model, dens=settings))
     trainer.corrupt_batch = lambda batch, *args: None
@@ -73,7 +74,7 @@ def gradients(
 
 
 def on_ranks(processes, world_size: int, port: int, function, *args, gp: bool = False) -> list:
-    """What ``function(rank, *args)`` returns on each rank of a gloo group."""
+    """Return the results of ``function(rank, *args)`` on each rank of a gloo group."""
     group = (world_size, port, gp)
     tasks = [processes.submit(_on_rank, r, group, function, args) for r in range(world_size)]
     return [task.result() for task in tasks]

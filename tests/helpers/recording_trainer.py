@@ -1,4 +1,4 @@
-"""A trainer that trains nothing, and writes down how its rank was started."""
+"""Trainer that trains nothing and records how its rank was started."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RecordingTrainer:
             raise ConfigError(f"optim.refuse_on must not be set, got {rank}")
 
     def save(self, **_) -> None:
-        """Nothing to save."""
+        """Save nothing."""
 
     @staticmethod
     def _imported_first() -> bool:

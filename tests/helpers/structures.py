@@ -1,4 +1,4 @@
-"""Small structures for the tests: EMT-like slabs with random labels, as the data sets give them."""
+"""Small slabs with random labels, in the form that data sets give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch_geometric.data import Batch, Data
 
 
 def make_structure(rng: np.random.Generator, size=(2, 2, 2), sid: int = 0, **fields) -> Data:
-    """A rattled Cu slab with an adsorbate and random labels; the lowest layer is fixed."""
+    """Build a rattled Cu slab with an adsorbate and random labels; its lowest layer is fixed."""
     slab = fcc111("Cu", size=size, vacuum=6.0)
     slab.pbc = True
     add_adsorbate(slab, "O", height=1.2 + 0.3 * rng.random(), position="fcc")
@@ -32,7 +32,7 @@ def make_structure(rng: np.random.Generator, size=(2, 2, 2), sid: int = 0, **fie
 
 
 def make_batch(n_structures: int = 3, seed: int = 0, **fields) -> Batch:
-    """Structures of different sizes."""
+    """Collate structures of different sizes."""
     rng = np.random.default_rng(seed)
     sizes = [(2, 2, 2), (1, 2, 3), (2, 2, 3)]
     structures = [

@@ -1,4 +1,4 @@
-"""Trainers on tiny models and data, built as fairchem builds them."""
+"""Configs of tiny models and data sets, to build trainers as fairchem does."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ NORMALIZER = {
 
 
 def write_dataset(path, n: int = 8, seed: int = 0, **fields) -> str:
-    """An LMDB folder of ``n`` random structures, with the names that a data set on disk has."""
+    """Write an LMDB folder of ``n`` random structures, with the field names of data on disk."""
     rng = np.random.default_rng(seed)
     with LmdbWriter(path) as writer:
         for i in range(n):
@@ -103,7 +103,7 @@ def write_dataset(path, n: int = 8, seed: int = 0, **fields) -> str:
 
 
 def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -> dict:
-    """The keyword arguments with which fairchem builds a trainer."""
+    """Return the keyword arguments with which fairchem builds a trainer."""
     config = {
         "task": {},
         "model": model or MODEL,

@@ -1,8 +1,8 @@
 """EquiformerV2 with a force encoding and a noise head, by subclass and hook.
 
-Without a corrupted batch (see :func:`dens.denoising.corruption.denoising_fields`), so in every
-evaluation, these compute what fairchem's own classes compute with the same weights: bit for bit
-with ``fast: false``, up to rounding on the fast path.
+For clean batches (see :func:`dens.denoising.corruption.denoising_fields`), so in every evaluation,
+the results equal those of fairchem's own classes with the same weights: bit for bit with
+``fast: false``, up to rounding on the fast path.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from dens.settings import ConfigError
 class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
     """EquiformerV2 that adds the encoded forces of corrupted atoms to its first node embedding.
 
-    With ``use_pbc: false`` its graph is that of :mod:`dens.graphs.radius`, which reads no cell; so
-    is the periodic graph of the fast path (:mod:`dens.fairchem1.model.graph`).
+    With ``use_pbc: false``, and always on the fast path, the graph comes from
+    :mod:`dens.graphs.radius` (see :mod:`dens.fairchem1.model.graph`).
 
     Args:
         force_encoding: whether forces are encoded (false for the ablation).
         sigma_encoding: whether the noise level is encoded too: true for corrupted atoms;
             ``structure`` for all atoms of a corrupted structure, as in the authors' models.
-        fast: whether to take the fast path (:mod:`dens.fairchem1.model.fast`), where it covers the
-            other settings; the heads of this module follow. By default where there is no GPU: on
-            one the path is untried.
-        kwargs: those of fairchem's ``equiformer_v2_backbone``, unchanged.
+        fast: whether to take the fast path (:mod:`dens.fairchem1.model.fast`) if it covers the
+            other settings; the heads of this module follow. Default: true without a GPU, as the
+            path is untested on GPUs.
+        kwargs: settings of fairchem's ``equiformer_v2_backbone``.
 
     Raises:
         ConfigError: several resolutions (``lmax_list`` with more than one entry); sigma encoding
@@ -78,11 +78,11 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         if fast is None:
             fast = not torch.cuda.is_available()
         self.fast = fast and speed_up(self)
-        self._encoded: Tensor | None = None  # set for the time of one forward, read by the hook
+        self._encoded: Tensor | None = None  # set during forward, read by the hook
         self.edge_degree_embedding.register_forward_hook(self._add_encoding)
 
     def forward(self, data) -> dict[str, Any]:
-        """fairchem's forward; ``data`` may carry the fields of a corrupted batch."""
+        """Run fairchem's forward, with the forces of ``data`` encoded if it is corrupted."""
         fields = denoising_fields(data)
         if fields is not None and self.force_encoding is not None:
             with torch.autocast(data.pos.device.type, enabled=False):
@@ -94,7 +94,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
             self._encoded = None
 
     def _add_encoding(self, module, args, output):
-        # the edge-degree embedding is the last summand of the first node embedding; under graph
+        # the edge-degree embedding is the last term added to the first node embedding; under graph
         # parallelism it holds the atoms of this rank only
         if self._encoded is not None:
             num_nodes, node_offset = args[3], args[4]
@@ -103,7 +103,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         return output
 
     def _sigma_of_atoms(self, fields, data) -> Tensor:
-        """sigma to encode: (n_atoms,), Å, zero outside C, or outside corrupted structures."""
+        """Return the sigma to encode: (n_atoms,), Å, zero outside C or corrupted structures."""
         sigma = fields.sigma[data.batch]
         if self.sigma_encoding == "structure":
             return sigma
@@ -112,12 +112,12 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
 
 @registry.register_model("dens_energy_head")
 class EnergyHead(ScalarHead):
-    """fairchem's scalar head: the energy of the original structure, corrupted or not."""
+    """fairchem's scalar head, for the energy of the original structure, corrupted or not."""
 
 
 @registry.register_model("dens_force_head")
 class ForceHead(VectorHead):
-    """fairchem's vector head: forces, trained on the atoms that are not corrupted."""
+    """fairchem's vector head, for the forces of atoms that are not corrupted."""
 
     def atoms(self, noise_mask: Tensor) -> Tensor:
         return ~noise_mask
@@ -125,7 +125,7 @@ class ForceHead(VectorHead):
 
 @registry.register_model("dens_noise_head")
 class NoiseHead(VectorHead):
-    """A second vector head for the noise, in units of s_N; skipped when no atom is corrupted."""
+    """Second vector head, for the noise in units of s_N; skipped if no atom is corrupted."""
 
     predicts_noise = True
 
@@ -142,12 +142,12 @@ class NoiseHead(VectorHead):
 
 @registry.register_model("dens_equiformer_v2")
 class EquiformerV2DeNS(HydraModel):
-    """Backbone and the three heads from one flat list of settings, as in the authors' configs.
+    """Backbone and three heads, built from one flat list of settings as in the authors' configs.
 
-    The same model, with the same parameter names, as ``hydra`` with the classes of this module.
+    It has the parameter names of ``hydra`` with the classes of this module.
 
     Args:
-        kwargs: those of :class:`EquiformerV2Backbone`.
+        kwargs: settings of :class:`EquiformerV2Backbone`.
     """
 
     applies_dens = True

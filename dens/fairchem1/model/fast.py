@@ -1,8 +1,8 @@
-"""The fast path of EquiformerV2 in fairchem-core 1.10: its modules with other forwards.
+"""Fast path of EquiformerV2 in fairchem-core 1.10: its modules with faster ``forward`` methods.
 
-:func:`speed_up` exchanges the classes of a backbone's modules. Parameters, their names and the
-state dict stay as they are, and so does fairchem's forward around them: graph, graph
-parallelism, checkpointing, normalisation, dropout and drop path.
+:func:`speed_up` changes the classes of a backbone's modules. Parameters, their names and the
+state dict stay, and so does fairchem's code around them: graph, graph parallelism, checkpointing,
+normalisation, dropout and drop path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
 from dens.ranks import zero_gradient
 
-# settings of the backbone, and what the fast path covers
+# settings of the backbone, with the values that the fast path covers
 _COVERED = {
     "use_gate_act": False,
     "use_sep_s2_act": True,
@@ -39,11 +39,11 @@ _COVERED = {
     "use_m_share_rad": False,
 }
 
-_LOWEST = -80.0  # exponent of a Gaussian
+_LOWEST = -80.0  # smallest exponent of a Gaussian
 
 
 def not_covered(backbone: nn.Module) -> str | None:
-    """The first setting of an EquiformerV2 backbone that the fast path does not cover."""
+    """Return the first setting of an EquiformerV2 backbone that the fast path does not cover."""
     if backbone.num_resolutions != 1:
         return f"lmax_list = {backbone.lmax_list}"
     if backbone.lmax_list[0] < 1 or backbone.mmax_list[0] < 1:
@@ -55,10 +55,10 @@ def not_covered(backbone: nn.Module) -> str | None:
 
 
 def speed_up(backbone: nn.Module) -> bool:
-    """Let an EquiformerV2 backbone take the fast path, or say why it cannot.
+    """Switch an EquiformerV2 backbone to the fast path, or warn why that is not possible.
 
     Returns:
-        whether it does; if not, nothing is changed and one warning names the setting.
+        Whether it takes the fast path; if not, nothing is changed and a warning names the setting.
     """
     setting = not_covered(backbone)
     if setting is not None:
@@ -81,21 +81,21 @@ def speed_up(backbone: nn.Module) -> bool:
 
 
 def speed_up_attention(module: SO2EquivariantGraphAttention, cls: type) -> None:
-    """Make an attention module one of ``cls``."""
+    """Change the class of an attention module to ``cls``, and add its buffers."""
     module.__class__ = cls
     module.layout = OrderMajor(module.lmax_list[0], module.mmax_list[0])
     _set_grid(module, module.layout.lmax, module.layout.mmax, module.layout.reduced_rows)
 
 
 def _set_grid(module: nn.Module, lmax: int, mmax: int, rows) -> None:
-    """The grid's matrices as buffers of their own, (points, rows), outside the state dict."""
+    """Register the matrices of the grid as buffers, (points, rows), outside the state dict."""
     grid = module.SO3_grid[lmax][mmax]
     for name in ("to_grid", "from_grid"):
         matrix = getattr(grid, f"{name}_mat").flatten(0, 1)[:, rows].contiguous()
         module.register_buffer(name, matrix, persistent=False)
 
 
-def _embedding(like: SO3_Embedding, values: Tensor) -> SO3_Embedding:
+def _embedding(like: SO3_Embedding | nn.Module, values: Tensor) -> SO3_Embedding:
     out = SO3_Embedding(0, like.lmax_list.copy(), values.shape[2], values.device, values.dtype)
     out.set_embedding(values)
     return out
@@ -107,15 +107,15 @@ def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor) -> Edges:
 
 
 def _all_atoms(x: SO3_Embedding) -> Tensor:
-    """The features of the atoms of all ranks that share a graph."""
-    gp = transformer_block.gp_utils  # whose gather may be the one that sums gradients
+    """Gather the features of all atoms, over the ranks that share a graph."""
+    gp = transformer_block.gp_utils  # its gather sums gradients: see graph_parallel.py
     if not gp.initialized():
         return x.embedding
     return gp.gather_from_model_parallel_region(x.embedding, dim=0)
 
 
 class _Rotation(SO3_Rotation):
-    """Also holds the Wigner matrices in order-major layout, once for all layers."""
+    """Rotation that also keeps the Wigner matrices in order-major layout, for all layers."""
 
     def set_wigner(self, rot_mat3x3):
         super().set_wigner(rot_mat3x3)
@@ -124,7 +124,7 @@ class _Rotation(SO3_Rotation):
 
 
 class _Gaussians(GaussianSmearing):
-    """Most are zero to any precision, and exp takes ten times as long where it underflows."""
+    """Gaussians set to zero far from their centre, where exp underflows and is ten times slower."""
 
     def forward(self, dist):
         exponent = self.coeff * (dist.view(-1, 1) - self.offset).square()
@@ -132,7 +132,7 @@ class _Gaussians(GaussianSmearing):
 
 
 class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
-    """With the columns of m = 0 only, as the others are zero."""
+    """Edge-degree embedding from the columns of m = 0 alone, as the others are zero."""
 
     def forward(self, atomic_numbers, edge_distance, edge_index, num_nodes, node_offset=0):
         edges = _edges(self, edge_index, edge_distance)
@@ -142,9 +142,7 @@ class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
         messages = torch.bmm(back, radial)
         summed = messages.new_zeros(num_nodes, *messages.shape[1:])
         summed = summed.index_add(0, edges.target - node_offset, messages)
-        out = SO3_Embedding(0, self.lmax_list.copy(), summed.shape[2], summed.device, summed.dtype)
-        out.set_embedding(summed / self.rescale_factor)
-        return out
+        return _embedding(self, summed / self.rescale_factor)
 
 
 class _Attention(SO2EquivariantGraphAttention):
@@ -160,7 +158,7 @@ class _FeedForward(FeedForwardNetwork):
 
 
 class _ScalarFeedForward(FeedForwardNetwork):
-    """Computes l = 0 only; the parameters that do not matter for it get a gradient of zero."""
+    """Feed-forward network for l = 0 alone; parameters without effect get a zero gradient."""
 
     def forward(self, input_embedding):
         out = scalar_feed_forward(self, input_embedding.embedding)
@@ -171,7 +169,7 @@ class _ScalarFeedForward(FeedForwardNetwork):
 
 
 class _VectorAttention(SO2EquivariantGraphAttention):
-    """Computes l = 1 only, (atoms, 3, 1), at the targets of the edges that it is given."""
+    """Attention for l = 1 alone, (atoms, 3, 1), at the targets of the given edges."""
 
     def forward(self, x, atomic_numbers, edges, node_offset):
         targets = slice(node_offset, node_offset + len(x.embedding))
@@ -183,7 +181,7 @@ class _VectorAttention(SO2EquivariantGraphAttention):
 
 
 class ScalarHead(EqV2ScalarHead):
-    """fairchem's scalar head, on the fast path where the backbone is."""
+    """fairchem's scalar head, on the fast path if the backbone is."""
 
     def __init__(self, backbone, *args, **kwargs) -> None:
         super().__init__(backbone, *args, **kwargs)
@@ -192,10 +190,10 @@ class ScalarHead(EqV2ScalarHead):
 
 
 class VectorHead(EqV2VectorHead):
-    """fairchem's vector head, on the fast path where the backbone is.
+    """fairchem's vector head, on the fast path if the backbone is.
 
-    There, in training, it predicts nothing but zeros for the atoms that the loss cannot see:
-    those that :meth:`atoms` leaves out of a corrupted batch.
+    On the fast path, in training, it predicts zeros for the atoms of a corrupted batch that the
+    loss does not use: those that :meth:`atoms` leaves out.
     """
 
     def __init__(self, backbone, *args, **kwargs) -> None:
@@ -205,7 +203,7 @@ class VectorHead(EqV2VectorHead):
             speed_up_attention(self.force_block, _VectorAttention)
 
     def atoms(self, noise_mask: Tensor) -> Tensor:
-        """(n_atoms,) bool: whose vectors matter, given the corrupted atoms."""
+        """(n_atoms,) bool: the atoms whose vectors enter the loss, given the corrupted ones."""
         return torch.ones_like(noise_mask)
 
     def forward(self, data, emb) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""Gradients of EquiformerV2 under graph parallelism.
+"""Correct gradients of EquiformerV2 under graph parallelism.
 
-In fairchem 1.10 each rank's attention gathers the features of all atoms, but its backward pass
-keeps the part of the gradient that this rank's edges contribute: messages to the atoms of other
-ranks are lost. :func:`sum_shared_gradients` makes the attention use fairchem's own gather that sums
-over ranks; the heads' gathers, after which every rank computes the same loss, stay as they are.
+In fairchem 1.10 the attention of each rank gathers the features of all atoms, but its backward pass
+loses the gradient of messages to atoms of other ranks. :func:`sum_shared_gradients` makes it use
+fairchem's gather that sums gradients over ranks. The gathers of the heads stay: after them every
+rank computes the same loss.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ _SUMMING = SimpleNamespace(
 
 
 def sum_shared_gradients() -> None:
-    """Exchange the gather of EquiformerV2's attention, in this process."""
+    """Replace the gather of EquiformerV2's attention in this process, for good."""
     transformer_block.gp_utils = _SUMMING

@@ -1,9 +1,8 @@
-"""Relaxations with fairchem-core 1.10 that go down where the energy curves down.
+"""LBFGS for relaxations with fairchem-core 1.10 that never steps uphill.
 
-fairchem's LBFGS takes every pair of a step s and a change of force y into its model of the
-curvature, also those with y·s <= 0, as they occur between minima and with forces that are no exact
-gradient. Its model is then not positive definite, and it steps up, and back and forth. Here such
-pairs count for nothing, structure by structure.
+fairchem's LBFGS uses every pair of a step s and a change of force y in its model of the curvature,
+even if y·s <= 0, which occurs between minima and with forces that are no exact gradient. The model
+is then not positive definite, and steps go uphill. Here such pairs are ignored in each structure.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from dens.patching import replaced
 
 
 class _Positive(deque):
-    """The 1 / (y·s) of LBFGS, (n_structures,) for each step; 0, which leaves a pair out, if <= 0.
+    """The 1 / (y·s) of LBFGS, (n_structures,) for each step; set to 0 to ignore a pair.
 
-    Where a structure does not move any more it is infinite, and left out too.
+    It is ignored if <= 0, or infinite because the structure has stopped moving.
     """
 
     def append(self, rho: Tensor) -> None:
@@ -31,7 +30,7 @@ class _Positive(deque):
 
 
 class SafeLBFGS(LBFGS):
-    """fairchem's LBFGS with a model of the curvature that is always positive definite."""
+    """fairchem's LBFGS with a positive definite model of the curvature."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,5 +38,5 @@ class SafeLBFGS(LBFGS):
 
 
 def safe_lbfgs() -> AbstractContextManager[None]:
-    """Let fairchem's relaxations use :class:`SafeLBFGS`."""
+    """Use :class:`SafeLBFGS` for fairchem's relaxations in a ``with`` block."""
     return replaced(ml_relaxation, LBFGS=SafeLBFGS)

@@ -1,8 +1,8 @@
-"""Reproducible training steps: exact over micro-batches and ranks, saved when complete.
+"""Reproducible training steps: micro-batches, seeds, skipped steps, checkpoints, stop signals.
 
-fairchem's loop stays in charge. A step begins with the forward pass of its batch and is complete
-when the next one begins: after the optimizer, the logs, the evaluation and the schedule. Only then
-a checkpoint is written or a signal obeyed, so that going on from there repeats and omits nothing.
+The training loop is fairchem's. A step begins with the forward pass of its batch and is complete
+when the next one begins: after the optimizer, logging, evaluation and the scheduler. Checkpoints
+are written and signals obeyed only then, so a resumed run neither repeats nor omits anything.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from dens.data.checked import checked
 from dens.fairchem1.checkpoints.save import refuse_non_finite, write_checkpoint
 from dens.patching import replaced
 from dens.process import StopSignals
-from dens.random import make_generator
+from dens.random import Stream
 from dens.settings import ConfigError, parse_settings, setting
 
 _SPLITS = ("train", "val", "test", "relax")
-_STREAM = 2  # of random numbers; the others are the corruption's
 
 
 class StepSettings(BaseModel):
@@ -50,19 +49,31 @@ class StepSettings(BaseModel):
 
 
 class ReproducibleSteps:
-    """What a step is, for a fairchem trainer: ``class MyTrainer(ReproducibleSteps, OCPTrainer)``.
+    """Mixin that makes training steps reproducible, whatever the ranks and micro-batches.
+
+    Use it as ``class MyTrainer(ReproducibleSteps, OCPTrainer)``.
 
     * ``optim.grad_accumulation_steps: A`` makes a step of ``A * batch_size`` structures, computed
       in micro-batches of ``batch_size``; epochs, schedules and logs count such steps.
-    * Random numbers of the model (dropout, drop path, edge frames) are a function of the seed, the
-      rank and the step.
-    * A step with a loss or gradient that is not finite is skipped by all ranks.
-    * Checkpoints replace the one before in a single move.
+    * Random numbers of the model (dropout, drop path, edge frames) depend on the seed, the rank
+      and the step alone.
+    * All ranks skip a step with a non-finite loss or gradient.
+    * Checkpoints are written atomically.
 
     Raises:
         ConfigError: settings out of range.
         FloatingPointError: more than ``optim.max_skipped_steps`` skipped steps in a row.
     """
+
+    step_settings: StepSettings
+    metrics: dict[str, dict]  # of training, as fairchem averages them between logs
+    skipped_steps = 0  # since the start of training
+    _skipped_in_a_row = 0
+    _not_finite: str | None = None  # the non-finite loss terms or gradient of the present step
+    _unfinished: tuple[int, float] | None = None  # step and epoch, until complete
+    _signals: StopSignals | None = None
+    _stop = False  # whether any rank was asked to stop
+    _resumed_metrics: dict | None = None
 
     def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
         known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
@@ -72,37 +83,30 @@ class ReproducibleSteps:
                 f"--amp is float16: leave it out for amp_dtype = {self.step_settings.amp_dtype} "
                 "(optim.amp_dtype)"
             )
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
-        self._not_finite: str | None = None  # what in the present step is not
-        self._unfinished: tuple[int, float] | None = None  # step and epoch, until complete
         self._due: list[str] = []  # checkpoints to write once the step is complete
-        self._signals: StopSignals | None = None
-        self._stop = False
-        self._resumed_metrics: dict | None = None
-        self.metrics: dict[str, dict] = {}
+        self.metrics = {}
         super().__init__(optimizer=optimizer, amp=amp, **kwargs)
 
-    # ---- a step's beginning and end ---------------------------------------------------------
+    # ---- begin and complete a step ----------------------------------------------------------
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         with StopSignals() as self._signals:
             super().train(disable_eval_tqdm)
-            if self._unfinished is not None and not self._due:  # the end of training is kept
+            if self._unfinished is not None and not self._due:  # save the end of training
                 self._due.append("checkpoint.pt")
             self.complete_step()
 
     def begin_step(self) -> None:
-        """To be called first in the forward pass of training."""
+        """Complete the step before and seed this one; call it first in the forward pass."""
         self.complete_step()
         self._unfinished = self.step, self.epoch
         self._not_finite = None
-        key = (self.config["cmd"]["seed"] or 0, _STREAM, self.data_rank(), self.step)
-        torch.manual_seed(make_generator(*key).initial_seed())
+        seed = self.config["cmd"]["seed"] or 0
+        torch.manual_seed(Stream.MODEL.generator(seed, self.data_rank(), self.step).initial_seed())
         self.optimizer.zero_grad()
 
     def complete_step(self) -> None:
-        """Write what is due of the step before, and obey a signal that came in its course."""
+        """Write the checkpoints that the step before asked for, and obey a stop signal."""
         if self._unfinished is None:
             return
         present, (self.step, self.epoch) = (self.step, self.epoch), self._unfinished
@@ -118,24 +122,24 @@ class ReproducibleSteps:
         self.step, self.epoch = present
 
     def stop_requested(self) -> bool:
-        """Whether this rank has been asked to stop."""
+        """Return whether this rank was asked to stop by a signal."""
         return self._signals is not None and self._signals.pending is not None
 
     @staticmethod
     def data_rank() -> int:
-        """This rank's place among those with data of their own; a graph's ranks share theirs."""
+        """Return the data-parallel rank: ranks that share a graph share their data."""
         return gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
 
     @staticmethod
     def data_world_size() -> int:
-        """Number of ranks, or of groups of ranks that share a graph, with data of their own."""
+        """Return the number of data-parallel ranks, or of groups of ranks that share a graph."""
         if gp_utils.initialized():
             return gp_utils.get_dp_world_size()
         return distutils.get_world_size()
 
     @staticmethod
     def counts_batch() -> bool:
-        """Whether this rank's batch is counted here: by the first of the ranks that share it."""
+        """Return whether this rank counts its batch: the first of the ranks that share it does."""
         return not gp_utils.initialized() or gp_utils.get_gp_rank() == 0
 
     # ---- data and micro-batches -------------------------------------------------------------
@@ -154,9 +158,9 @@ class ReproducibleSteps:
         return super().get_dataloader(dataset, sampler, workers)
 
     def forward_in_micro_batches(self, batch) -> dict[str, Tensor]:
-        """Compute a batch in micro-batches, with gradients of all but the last accumulated here.
+        """Compute the outputs of a batch in micro-batches, and the gradients of all but the last.
 
-        Only the outputs of the last micro-batch keep their graph.
+        Only the outputs of the last micro-batch keep their graph, for the trainer's ``backward``.
         """
         if self.step_settings.grad_accumulation_steps == 1:
             return self.forward_micro_batch(batch)
@@ -165,7 +169,7 @@ class ReproducibleSteps:
         return join_outputs([*outputs, self.forward_micro_batch(last)])
 
     def _accumulate(self, micro_batch) -> dict[str, Tensor]:
-        averages = isinstance(self.model, DistributedDataParallel)  # with the last micro_batch only
+        averages = isinstance(self.model, DistributedDataParallel)  # with the last micro-batch only
         with self.model.no_sync() if averages else nullcontext():
             out = self.forward_micro_batch(micro_batch)
             loss = self.local_loss(out, micro_batch)
@@ -174,21 +178,21 @@ class ReproducibleSteps:
         return {name: value.detach() for name, value in out.items()}
 
     def precision(self) -> AbstractContextManager:
-        """Autocast, where ``optim.amp_dtype`` is set; under ``--amp`` it is fairchem's."""
+        """Autocast to ``optim.amp_dtype``, if set; the autocast of ``--amp`` is fairchem's."""
         if self.step_settings.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def in_full(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of :meth:`precision` in float32, in which losses and metrics are computed."""
+        """Convert outputs computed under :meth:`precision` to float32, for losses and metrics."""
         if self.step_settings.amp_dtype is None:
             return out
         return {name: value.float() for name, value in out.items()}
 
-    # ---- only finite steps ------------------------------------------------------------------
+    # ---- skip non-finite steps --------------------------------------------------------------
 
     def note_not_finite(self, terms: dict[str, float], out: dict[str, Tensor], batch) -> None:
-        """Note a loss that is not finite; ``terms`` are those of all ranks."""
+        """Log the structures of a non-finite loss; ``terms`` are averages over all ranks."""
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
         if not bad:
             return
@@ -205,8 +209,11 @@ class ReproducibleSteps:
         self.optimizer.register_step_pre_hook(self._clip_finite_gradients)
 
     def _clip_finite_gradients(self, *_: Any) -> None:
-        """Clip, as fairchem does, but leave gradients as they are that are not finite."""
-        # they are the same on all ranks
+        """Clip gradients, which are the same on all ranks, and log their norm.
+
+        Raises:
+            _NotFiniteError: a gradient is not finite; nothing is changed.
+        """
         limit = self.config["optim"].get("clip_grad_norm") or math.inf
         try:
             norm = clip_grad_norm_(self.model.parameters(), limit, error_if_nonfinite=True)
@@ -222,7 +229,7 @@ class ReproducibleSteps:
         if self._not_finite is None:
             before = self.scaler and self.scaler.get_scale()
             try:
-                # gradients of earlier micro-batches are kept; clipping is the optimizer's hook's
+                # keep the gradients of earlier micro-batches; the optimizer's hook clips
                 with (
                     replaced(self.optimizer, zero_grad=lambda: None),
                     replaced(self, clip_grad_norm=None),
@@ -243,16 +250,16 @@ class ReproducibleSteps:
         }
 
     def _note_overflow(self, scale_before: float | None) -> None:
-        """float16 gradients beyond its range: the scaler skips the step and scales less."""
+        """Note a step that the scaler skipped because gradients overflowed in float16."""
         if self.scaler and self.scaler.get_scale() < scale_before:
             self._not_finite = f"the gradient, in float16 at scale {scale_before:g}"
-            if self.scaler.get_scale() >= 1:  # the search for the scale is no failure
+            if self.scaler.get_scale() >= 1:  # the search for a scale is no failure
                 self._skipped_in_a_row = -1
 
     def _skip_step(self) -> None:
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
-        self.metrics.pop("loss", None)  # the mean goes on with the next step
+        self.metrics.pop("loss", None)  # start its mean anew
         if distutils.is_master():
             logging.error(f"step {self.step} is skipped: {self._not_finite} is not finite")
         if self._skipped_in_a_row > self.step_settings.max_skipped_steps:
@@ -292,10 +299,10 @@ class ReproducibleSteps:
         self._resumed_metrics = state.get("metrics")
 
     def running_metrics(self, metrics: dict | None) -> dict:
-        """The metrics to go on with: the loop's, or after resuming those of the checkpoint."""
+        """Return the metrics to update: after resuming, once, those of the checkpoint."""
         resumed, self._resumed_metrics = self._resumed_metrics, None
         return resumed or metrics or {}
 
 
 class _NotFiniteError(Exception):
-    """Leaves the parent's step before its optimizer has changed anything."""
+    """A gradient is not finite; raised before the optimizer changes anything."""

@@ -1,4 +1,4 @@
-"""Equality with stock EquiformerV2 in evaluation; symmetries of the corrupted forward pass."""
+"""Test equality with stock EquiformerV2 in evaluation, and symmetries when corrupted."""
 
 import copy
 
@@ -79,7 +79,7 @@ def test_the_fast_path_is_taken_where_it_is_proven(monkeypatch):
 
 
 def test_encoding_is_added_to_the_first_node_embedding():
-    """The hook equals an encoding added to the element embedding, for corrupted atoms only."""
+    """The hook adds the encoding to the element embedding, for corrupted atoms only."""
     model = build(MODEL, num_layers=0)
     batch = corrupted(make_batch(2))
     mask = batch.noise_mask
@@ -88,7 +88,7 @@ def test_encoding_is_added_to_the_first_node_embedding():
     with torch.no_grad():
         run(model, batch)
         encoded = model.backbone.force_encoding(batch.noise_forces, torch.zeros(len(mask)))
-        batch.noise_mask = torch.zeros_like(mask)
+        batch.noise_mask, batch.corrupted = torch.zeros_like(mask), False
         run(model, batch)
     difference = seen[0] - seen[1]
     torch.testing.assert_close(difference, encoded, rtol=0, atol=1e-6)
@@ -106,7 +106,7 @@ def test_forces_of_clean_atoms_do_not_reach_a_corrupted_forward_pass():
 
 
 def with_edges(batch, dtype):
-    """Edges from single precision, because fairchem's search knows no other."""
+    """Add edges computed in single precision, the only one of fairchem's search."""
     batch.edge_index, batch.cell_offsets, batch.neighbors = radius_graph_pbc(batch, 4.0, 30, True)
     for name in ("pos", "cell", "forces"):
         batch[name] = batch[name].to(dtype)
@@ -133,7 +133,7 @@ def assert_equivariant(out, other, rotation, tolerance):
     ids=["float32", "float64", "S2 grid, float32"],
 )
 def test_equivariance_of_energy_forces_and_noise(dtype, settings, tolerance):
-    """Rotating pos, cell and forces rotates forces and noise; in double precision for clusters."""
+    """Rotating pos, cell and forces rotates forces and noise; clusters in double precision."""
     batch = make_batch(3)
     if dtype == torch.float64:  # fairchem rounds periodic offsets to single precision
         batch.cell = 40 * torch.eye(3).repeat(3, 1, 1)

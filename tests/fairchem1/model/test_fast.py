@@ -1,4 +1,4 @@
-"""The fast path against fairchem's own modules: the same results for the same edge frames."""
+"""Test that the fast path gives the results of fairchem's modules with the same edge frames."""
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
 import copy
@@ -38,7 +38,7 @@ PUBLISHED = {  # OC20's recipe with fewer channels and layers
 
 
 def pair(dtype=torch.float32, **backbone) -> tuple[HydraModel, HydraModel]:
-    """fairchem's path and the fast one, with the same weights."""
+    """Build a model on fairchem's path and one on the fast path, with the same weights."""
     models = []
     for fast in (False, True):
         config = copy.deepcopy({k: v for k, v in MODEL.items() if k != "name"})
@@ -65,7 +65,7 @@ def corrupted(batch, ratio=0.5, step=0):
 
 
 def results(model, batch, train=True):
-    """Outputs that count, gradients, and the next random number."""
+    """Return the outputs that enter the loss, gradients, and the next random number."""
     model.train(train)
     model.zero_grad()
     torch.manual_seed(1)
@@ -89,7 +89,7 @@ def assert_outputs(out, other, tolerance):
 
 
 def assert_same(stock, fast, tolerance):
-    """The same numbers, zeros, and random numbers drawn."""
+    """Compare outputs, gradients and their zeros, and the random numbers drawn."""
     (out, grads, random), (other, other_grads, other_random) = stock, fast
     assert torch.equal(random, other_random)
     assert_outputs(out, other, dict.fromkeys(out, tolerance))
@@ -126,7 +126,7 @@ def test_outputs_gradients_and_random_numbers(settings, ratio, train):
 
 
 def grown(model) -> None:
-    """Weights of about the size that training gives them, none of them zero."""
+    """Change weights to about the size that training gives them, none of them zero."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
@@ -135,7 +135,7 @@ def grown(model) -> None:
 
 
 def train(model, steps=100, change=0.0, seed=0) -> list[float]:
-    """Losses of a model that learns from random labels; ``change``: of its weights before."""
+    """Train on random labels and return the losses; ``change`` perturbs the weights first."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -167,7 +167,7 @@ def train(model, steps=100, change=0.0, seed=0) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs():
-    """The same training four times: losses, and the model."""
+    """Train four models alike: losses, and the models of two."""
     (stock, fast), (first, second) = pair(), (pair()[0] for _ in range(2))
     return {
         "stock": (train(stock), stock),
@@ -189,7 +189,7 @@ def test_a_run_follows_that_of_fairchems_modules(runs):
 
 @pytest.mark.parametrize("weights", ["initial", "grown", "trained"])
 def test_single_precision_is_as_near_to_double_as_fairchems(weights, request):
-    """Single precision has no five digits everywhere: fairchem's own error is the measure."""
+    """Measure errors by fairchem's own, as single precision lacks five digits in places."""
     settings = {} if weights == "trained" else PUBLISHED
     stock, fast = pair(**settings)
     if weights == "grown":
@@ -222,7 +222,7 @@ def test_single_precision_is_as_near_to_double_as_fairchems(weights, request):
 
 
 def test_small_pieces_and_large_ones(monkeypatch):
-    """How the work is cut does not matter."""
+    """The size of the chunks of work does not change the results."""
     with double():
         stock, fast = map(geometry_in_single, pair(torch.float64, **PUBLISHED))
         batch = in_double(corrupted(make_batch(2)))
@@ -264,7 +264,7 @@ def test_what_is_not_covered_is_named_and_left_to_fairchem(caplog, settings, mes
 
 @pytest.fixture(scope="module")
 def processes():
-    """Two processes that have done the imports."""
+    """Pool of two spawned processes with the imports done."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
 
@@ -283,7 +283,7 @@ def test_two_ranks_that_share_a_graph(processes, free_port):
 
 
 def gradients_of_a_step(src: str, of: list[int]) -> dict:
-    """As in helpers.ranks, with the fast path, and frames that depend on the edge alone."""
+    """Gradients of helpers.ranks on the fast path, with frames that depend on the edge alone."""
 
     def fixed(like):
         return torch.tensor([0.9, 0.6, 0.75]).to(like).expand_as(like)
@@ -299,7 +299,7 @@ def _gradients_of_rank(rank: int, src: str, split: list[list[int]]) -> dict:
 
 
 def test_two_ranks_have_the_gradients_of_one(tmp_path, processes, free_port):
-    """All corrupted structures on rank 0: rank 1's noise head sees no edge."""
+    """Rank 0 has all corrupted structures, so the noise head of rank 1 sees no edge."""
     src, split = write_dataset(tmp_path / "data"), [[0, 1, 2], [3, 4]]
     alone = gradients_of_a_step(src, [0, 1, 2, 3, 4])
     for found in on_ranks(processes, 2, free_port, _gradients_of_rank, src, split):

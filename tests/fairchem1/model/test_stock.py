@@ -1,4 +1,4 @@
-"""Exported models in stock fairchem, where dens cannot be imported."""
+"""Test exported models in stock fairchem, without dens."""
 
 import copy
 import zipfile
@@ -48,7 +48,7 @@ def stock(tmp_path, monkeypatch):
 
 @pytest.fixture(params=[False, True], ids=["energy and forces", "with stress"])
 def models(request, tmp_path):
-    """A trained DeNS model, and the file of its export."""
+    """Train a DeNS model and export it; return the trainer and the exported file."""
     outputs = {"prediction_dtype": "float32"}
     trainer = trained(tmp_path, request.param, ("test", "relax"), task={**TASK, **outputs})
     export_checkpoint(save(trainer), tmp_path / "eqv2.pt")
@@ -94,7 +94,7 @@ def test_calculator(tmp_path, stock, models):
 
 
 def test_command_line(tmp_path, stock, models):
-    """``fairchem --mode validate``, ``predict`` and ``run-relaxations``."""
+    """``fairchem --mode validate``, ``predict`` and ``run-relaxations`` give our results."""
     trainer, exported = models
     config = tmp_path / "plain.yml"
     config.write_text(yaml.safe_dump(plain_config(trainer)))
@@ -121,7 +121,7 @@ def test_command_line(tmp_path, stock, models):
 
 
 def plain_config(trainer) -> dict:
-    """What somebody writes to run the exported model of ``trainer``."""
+    """Write the config that runs the exported model of ``trainer`` in stock fairchem."""
     config = copy.deepcopy(trainer.config)
     heads = {**STOCK_MODEL["heads"], **(STRESS if "stress" in config["outputs"] else {})}
     train = {**config["dataset"], "format": "lmdb"}
@@ -140,7 +140,7 @@ def plain_config(trainer) -> dict:
 
 
 def both_results(trainer, stock, pattern: str):
-    """The files that the stock command line and ``trainer`` wrote."""
+    """Load the results that the stock command line and ``trainer`` wrote."""
     folders = stock.folder / "results", trainer.config["cmd"]["results_dir"]
     for folder in folders:
         (path,) = Path(folder).rglob(pattern)
@@ -155,7 +155,7 @@ def compare(found, expected) -> None:
 
 
 def test_calculator_of_dens(tmp_path, stock, models):
-    """The weights that validation uses, and neither noise head nor encoding."""
+    """The calculator has the weights of validation, and neither noise head nor encoding."""
     trainer, _ = models
     calculator = load_calculator(save(trainer), cpu=True)
     model = calculator.trainer._unwrapped_model

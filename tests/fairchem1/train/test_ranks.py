@@ -1,4 +1,4 @@
-"""One process against two or three gloo ranks: data parallel and graph parallel."""
+"""Test that gloo ranks, data or graph parallel, train as one process does."""
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the spawned ranks too
 
@@ -19,7 +19,7 @@ from dens.fairchem1 import DeNSTrainer
         # rank 2 has no free and no corrupted atom
         ([[0], [1, 2, 3], [4]], [1, 2], "joint", False),
         ([[0, 3], [1, 2], [4]], [1, 2], "separate", False),
-        # nobody has a corrupted atom
+        # no rank has a corrupted atom
         ([[0, 1, 2, 3], [4]], [], "joint", False),
         ([[0, 1, 2, 3, 4]] * 2, [0, 1], "joint", True),
         ([[0, 1, 2, 3, 4]] * 2, [], "separate", True),
@@ -29,7 +29,7 @@ from dens.fairchem1 import DeNSTrainer
 def test_ranks_have_the_gradients_of_one(
     tmp_path, processes, free_port, split, corrupted, reduction, gp
 ):
-    """Gradients, the loss that is logged and the metrics, on every rank."""
+    """Each rank has the gradients, the logged loss and the metrics of one process."""
     src = write_dataset(tmp_path / "data")
     reference = gradients(src, [0, 1, 2, 3, 4], corrupted, reduction)
     args = (src, split, corrupted, reduction)
@@ -38,9 +38,10 @@ def test_ranks_have_the_gradients_of_one(
 
 
 def train(src: str, batch_size: int, spoil: tuple[int, int] | None = None) -> dict:
-    """Weights, noise and skipped steps after three steps of the inherited loop.
+    """Train for three steps of the inherited loop; return weights, noise and skipped steps.
 
-    ``spoil``: the step and structure whose energy becomes NaN.
+    Args:
+        spoil: the step and the structure whose energy becomes NaN.
     """
     optim = {"batch_size": batch_size, "max_epochs": 1, "ema_decay": None}
     optim["scheduler_params"] = {
@@ -75,9 +76,9 @@ def _train_on_rank(rank, src, batch_size, spoil) -> dict:
 def test_training_does_not_depend_on_the_number_of_ranks(
     tmp_path, processes, free_port, world_size
 ):
-    """Steps of six structures on 1, 2 and 3 ranks: the same noise, the same weights.
+    """Steps of six structures give the same noise and weights on 1, 2 and 3 ranks.
 
-    The second step is spoiled on one rank, and skipped by all.
+    The second step is not finite on one rank, and all ranks skip it.
     """
     src = write_dataset(tmp_path / "data", n=18)
     alone = train(src, 6)

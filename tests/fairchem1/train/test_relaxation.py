@@ -1,4 +1,4 @@
-"""The optimizer of relaxations descends everywhere."""
+"""Test that the LBFGS of relaxations never steps uphill."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dens.fairchem1.train.relaxation import SafeLBFGS, safe_lbfgs
 
 
 class DoubleWells:
-    """In the place of a trainer: each atom in E = k (x^2 - 1)^2 + y^2 + z^2, eV, about its pos."""
+    """Stand-in for a trainer: each atom has E = k (x^2 - 1)^2 + y^2 + z^2, eV, about its pos."""
 
     device = torch.device("cpu")
 
@@ -28,7 +28,7 @@ class DoubleWells:
         return {"energy": total[:, None], "forces": forces}
 
     def uphill(self, batch) -> int:
-        """How many steps of a structure went against its forces."""
+        """Count the steps of structures against their forces."""
         count = 0
         for (pos, forces), (later, _) in zip(self.calls, self.calls[1:], strict=False):
             work = ((later - pos) * forces).sum(dim=1)
@@ -40,7 +40,8 @@ class DoubleWells:
 def relax() -> tuple[torch.Tensor, int]:
     """Relax three structures from close to the tops between their atoms' wells at -1 and 1 Å.
 
-    Returns where the free atoms end, in Å, and the number of steps uphill.
+    Returns:
+        The final x of the free atoms, in Å, and the number of steps uphill.
     """
     batch = make_batch()
     wells = DoubleWells(batch, stiffness=0.5)

@@ -1,4 +1,4 @@
-"""Steps in pieces, in lower precision, and steps that must not be taken."""
+"""Test training steps: micro-batches, bfloat16, and the skipping of non-finite steps."""
 
 import copy
 import logging
@@ -11,7 +11,7 @@ from dens.settings import ConfigError
 
 
 def states(trainer, steps: int):
-    """Weights after each of the first steps of training."""
+    """Train, and return the weights after each of the first steps."""
     found = []
     complete = trainer.complete_step
 
@@ -29,15 +29,15 @@ def states(trainer, steps: int):
 
 @pytest.mark.parametrize("reduction", ["joint", "separate"])
 def test_accumulation_equals_the_large_batch(new_trainer, tmp_path, reduction):
-    """4 x 2 structures against 8, an epoch whose last step is smaller included."""
+    """Four micro-batches of 2 give the gradients of 8 structures, also in a smaller last step."""
     src = write_dataset(tmp_path / "data", n=21)
     gradients = []
-    for batch_size, pieces in ((8, 1), (2, 4)):
+    for batch_size, micro_batches in ((8, 1), (2, 4)):
         trainer = new_trainer(
             src=src,
             model=EXACT_MODEL,
             dens={**DENS, "reduction": reduction},
-            optim={"batch_size": batch_size, "grad_accumulation_steps": pieces},
+            optim={"batch_size": batch_size, "grad_accumulation_steps": micro_batches},
         )
         assert len(trainer.train_loader) == 3
         found, metrics = [], []
@@ -52,13 +52,13 @@ def test_accumulation_equals_the_large_batch(new_trainer, tmp_path, reduction):
             found[-1]["loss"] = loss.detach()
             metrics.append(trainer._compute_metrics(out, batch, trainer.evaluator, {}))
         gradients.append((found, metrics))
-    (whole, whole_metrics), (pieces, piece_metrics) = gradients
-    for a, b in zip(whole, pieces, strict=True):
+    (whole, whole_metrics), (split, split_metrics) = gradients
+    for a, b in zip(whole, split, strict=True):
         largest = max(g.abs().max() for g in a.values())
         for name, gradient in a.items():
             error = (gradient - b[name]).abs().max()
             assert error <= 1e-5 * max(gradient.abs().max(), 1e-2 * largest), name
-    for a, b in zip(whole_metrics, piece_metrics, strict=True):
+    for a, b in zip(whole_metrics, split_metrics, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert a[name]["metric"] == pytest.approx(b[name]["metric"], rel=1e-4)
@@ -120,7 +120,7 @@ def test_too_many_skipped_steps_are_an_error(new_trainer):
 
 
 def test_bfloat16(new_trainer):
-    """Products in bfloat16; weights, encoding, outputs and losses in float32."""
+    """Products are in bfloat16; weights, encoding, outputs and losses in float32."""
     dtypes = {}
     losses = []
     for amp_dtype in ("bfloat16", None):

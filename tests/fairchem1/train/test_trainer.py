@@ -1,4 +1,4 @@
-"""One training step against the formulas, and what the trainer leaves alone."""
+"""Test the DeNS trainer: one step against the formulas, metrics, errors, stock evaluation."""
 
 import math
 
@@ -30,7 +30,7 @@ def one_step(trainer, batch, step=1):
 
 
 def loss_by_loop(trainer, out, batch) -> float:
-    """The loss of DeNS (arXiv:2403.09549), structure by structure and atom by atom."""
+    """Compute the loss of DeNS (arXiv:2403.09549) structure by structure and atom by atom."""
     dens = trainer.dens
     lambda_e, lambda_f = 2.0, 100.0
     energy = sum(
@@ -89,7 +89,7 @@ def test_loss_does_not_depend_on_the_order_of_structures(new_trainer):
 
 
 def test_stock_loss_on_clean_batches_and_in_evaluation(new_trainer):
-    """Without corruption the loss is fairchem's own, in training and evaluation."""
+    """Without corruption the loss equals fairchem's, in training and in evaluation."""
     trainer = new_trainer(dens={**DENS, "prob": 0.0})
     batch = make_batch(4)
     out, loss = one_step(trainer, batch)
@@ -182,7 +182,7 @@ def test_stress_of_corrupted_structures_is_left_out(tmp_path):
 
 
 def test_short_training_lowers_the_loss(new_trainer):
-    """The inherited loop: two epochs, validation with EMA, a finite best metric."""
+    """The inherited loop trains, validates with EMA and finds a finite best metric."""
     trainer = new_trainer(optim={"max_epochs": 30, "lr_initial": 5.0e-3})
     losses = []
     compute_loss = trainer._compute_loss

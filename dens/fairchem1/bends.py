@@ -1,0 +1,30 @@
+"""The list of all places where dens changes fairchem-core 1.10 or its dependencies in memory.
+
+Imports nothing of fairchem, but each entry is about it. A test looks for such places in the code,
+and has a test for each entry: that the change is undone, or that it is needed.
+"""
+
+from __future__ import annotations
+
+# (file in this folder, owner of the attributes replaced): which attributes, when and why
+BENDS = {
+    ("compat.py", "sys.modules"): "torch_scatter and torch_sparse, if they are not installed: "
+    "fairchem imports them at start-up",
+    ("compat.py", "special"): "sph_harm, if SciPy lacks it: fairchem imports it",
+    ("compat.py", "torch.serialization"): "allow-list: PyTorch 2.6 refuses fairchem's normalizers",
+    ("compat.py", "batch"): "__abstractmethods__: with ASE 3.26 no relaxation could start",
+    ("launch.py", "_cli"): "build_config, create_grid, Runner, runner_wrapper and LaunchConfig in "
+    "main: check configs, import dens before fairchem in each rank, choose a free port",
+    ("launch.py", "collections"): "MutableMapping in create_grid: Python 3.10 removed it",
+    ("data/safe_lmdb.py", "__globals__"): "pickle in copies of methods: restricted unpickling",
+    ("model/fast.py", "__class__"): "classes of modules of our own models: a faster forward",
+    ("model/graph_parallel.py", "transformer_block"): "gp_utils, from the first trainer on: stock "
+    "attention loses gradients of the atoms of other ranks",
+    ("train/logger.py", "registry"): "get_logger_class while a rank runs: keep the log of a run",
+    ("train/relaxation.py", "ml_relaxation"): "LBFGS in relaxations: the stock one steps uphill",
+    ("train/step_metrics.py", "self"): "output_targets in metrics: no atoms have no average",
+    ("train/steps.py", "self.optimizer"): "zero_grad in _backward: keep micro-batch gradients",
+    ("train/steps.py", "self"): "clip_grad_norm in _backward: a hook clips and finds non-finite",
+    ("train/steps.py", "base_trainer"): "save_checkpoint in save: write atomically",
+    ("train/trainer.py", "self"): "output_targets in a corrupted forward pass: return the noise",
+}

@@ -1,0 +1,204 @@
+"""Test each entry of the list of changes to fairchem, and that the list is complete."""
+
+import ast
+import collections
+import copy
+import pickle
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from fairchem.core import _cli
+from fairchem.core.common import gp_utils
+from fairchem.core.common.registry import registry
+from fairchem.core.common.relaxation import ml_relaxation
+from fairchem.core.common.utils import create_grid
+from fairchem.core.datasets import lmdb_dataset
+from fairchem.core.models.equiformer_v2 import transformer_block
+from fairchem.core.trainers import base_trainer
+from helpers.paths import ROOT
+from helpers.structures import make_batch
+from helpers.trainers import BACKBONE, DENS
+
+from dens import EquiformerV2Backbone
+from dens.fairchem1 import launch as launcher
+from dens.fairchem1.bends import BENDS
+from dens.fairchem1.data.safe_lmdb import LmdbDataset
+from dens.fairchem1.model.graph_parallel import sum_shared_gradients
+from dens.fairchem1.train.logger import keep_logs
+from dens.fairchem1.train.relaxation import SafeLBFGS, safe_lbfgs
+
+FOLDER = ROOT / "dens" / "fairchem1"
+TESTED = {  # in another file
+    ("compat.py", "sys.modules"): "test_all_of_fairchem_imports_and_pyg_is_not_deceived",
+    ("compat.py", "special"): "test_sph_harm_where_scipy_has_none",
+    ("compat.py", "torch.serialization"): "test_saved_normalizers_load_as_fairchem_loads_them",
+    ("compat.py", "batch"): "test_fairchem_relaxes_with_lbfgs",
+}
+
+
+def shows(file: str, owner: str):
+    """Mark the test of an entry of the list."""
+
+    def mark(test):
+        TESTED[file, owner] = test.__name__
+        return test
+
+    return mark
+
+
+def everywhere(node: ast.AST) -> str | None:
+    """The owner that a statement changes, for changes that no file of dens may hide."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "replaced":
+        return ast.unparse(node.args[0])
+    if isinstance(node, ast.Attribute) and node.attr == "__globals__":
+        return "__globals__"
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return "__class__" if node.attr == "__class__" else None
+    return None
+
+
+def in_the_adapter(node: ast.AST, imported: set[str]) -> str | None:
+    """The owner that a statement changes, if it is a module or a class of another package."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_safe_globals"):
+        return ast.unparse(node.func.value)
+    if not isinstance(getattr(node, "ctx", None), ast.Store) or isinstance(node, ast.Name):
+        return None
+    owner = ast.unparse(node.value) if hasattr(node, "value") else ""
+    if isinstance(node, ast.Subscript):
+        return owner if owner == "sys.modules" else None
+    known = owner in imported or getattr(node, "attr", None) == "__abstractmethods__"
+    return owner if known else None
+
+
+def changes(path: Path) -> set[tuple[str, str]]:
+    """The file and the owners of attributes that its code replaces."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imports = [node.names for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.asname or alias.name for names in imports for alias in names} | {"special"}
+    inside = path.is_relative_to(FOLDER)
+    where = path.relative_to(FOLDER if inside else FOLDER.parent).as_posix()
+    owners = {everywhere(node) or (inside and in_the_adapter(node, imported)) for node in nodes}
+    return {(where, owner) for owner in owners if owner}
+
+
+def test_the_list_is_complete():
+    files = [path for path in FOLDER.parent.rglob("*.py") if path.name != "patching.py"]
+    assert set().union(*map(changes, files)) == set(BENDS)
+
+
+def test_each_entry_is_tested():
+    assert set(TESTED) == set(BENDS)
+    code = (ROOT / "tests" / "fairchem1" / "test_compat.py").read_text()
+    for name in TESTED.values():
+        assert name in globals() or f"def {name}(" in code
+
+
+@shows("launch.py", "_cli")
+def test_fairchems_command_line_is_restored(monkeypatch):
+    names = ("build_config", "create_grid", "Runner", "runner_wrapper", "LaunchConfig")
+    stock, seen = {name: getattr(_cli, name) for name in names}, {}
+
+    def main(*_):
+        seen.update({name: getattr(_cli, name) for name in names})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cli, "main", main)
+    with pytest.raises(KeyboardInterrupt):
+        launcher.launch(*launcher.parse_args(["--config", "c.yml"]))
+    assert all(seen[name] is not stock[name] for name in names)
+    assert all(getattr(_cli, name) is stock[name] for name in names)
+
+
+@shows("launch.py", "collections")
+def test_sweeps_fail_in_stock_fairchem(tmp_path):
+    sweep = tmp_path / "sweep.yml"
+    sweep.write_text("seed: [1, 2]\n")
+    with pytest.raises(AttributeError, match="MutableMapping"):
+        create_grid({"identifier": ""}, sweep)
+    assert not hasattr(collections, "MutableMapping")
+
+
+@shows("data/safe_lmdb.py", "__globals__")
+def test_fairchems_data_sets_keep_their_pickle():
+    for name in ("__init__", "__getitem__"):
+        stock = getattr(lmdb_dataset.LmdbDataset, name)
+        assert stock.__globals__["pickle"] is pickle
+        ours = next(vars(c)[name] for c in LmdbDataset.__mro__[2:] if name in vars(c))
+        assert ours.__code__ is stock.__code__
+        assert ours.__globals__["pickle"] is not pickle
+
+
+@shows("model/fast.py", "__class__")
+def test_other_models_keep_their_classes():
+    settings = {k: v for k, v in BACKBONE.items() if k != "name"}
+    fast, stock = (EquiformerV2Backbone(**settings, fast=fast) for fast in (True, False))
+    assert fast.state_dict().keys() == stock.state_dict().keys()
+    kinds = {type(module) for module in stock.modules()}
+    assert not {kind for kind in kinds if kind.__module__ == "dens.fairchem1.model.fast"}
+    assert {type(module) for module in fast.modules()} - kinds
+
+
+@shows("model/graph_parallel.py", "transformer_block")
+def test_the_attention_uses_the_gather_that_sums_gradients():
+    """Why: tests of ranks that share a graph fail with the stock gather."""
+    sum_shared_gradients()
+    gather = transformer_block.gp_utils.gather_from_model_parallel_region
+    assert gather is gp_utils.gather_from_model_parallel_region_sum_grad
+    assert gp_utils.gather_from_model_parallel_region is not gather
+    code = transformer_block.SO2EquivariantGraphAttention.forward.__code__
+    assert {"gp_utils", "gather_from_model_parallel_region"} <= set(code.co_names)
+
+
+@shows("train/logger.py", "registry")
+def test_the_registry_is_restored():
+    with suppress(KeyboardInterrupt), keep_logs():
+        assert "get_logger_class" in vars(registry)
+        raise KeyboardInterrupt
+    assert "get_logger_class" not in vars(registry)
+
+
+@shows("train/relaxation.py", "ml_relaxation")
+def test_the_optimizer_of_relaxations_is_restored():
+    stock = ml_relaxation.LBFGS
+    with suppress(KeyboardInterrupt), safe_lbfgs():
+        assert ml_relaxation.LBFGS is SafeLBFGS
+        raise KeyboardInterrupt
+    assert ml_relaxation.LBFGS is stock
+
+
+@shows("train/step_metrics.py", "self")
+@shows("train/trainer.py", "self")
+def test_the_targets_of_a_trainer_are_restored(new_trainer):
+    trainer = new_trainer(dens={**DENS, "prob": 1.0})
+    targets = trainer.output_targets
+    before, batch = copy.deepcopy(targets), make_batch(3)
+    batch.fixed[:] = 1  # so that no atom counts in the metrics
+    trainer.model.train()
+    trainer.step, trainer.epoch = 1, 0.25
+    out = trainer._forward(batch)
+    assert "noise" in out
+    trainer._compute_loss(out, batch)
+    trainer._compute_metrics(out, batch, trainer.evaluator, {})
+    assert trainer.output_targets is targets
+    assert targets == before
+
+
+@shows("train/steps.py", "self.optimizer")
+@shows("train/steps.py", "self")
+@shows("train/steps.py", "base_trainer")
+def test_a_trainer_is_restored_after_each_step(new_trainer, tmp_path):
+    stock = base_trainer.save_checkpoint
+    trainer = new_trainer(
+        optim={"max_epochs": 1}, is_debug=False, run_dir=str(tmp_path), logger="tensorboard"
+    )
+    trainer.train(disable_eval_tqdm=True)
+    assert "zero_grad" not in vars(trainer.optimizer)
+    assert trainer.clip_grad_norm == 100
+    assert base_trainer.save_checkpoint is stock
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer.optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())

@@ -1,0 +1,42 @@
+"""Test that the names that users' configs and checkpoints hold resolve."""
+
+import subprocess
+import sys
+
+import pytest
+
+import dens
+
+DOTTED = """
+    DeNSTrainer DeNSMixin EquiformerV2Backbone EquiformerV2DeNS EnergyHead ForceHead NoiseHead
+    OC22LmdbDataset load_calculator ConfigError DeNSConfig parse_config Corruption corrupt
+    ForceEncoding dens_loss denoising_metrics
+"""
+SHORT = """
+import dens.fairchem1
+from fairchem.core.common.registry import registry
+
+registry.get_trainer_class("dens")
+models = "equiformer_v2_backbone energy_head force_head noise_head equiformer_v2"
+for name in models.split():
+    registry.get_model_class(f"dens_{name}")
+for name in ("dens_lmdb", "dens_oc22_lmdb"):
+    registry.get_dataset_class(name)
+"""
+
+
+@pytest.mark.parametrize("name", DOTTED.split())
+def test_dotted_name(name):
+    assert getattr(dens, name).__name__ == name
+    assert name in dens.__all__
+
+
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(AttributeError, match="module 'dens' has no attribute 'Trainer'"):
+        _ = dens.Trainer
+
+
+def test_short_names_of_the_registry():
+    """In a process of its own, where no other import can have registered them."""
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,67 +1,132 @@
-"""Soundness of a structure: shapes, finite numbers, atomic numbers, labels."""
+"""Soundness of a structure: shapes, finite numbers, atomic numbers, labels, cell.
+
+The one set of rules for training data, ``dens check``, ``dens data check``, ``dens data stats`` and
+conversion.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch_geometric.data import Data
 
-_MAX_NUMBER = 118
+MAX_NUMBER = 118
+MIN_VOLUME = 1e-6  # Å^3; a periodic cell with less has none
+
+# the names of the labels: after fairchem's key_mapping, and in files of OC20's form
+LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
+_OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
+_ROWS = {"pos": (3,), "forces": (3,), "force": (3,), "fixed": (), "tags": ()}  # shape per atom
+_SIZES = {"cell": 9, "energy": 1, "y": 1}  # numbers per structure
+_FLOATING = ("pos", *LABELS["forces"])
+
+
+class Fault(NamedTuple):
+    """A fault of a structure: the field, the kind of finding in ``dens data check``, a message."""
+
+    field: str
+    kind: str
+    message: str
 
 
 def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
-    """What is wrong with a structure, in words that name the field; None for nothing.
+    """Describe the first fault that training cannot bear; None if there is none.
 
     Args:
-        data: ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms`` it must have;
-            ``cell``, ``fixed`` and ``tags`` must be right if it has them.
-        levels: further fields that it must have, see :class:`CheckedRecords`.
+        data: must have ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms``;
+            ``cell``, ``fixed`` and ``tags`` are checked if present.
+        levels: further fields that it must have, each ``atom`` (one row per atom) or ``system``.
+    """
+    fault = next(_faults(data.to_dict(), levels), None)
+    return None if fault is None else fault.message
+
+
+def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield all faults, also the two that training can bear: no free atom, a cell without volume.
+
+    Args:
+        data, levels: as for :func:`find_fault`.
     """
     fields = data.to_dict()
+    faults = list(_faults(fields, levels))
+    yield from faults
+    wrong = {fault.field for fault in faults}
+    if "fixed" in fields and "fixed" not in wrong and bool((fields["fixed"] != 0).all()):
+        yield Fault("fixed", "no free atom", "all atoms are fixed")
+    if wrong.isdisjoint(("pos", "cell")):
+        _, cell = open_or_periodic(data)
+        if cell is not None and abs(np.linalg.det(cell)) < MIN_VOLUME:
+            yield Fault("cell", "no cell", "the periodic cell has no volume")
+
+
+def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return positions (n_atoms, 3), Å, and the cell (3, 3), Å, or None for an open structure."""
+    cell = data.cell.view(3, 3).double().numpy() if "cell" in data else np.zeros((3, 3))
+    periodic = bool(data.pbc.any()) if "pbc" in data else bool(cell.any())
+    return data.pos.double().numpy(), cell if periodic else None
+
+
+def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fault]:
     pos, natoms, numbers = (fields.get(name) for name in ("pos", "natoms", "atomic_numbers"))
     if not isinstance(pos, Tensor) or pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
-        return f"pos must be (n_atoms, 3), got {_shown(pos)}"
-    n_atoms = len(pos)
-    if natoms is None or natoms != n_atoms:
-        return f"natoms must be {n_atoms}, as many as pos has, got {_shown(natoms)}"
-    if not isinstance(numbers, Tensor) or numbers.shape != (n_atoms,):
-        return f"atomic_numbers must be ({n_atoms},), got {_shown(numbers)}"
-    low, high = (end.item() for end in numbers.aminmax())
-    if not (low >= 1 and high <= _MAX_NUMBER):
-        return f"atomic_numbers must be 1 to {_MAX_NUMBER}, got {low} to {high}"
+        yield Fault("pos", "unreadable", f"pos must be (n_atoms, 3), got {_shown(pos)}")
+        return
+    n = len(pos)
+    if natoms is None or natoms != n:
+        message = f"natoms must be {n}, as many as pos has, got {_shown(natoms)}"
+        yield Fault("natoms", "unreadable", message)
+    if not isinstance(numbers, Tensor) or numbers.shape != (n,):
+        message = f"atomic_numbers must be ({n},), got {_shown(numbers)}"
+        yield Fault("atomic_numbers", "unreadable", message)
+    else:
+        low, high = (end.item() for end in numbers.aminmax())
+        if not (low >= 1 and high <= MAX_NUMBER):
+            message = f"atomic_numbers must be 1 to {MAX_NUMBER}, got {low} to {high}"
+            yield Fault("atomic_numbers", "bad element", message)
     needed = {"pos": "atom", **levels}
     needed.update({name: level for name, level in _OPTIONAL.items() if name in fields})
-    faults = (_fault(name, fields.get(name), needed[name], n_atoms) for name in needed)
-    return next((fault for fault in faults if fault is not None), None)
+    for name, level in needed.items():
+        value = fields.get(name)
+        if (expected := _misshapen(name, value, level, n)) is not None:
+            lacking = value is None or name in LABELS["forces"]
+            kind = _LACKING.get(name, "unreadable") if lacking else "unreadable"
+            yield Fault(name, kind, f"{name} {expected}")
+        elif (found := _not_finite(value)) is not None:
+            yield Fault(name, "not finite", f"{name} must be finite, got {found}")
 
 
-_OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
-_ROWS = {"forces": (3,), "fixed": (), "tags": ()}  # of an atom
-_SIZES = {"cell": 9, "energy": 1}  # of a structure
+_LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
 
 
-def _fault(name: str, value: Any, level: str, n_atoms: int) -> str | None:
+def _misshapen(name: str, value: Any, level: str, n_atoms: int) -> str | None:
     if value is None:
-        return f"{name} is missing"
-    if isinstance(value, (float, int)) and level != "atom":
-        return None if math.isfinite(value) else f"{name} must be finite, got {value}"
+        return "is missing"
+    if isinstance(value, (float, int)) and level != "atom" and _SIZES.get(name, 1) == 1:
+        return None
     if not isinstance(value, Tensor):
-        return f"{name} must be numbers, got {_shown(value)}"
+        return f"must be numbers, got {_shown(value)}"
     if level == "atom":
         rows = _ROWS.get(name)
         if value.shape[:1] != (n_atoms,) or (rows is not None and value.shape[1:] != rows):
             expected = f"({n_atoms}, ...)" if rows is None else (n_atoms, *rows)
-            return f"{name} must be {expected}, got {_shown(value)}"
+            return f"must be {expected}, got {_shown(value)}"
     elif name in _SIZES and value.numel() != _SIZES[name]:
-        return f"{name} must be {_SIZES[name]} numbers, got {_shown(value)}"
-    if name in ("pos", "forces") and not value.is_floating_point():
-        return f"{name} must be floating point numbers, got {value.dtype}"
-    # a sum is finite where all terms are, or nearly so
+        return f"must be {_SIZES[name]} numbers, got {_shown(value)}"
+    if name in _FLOATING and not value.is_floating_point():
+        return f"must be floating point numbers, got {value.dtype}"
+    return None
+
+
+def _not_finite(value: Tensor | float) -> str | None:
+    if not isinstance(value, Tensor):
+        return None if math.isfinite(value) else str(value)
+    # fast path: if the sum is finite, so are all terms
     if not math.isfinite(value.sum().item()) and not value.isfinite().all():
-        return f"{name} must be finite, got NaN or infinity"
+        return "NaN or infinity"
     return None
 
 

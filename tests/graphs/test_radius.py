@@ -244,9 +244,12 @@ def test_structures_of_a_batch_do_not_change_each_other(dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cell": torch.zeros(1, 3, 3)}, "a cell with a volume in the directions"),
+        (
+            {"cell": torch.zeros(1, 3, 3)},
+            "a volume in its periodic directions .* for structure 0",
+        ),
         ({"cell": torch.eye(3)}, r"expected cell \(1, 3, 3\)"),
-        ({"natoms": torch.tensor([3])}, "3 positions, as natoms has it"),
+        ({"natoms": torch.tensor([3])}, "3 positions, the sum of natoms"),
         ({"pos": torch.full((2, 3), torch.nan)}, "positions must be finite, got .* for atom 0"),
         ({"max_neighbors": 0}, "max_neighbors must be at least 1"),
     ],

@@ -20,10 +20,11 @@ import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem
 from dens.data.cli import data as command
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
+from dens.fairchem1.data.datasets import ConfigReader
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command, [*map(str, arguments)], obj=ConfigReader)
 
 
 def records(n: int = 4) -> list[Data]:

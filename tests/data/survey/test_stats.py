@@ -18,13 +18,15 @@ from torch_geometric.data import Batch
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.cli import data as command
-from dens.data.convert.labels import open_or_periodic
+from dens.data.soundness import open_or_periodic
 from dens.data.survey.stats import Moments
-from dens.graphs.pairs import count_neighbors, pairs_within
+from dens.fairchem1.data.datasets import ConfigReader
+from dens.graphs.images import pairs_within
+from dens.graphs.radius import count_neighbors
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(command, [*map(str, arguments)], obj=ConfigReader)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -117,7 +119,7 @@ def test_neighbors_are_those_of_fairchems_graph(cutoff, strict):
 def test_pairs_of_a_cell_thinner_than_the_cutoff():
     """A simple cubic crystal of one atom: 6, 12 and 8 neighbours at 1, sqrt(2) and sqrt(3)."""
     for limit, expected in ((1.1, 6), (1.5, 18), (1.8, 26), (2.1, 32)):
-        _, _, squared = pairs_within(np.array([[0.3, 0.3, 0.3]]), np.eye(3), limit)
+        _, squared = pairs_within(np.array([[0.3, 0.3, 0.3]]), np.eye(3), limit)
         assert len(squared) == expected
 
 
@@ -129,7 +131,7 @@ def test_open_molecules_have_no_images():
 
 def test_refusals(folder, tmp_path):
     def refusal(*arguments: object) -> str:
-        result = CliRunner().invoke(command, ["stats", *map(str, arguments)])
+        result = CliRunner().invoke(command, ["stats", *map(str, arguments)], obj=ConfigReader)
         assert result.exit_code != 0
         return result.output.removeprefix("Error: ").rstrip()
 

@@ -105,17 +105,19 @@ def test_elements_without_reference(tmp_path, lin_ref, number, symbol):
     source = entries(1)
     source[0].atomic_numbers[-1] = number
     dataset = load(write(tmp_path / "train", source), lin_ref=lin_ref)
-    message = rf"train: entry 0 has {symbol}, which has no reference energy in .*linref.npz"
+    message = rf"train: entry 0: no reference energy for {symbol} in .*linref.npz \(dataset.train."
     with pytest.raises(ConfigError, match=message):
         dataset[0]
 
 
 def test_bad_reference_files(tmp_path):
     src = write(tmp_path / "train", entries(1))
-    with pytest.raises(ConfigError, match=r"lin_ref must be an .npz .* got none.npz: .*No such"):
+    with pytest.raises(
+        ConfigError, match=r"none.npz: expected an .npz .*: .*No such .*\(dataset.train.lin_ref"
+    ):
         load(src, lin_ref="none.npz")
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
-    with pytest.raises(ConfigError, match=r"with the key coeff, got .*other.npz"):
+    with pytest.raises(ConfigError, match=r"other.npz: expected an .npz with the key coeff"):
         load(src, lin_ref=str(tmp_path / "other.npz"))
     np.savez(tmp_path / "square.npz", coeff=np.zeros((3, 3)))
     with pytest.raises(ConfigError, match=r"got coeff of shape \(3, 3\)"):

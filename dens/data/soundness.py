@@ -15,10 +15,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 MAX_NUMBER = 118
-MIN_VOLUME = 1e-6  # Å^3; a periodic cell with less has none
+MIN_VOLUME = 1e-6  # Å^3, of a periodic cell
 
-# the names of the labels: after fairchem's key_mapping, and in files of OC20's form
+# names of the labels: after fairchem's key_mapping, and in files of OC20's form
 LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
+_LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
 _OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
 _ROWS = {"pos": (3,), "forces": (3,), "force": (3,), "fixed": (), "tags": ()}  # shape per atom
 _SIZES = {"cell": 9, "energy": 1, "y": 1}  # numbers per structure
@@ -26,11 +27,14 @@ _FLOATING = ("pos", *LABELS["forces"])
 
 
 class Fault(NamedTuple):
-    """A fault of a structure: the field, the kind of finding in ``dens data check``, a message."""
+    """A fault of a structure; ``kind`` is its name in the findings of ``dens data check``."""
 
     field: str
-    kind: str
     message: str
+    kind: str = "unreadable"
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.message}"
 
 
 def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
@@ -41,26 +45,25 @@ def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
             ``cell``, ``fixed`` and ``tags`` are checked if present.
         levels: further fields that it must have, each ``atom`` (one row per atom) or ``system``.
     """
-    fault = next(_faults(data.to_dict(), levels), None)
-    return None if fault is None else fault.message
+    return next(map(str, _faults(data.to_dict(), levels)), None)
 
 
 def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
-    """Yield all faults, also the two that training can bear: no free atom, a cell without volume.
+    """Yield all faults, also two that training can bear: no free atom, a cell without volume.
 
     Args:
         data, levels: as for :func:`find_fault`.
     """
-    fields = data.to_dict()
-    faults = list(_faults(fields, levels))
-    yield from faults
-    wrong = {fault.field for fault in faults}
+    fields, wrong = data.to_dict(), set()
+    for fault in _faults(fields, levels):
+        wrong.add(fault.field)
+        yield fault
     if "fixed" in fields and "fixed" not in wrong and bool((fields["fixed"] != 0).all()):
-        yield Fault("fixed", "no free atom", "all atoms are fixed")
+        yield Fault("fixed", "leaves no atom free", "no free atom")
     if wrong.isdisjoint(("pos", "cell")):
         _, cell = open_or_periodic(data)
         if cell is not None and abs(np.linalg.det(cell)) < MIN_VOLUME:
-            yield Fault("cell", "no cell", "the periodic cell has no volume")
+            yield Fault("cell", "has no volume", "no cell")
 
 
 def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
@@ -73,60 +76,48 @@ def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
 def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fault]:
     pos, natoms, numbers = (fields.get(name) for name in ("pos", "natoms", "atomic_numbers"))
     if not isinstance(pos, Tensor) or pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
-        yield Fault("pos", "unreadable", f"pos must be (n_atoms, 3), got {_shown(pos)}")
+        yield Fault("pos", f"must be (n_atoms, 3), got {_shown(pos)}")
         return
     n = len(pos)
     if natoms is None or natoms != n:
-        message = f"natoms must be {n}, as many as pos has, got {_shown(natoms)}"
-        yield Fault("natoms", "unreadable", message)
+        yield Fault("natoms", f"must be {n}, as many as pos has, got {_shown(natoms)}")
     if not isinstance(numbers, Tensor) or numbers.shape != (n,):
-        message = f"atomic_numbers must be ({n},), got {_shown(numbers)}"
-        yield Fault("atomic_numbers", "unreadable", message)
+        yield Fault("atomic_numbers", f"must be ({n},), got {_shown(numbers)}")
     else:
         low, high = (end.item() for end in numbers.aminmax())
         if not (low >= 1 and high <= MAX_NUMBER):
-            message = f"atomic_numbers must be 1 to {MAX_NUMBER}, got {low} to {high}"
-            yield Fault("atomic_numbers", "bad element", message)
-    needed = {"pos": "atom", **levels}
-    needed.update({name: level for name, level in _OPTIONAL.items() if name in fields})
-    for name, level in needed.items():
+            message = f"must be 1 to {MAX_NUMBER}, got {low} to {high}"
+            yield Fault("atomic_numbers", message, "bad element")
+    optional = {name: level for name, level in _OPTIONAL.items() if name in fields}
+    for name, level in {"pos": "atom", **levels, **optional}.items():
         value = fields.get(name)
         if (expected := _misshapen(name, value, level, n)) is not None:
-            lacking = value is None or name in LABELS["forces"]
-            kind = _LACKING.get(name, "unreadable") if lacking else "unreadable"
-            yield Fault(name, kind, f"{name} {expected}")
-        elif (found := _not_finite(value)) is not None:
-            yield Fault(name, "not finite", f"{name} must be finite, got {found}")
-
-
-_LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
+            lacks = value is None or name in LABELS["forces"]
+            yield Fault(name, expected, (lacks and _LACKING.get(name)) or "unreadable")
+        elif not isinstance(value, Tensor):
+            if not math.isfinite(value):
+                yield Fault(name, f"must be finite, got {value}", "not finite")
+        # fast path: if the sum is finite, so are all terms
+        elif not math.isfinite(value.sum().item()) and not value.isfinite().all():
+            yield Fault(name, "must be finite, got NaN or infinity", "not finite")
 
 
 def _misshapen(name: str, value: Any, level: str, n_atoms: int) -> str | None:
     if value is None:
         return "is missing"
-    if isinstance(value, (float, int)) and level != "atom" and _SIZES.get(name, 1) == 1:
+    rows, size = _ROWS.get(name), _SIZES.get(name)
+    if isinstance(value, (float, int)) and level != "atom" and size in (1, None):
         return None
     if not isinstance(value, Tensor):
         return f"must be numbers, got {_shown(value)}"
     if level == "atom":
-        rows = _ROWS.get(name)
         if value.shape[:1] != (n_atoms,) or (rows is not None and value.shape[1:] != rows):
             expected = f"({n_atoms}, ...)" if rows is None else (n_atoms, *rows)
             return f"must be {expected}, got {_shown(value)}"
-    elif name in _SIZES and value.numel() != _SIZES[name]:
-        return f"must be {_SIZES[name]} numbers, got {_shown(value)}"
+    elif size is not None and value.numel() != size:
+        return f"must be {size} numbers, got {_shown(value)}"
     if name in _FLOATING and not value.is_floating_point():
         return f"must be floating point numbers, got {value.dtype}"
-    return None
-
-
-def _not_finite(value: Tensor | float) -> str | None:
-    if not isinstance(value, Tensor):
-        return None if math.isfinite(value) else str(value)
-    # fast path: if the sum is finite, so are all terms
-    if not math.isfinite(value.sum().item()) and not value.isfinite().all():
-        return "NaN or infinity"
     return None
 
 

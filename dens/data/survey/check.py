@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,6 @@ _WHOLE = ("metadata", "no metadata", "no reference", "units")  # findings on the
 
 
 @dataclass
-class Finding:
-    """Number of occurrences of one kind of fault, and the first few of them."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, where: str) -> None:
-        self.count += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(where)
-
-
-@dataclass
 class Report:
     """What `check` found in one data set; `findings` by the keys of `ERRORS` and `WARNINGS`."""
 
@@ -78,13 +65,13 @@ class Report:
     natoms: list[int] = field(default_factory=list)
     forces: ForceHistogram = field(default_factory=ForceHistogram)
     energies: EnergyScale = field(default_factory=EnergyScale)
-    findings: dict[str, Finding] = field(default_factory=lambda: defaultdict(Finding))
+    findings: dict[str, list[str]] = field(default_factory=dict)  # kind -> where
     hashes: dict[bytes, str] = field(default_factory=dict)
 
-    def add(self, kind: str, places: Iterable[str]) -> None:
+    def add(self, kind: str, places: list[str]) -> None:
         """Add findings of one kind."""
-        for where in places:
-            self.findings[kind].add(where)
+        if places:
+            self.findings.setdefault(kind, []).extend(places)
 
     @property
     def ok(self) -> bool:
@@ -107,11 +94,11 @@ class Report:
                 {
                     "level": "error" if kind in ERRORS else "warning",
                     "kind": kind,
-                    "count": finding.count,
+                    "count": len(places),
                     "message": (ERRORS | WARNINGS)[kind],
-                    "examples": finding.examples,
+                    "examples": places[:EXAMPLES],
                 }
-                for kind, finding in self.findings.items()
+                for kind, places in self.findings.items()
             ],
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -43,10 +43,7 @@ class Sample:
 
 
 class LmdbFolder:
-    """The records of an LMDB file or folder, as fairchem's ``lmdb`` orders them.
-
-    Args:
-        path: an LMDB file, or a folder with ``*.lmdb``.
+    """The records of an LMDB file or folder, in the order of fairchem's ``lmdb``.
 
     Raises:
         ValueError: a file is truncated or no LMDB file, or its entry ``length`` is wrong.
@@ -54,8 +51,9 @@ class LmdbFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.lmdb"))
+        path = Path(path)
+        self.paths = [path]
+        self._files = [path] if path.is_file() else sorted(path.glob("*.lmdb"))
         self._transactions = [open_lmdb(file).begin() for file in self._files]
         self._ends = list(accumulate(map(count_records, self._transactions, self._files)))
 
@@ -80,26 +78,19 @@ class LmdbFolder:
 
 
 class FolderReader:
-    """Reader of LMDB folders without a training config; with one, an adapter's takes its place."""
+    """Reader of LMDB folders without a training config; adapters subclass it for their configs."""
 
-    config = None
+    config: Mapping[str, Any] | None = None
+    open: Callable[[Path], Any] = LmdbFolder
 
-    def open(self, src: Path) -> LmdbFolder:
-        """Open an LMDB file or folder."""
-        return LmdbFolder(src)
-
-    def metadata(self, dataset: LmdbFolder) -> dict[str, np.ndarray] | None:
-        """Read the ``metadata.npz`` of a data set."""
-        return read_metadata(dataset.path)
-
-
-def read_metadata(path: Path) -> dict[str, np.ndarray] | None:
-    """Read the ``metadata.npz`` of an LMDB file or folder; None if there is no such file."""
-    file = (path.parent if path.is_file() else path) / "metadata.npz"
-    if not file.exists():
-        return None
-    with np.load(file) as arrays:
-        return dict(arrays)
+    def metadata(self, dataset: Any) -> dict[str, np.ndarray] | None:
+        """Read the ``metadata.npz`` of a data set that has ``paths``; None without such a file."""
+        path = dataset.paths[0]
+        file = (path.parent if path.is_file() else path) / "metadata.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as arrays:
+            return dict(arrays)
 
 
 def find_splits(path: str | Path) -> dict[str, Path]:
@@ -132,32 +123,29 @@ def read_samples(dataset: Any) -> Iterator[Sample | str]:
 
 
 def _sample(i: int, data: Data) -> Sample | str:
-    ids = [f"{name}={_plain(data[name])}" for name in ("sid", "fid") if name in data]
-    where = " ".join([f"record {i}", *ids])
-    energy_name, forces_name = (
+    ids = {name: data[name] for name in ("sid", "fid") if name in data}
+    plain = (f"{name}={v.item() if hasattr(v, 'item') else v}" for name, v in ids.items())
+    where = " ".join([f"record {i}", *plain])
+    energy, forces = (
         next((name for name in names if data.get(name) is not None), names[0])
         for names in LABELS.values()
     )
-    faults = list(find_faults(data, {energy_name: "system", forces_name: "atom"}))
-    malformed = [fault.message for fault in faults if fault.kind == "unreadable"]
+    faults = list(find_faults(data, {energy: "system", forces: "atom"}))
+    malformed = [str(fault) for fault in faults if fault.kind == "unreadable"]
     if malformed:
         return f"{where}: {'; '.join(malformed)}"
-    lacking = {fault.field for fault in faults if fault.kind in ("no energy", "no forces")}
+    kinds = {fault.kind for fault in faults}
     pos, cell = open_or_periodic(data)
     return Sample(
         where=where,
         numbers=data.atomic_numbers.numpy().astype(int),
         pos=pos,
         cell=cell,
-        energy=None if energy_name in lacking else float(data[energy_name]),
-        forces=None if forces_name in lacking else data[forces_name].double().numpy(),
+        energy=None if "no energy" in kinds else float(data[energy]),
+        forces=None if "no forces" in kinds else data[forces].double().numpy(),
         free=data.fixed.numpy() == 0 if "fixed" in data else np.ones(len(pos), dtype=bool),
         faults=faults,
     )
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def draw(n: int, sample: int | None, seed: int = 0) -> np.ndarray:

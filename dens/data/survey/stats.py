@@ -140,7 +140,7 @@ def measure(
             raise ValueError(f"{sample}; dens data check tells more")
         for fault in sample.faults:
             if fault.kind != "no free atom":  # its energy counts
-                raise ValueError(f"{sample.where}: {fault.message}; dens data check tells more")
+                raise ValueError(f"{sample.where}: {fault}; dens data check tells more")
         natoms += len(sample.numbers)
         energy.add(sample.energy)
         free = sample.forces[sample.free]

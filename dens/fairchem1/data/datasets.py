@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets.base_dataset import create_dataset
 
-from dens.data.survey.samples import read_metadata
+from dens.data.survey.samples import FolderReader
 from dens.fairchem1.config.read import read_config
 from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS
 from dens.settings import ConfigError
@@ -21,7 +20,7 @@ from dens.settings import ConfigError
 _TRAINING_ONLY = ("transforms", "shard", "total_shards")
 
 
-class ConfigReader:
+class ConfigReader(FolderReader):
     """Reader of data sets with the settings of a training config, for ``dens data`` commands.
 
     Attributes:
@@ -45,10 +44,6 @@ class ConfigReader:
         if not isinstance(train, Mapping):
             raise ConfigError("the config has no dataset.train")
         return open_dataset(src, train)
-
-    def metadata(self, dataset) -> dict[str, np.ndarray] | None:
-        """Read the ``metadata.npz`` of a data set; None if there is no such file."""
-        return read_metadata(dataset.paths[0])
 
 
 def open_split(settings: Mapping[str, Any], name: str):

@@ -1,4 +1,4 @@
-"""``dens data stats``: the numbers, and that a config can include them."""
+"""``dens data stats`` prints correct statistics that a config can include."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def run(*arguments: object) -> str:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three slabs whose energies are 1, 2, 6 eV, and whose forces are (3, 4, 0) eV/Å on one free
-    atom, and large on a fixed one."""
+    """Three slabs with energies 1, 2, 6 eV, and forces (3, 4, 0) eV/Å on one free atom and large
+    ones on a fixed atom."""
     frames = slabs(3)
     for frame, energy in zip(frames, (1.0, 2.0, 6.0), strict=True):
         forces = np.zeros((10, 3))
@@ -60,7 +60,7 @@ def test_numbers_by_hand(folder):
 
 
 def test_a_config_includes_them(folder):
-    """The cutoff comes from a config, which then includes what it gave."""
+    """The cutoff comes from a config, which then includes the result."""
     from fairchem.core.common.utils import load_config
 
     config = trainer_config(str(folder / "train"))
@@ -145,7 +145,7 @@ def test_refusals(folder, tmp_path):
 
 
 def test_oc22_totals_through_their_own_loader(tmp_path):
-    """With lin_ref, energies of -900 eV come out as what is left of them."""
+    """With lin_ref, the energies are those minus the references."""
     if "DENS_DATA" not in os.environ:
         pytest.skip("DENS_DATA is not set: the folder with oc22 and linref")
     import pickle

@@ -1,4 +1,4 @@
-"""OC22: total energies minus linear references, without loss, and training on them with DeNS."""
+"""OC22: linear references are subtracted without rounding errors; DeNS trains on the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lin_ref(tmp_path) -> str:
 
 
 def entries(n: int = 6, **changes) -> list:
-    """Cu slabs with O in the form of OC22, total energies around -900 eV."""
+    """Make Cu slabs with O in the form of OC22, with total energies around -900 eV."""
     rng = np.random.default_rng(0)
     made = [make_structure(rng, sid=i, nads=1, oc22=1) for i in range(n)]
     for data in made:
@@ -56,7 +56,7 @@ def load(src: str, name: str = "dens_oc22_lmdb", **config):
 
 
 def referenced(data, coeff) -> float:
-    """E - sum c(Z), added up without rounding errors."""
+    """Compute E - sum c(Z) without rounding errors."""
     return math.fsum([data.y, *(-float(coeff[z]) for z in data.atomic_numbers.long().tolist())])
 
 
@@ -73,7 +73,7 @@ def test_energies_minus_references(tmp_path, lin_ref, name):
 
 
 def test_why_fairchem_is_not_enough(tmp_path, lin_ref):
-    """If this fails, fairchem applies lin_ref itself, and ours would do it twice."""
+    """If this fails, fairchem applies lin_ref itself, and ours would subtract it twice."""
     source = entries()
     dataset = load(write(tmp_path / "train", source), "oc22_lmdb", lin_ref=lin_ref)
     assert [data.energy for data in dataset] == [data.y for data in source]
@@ -140,7 +140,7 @@ def oc22_config(src: str, lin_ref: str) -> dict:
 
 
 def test_training(tmp_path, lin_ref):
-    """The validation split, which has no settings of its own, is referenced like the other."""
+    """References are subtracted in the validation split too, which inherits the settings."""
     trainer = DeNSTrainer(**oc22_config(write(tmp_path / "train", entries()), lin_ref))
     expected = sorted(referenced(data, COEFF) for data in entries())
     for dataset in (trainer.train_dataset, trainer.val_dataset):
@@ -168,8 +168,8 @@ def test_real_frames(tmp_path):
     assert trainer.best_val_metric < 1e9
 
 
-def test_the_trainer_heeds_lin_ref_in_fairchems_format_too(tmp_path, lin_ref, caplog):
-    """A config written for fairchem's oc22_lmdb trains on referenced energies, and says so."""
+def test_the_trainer_applies_lin_ref_in_fairchems_format_too(tmp_path, lin_ref, caplog):
+    """A config for fairchem's oc22_lmdb trains on referenced energies, with a warning."""
     source = entries()
     config = oc22_config(write(tmp_path / "train", source), lin_ref)
     config["dataset"]["train"]["format"] = "oc22_lmdb"

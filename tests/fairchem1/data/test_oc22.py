@@ -120,7 +120,7 @@ def test_bad_reference_files(tmp_path):
     with pytest.raises(ConfigError, match=r"other.npz: expected an .npz with the key coeff"):
         load(src, lin_ref=str(tmp_path / "other.npz"))
     np.savez(tmp_path / "square.npz", coeff=np.zeros((3, 3)))
-    with pytest.raises(ConfigError, match=r"got coeff of shape \(3, 3\)"):
+    with pytest.raises(ConfigError, match=r"got \(3, 3\)"):
         load(src, lin_ref=str(tmp_path / "square.npz"))
 
 

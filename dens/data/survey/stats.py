@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,27 @@ class Stats:
             "energy": {"mean": self.energy["mean"], "stdev": self.energy["std"]},
             "forces": {"mean": 0.0, "stdev": scale},
         }
-        config: dict = {"dataset": {"train": {"transforms": {"normalizer": normalizer}}}}
         backbone = {"avg_num_nodes": self.avg_num_nodes}
+        text = f"# {source}: {self.structures} structures; forces on free atoms\n"
         if graph:
             backbone["avg_degree"] = self.avg_degree
-        config["model"] = {"backbone": backbone}
-        lines = [f"# {source}: {self.structures} structures; forces on free atoms"]
-        if graph:
             limit = graph["max_neighbors"]
             at_most = f", at most {limit} of each atom" if limit else ""
-            lines.append(f"# neighbours within {graph['cutoff']} Å{at_most}")
-        return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False)])
+            text += f"# neighbours within {graph['cutoff']} Å{at_most}\n"
+        dataset = {"train": {"transforms": {"normalizer": normalizer}}}
+        config = {"dataset": dataset, "model": {"backbone": backbone}}
+        return text + yaml.safe_dump(config, sort_keys=False)
+
+    def table(self) -> str:
+        """Format the statistics for a terminal."""
+        lines = [f"{self.structures} structures, {self.avg_num_nodes:.2f} atoms each on average"]
+        for name, unit, moments in (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces)):
+            values = "  ".join(f"{key} {value:.6g}" for key, value in moments.items())
+            lines.append(f"{name} [{unit}]: {values}")
+        lines.append(f"largest force on a free atom: {self.force_max:.6g} eV/Å")
+        if self.avg_degree is not None:
+            lines.append(f"neighbours of an atom: {self.avg_degree:.4f}")
+        return "\n".join(lines)
 
 
 def measure(
@@ -185,20 +195,9 @@ def stats_command(
     reader = open_config(config) if config else FolderReader()
     graph = graph_settings(reader.config, cutoff, max_neighbors)
     stats = measure(reader.open(path), graph, measured)
-    click.echo(_table(stats), err=True)
+    click.echo(stats.table(), err=True)
     snippet = stats.snippet(str(path), graph, forces_like_energy)
     if out is None:
         click.echo(snippet, nl=False)
     else:
         out.write_text(snippet, encoding="utf-8")
-
-
-def _table(stats: Stats) -> str:
-    lines = [f"{stats.structures} structures, {stats.avg_num_nodes:.2f} atoms each on average"]
-    for name, unit in (("energy", "eV"), ("forces", "eV/Å")):
-        values = "  ".join(f"{key} {v:.6g}" for key, v in asdict(stats)[name].items())
-        lines.append(f"{name} [{unit}]: {values}")
-    lines.append(f"largest force on a free atom: {stats.force_max:.6g} eV/Å")
-    if stats.avg_degree is not None:
-        lines.append(f"neighbours of an atom: {stats.avg_degree:.4f}")
-    return "\n".join(lines)

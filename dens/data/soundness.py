@@ -1,7 +1,6 @@
-"""Soundness of a structure: shapes, finite numbers, atomic numbers, labels, cell.
+"""Check a structure: shapes, finite numbers, atomic numbers, labels, cell.
 
-The one set of rules for training data, ``dens check``, ``dens data check``, ``dens data stats`` and
-conversion.
+Training, ``dens check``, ``dens data check``, ``dens data stats`` and conversion share these rules.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _check(pos: Tensor, batch: Tensor, cutoff: float, max_neighbors: int | None)
 
 
 def _pairs(batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Sources and targets of all ordered pairs within structures: (n_pairs,) int64 each."""
+    """List sources and targets of all ordered pairs within structures: (n_pairs,) int64 each."""
     first_atom = torch.searchsorted(batch, batch)
     partners = torch.searchsorted(batch, batch, right=True) - first_atom  # with the atom itself
     atoms = torch.arange(len(batch), device=batch.device)

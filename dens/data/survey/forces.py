@@ -55,7 +55,7 @@ class ForceHistogram:
         }
 
     def text(self) -> str:
-        """Bars for a terminal."""
+        """Format bars for a terminal."""
         used = np.flatnonzero(self.counts)
         lines = [
             f"forces on free atoms: rms of a component {self.rms:.4g}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Sample:
         energy: eV.
         forces: (n_atoms, 3), eV/Å.
         free: (n_atoms,) bool.
-        faults: what is wrong with it; pos, numbers and forces have their shapes nevertheless.
+        faults: its faults, none of which concerns the shapes above.
     """
 
     where: str
@@ -39,7 +39,7 @@ class Sample:
     energy: float | None
     forces: np.ndarray | None
     free: np.ndarray
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Fault]
 
 
 class LmdbFolder:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 MAX_NUMBER = 118
-MIN_VOLUME = 1e-6  # Å^3, of a periodic cell
+MIN_VOLUME = 1e-6  # of a periodic cell: Å^3, and relative to the product of its edge lengths
 
 # names of the labels: after fairchem's key_mapping, and in files of OC20's form
 LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
@@ -61,7 +61,8 @@ def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
         yield Fault("fixed", "leaves no atom free", "no free atom")
     if wrong.isdisjoint(("pos", "cell")):
         _, cell = open_or_periodic(data)
-        if cell is not None and abs(np.linalg.det(cell)) < MIN_VOLUME:
+        lengths = 0 if cell is None else np.linalg.norm(cell, axis=1).prod()
+        if cell is not None and abs(np.linalg.det(cell)) <= MIN_VOLUME * max(1, lengths):
             yield Fault("cell", "has no volume", "no cell")
 
 

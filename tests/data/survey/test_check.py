@@ -107,6 +107,13 @@ def test_defects(tmp_path, kind):
     assert found[kind]["level"] == ("warning" if kind in ("large force", "isolated") else "error")
 
 
+def test_nearly_parallel_cell_vectors(tmp_path):
+    data = records()
+    data[2].cell[0, 1] = data[2].cell[0, 0] + torch.tensor([0.0, 1e-6, 0.0])
+    code, found = findings(write(tmp_path / "train", data))
+    assert (code, list(found)) == (1, ["no cell"])
+
+
 @pytest.mark.parametrize("where", ["energy", "pos", "cell"])
 def test_infinity_anywhere(tmp_path, where):
     data = records()

@@ -1,13 +1,12 @@
-"""Data sets whose records are looked at before they are trained on, and replaced where one says so.
+"""Validate each record as it is read; optionally replace bad ones.
 
 ``dataset.train`` takes
 
-- ``on_bad``: ``error`` (default), or ``skip``: take the next good record in the place of a bad one;
+- ``on_bad``: ``error`` (default), or ``skip``: replace a bad record by the next good one;
 - ``on_bad_limit``: how many different records may be bad: a number of records, or a fraction of the
   data set (default 0.01). One more is an error.
 
-Which record takes the place of a bad one is a function of its number alone: so all ranks, and a run
-that is resumed, agree.
+The replacement depends on the number of the bad record alone, so all ranks and resumed runs agree.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import multiprocessing
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
@@ -90,16 +88,15 @@ def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> C
 
 
 class CheckedRecords(Dataset):
-    """A data set of structures, with every record looked at when it is read.
+    """Data set that validates each structure as it is read.
 
     Args:
-        dataset: whose records are PyG ``Data``.
-        levels: the fields that a record must have, besides those that every structure has, each
-            ``atom`` (one row for each atom) or ``system``.
-        limit: replace up to so many different records that are bad; None: they are errors.
+        dataset: of PyG ``Data``.
+        levels: the fields that a record must have, see :func:`dens.data.soundness.find_fault`.
+        limit: replace at most this many different bad records; None: raise an error for each.
 
     Raises:
-        BadRecord: when a record is read that is bad; names the file, the index and the field.
+        BadRecord: on access to a bad record; names the file, the index and the field.
     """
 
     def __init__(
@@ -111,8 +108,8 @@ class CheckedRecords(Dataset):
 
     @property
     def bad_records(self) -> int:
-        """How many different records were replaced so far, by this process and its loaders'."""
-        return 0 if self._tally is None else self._tally.count
+        """How many different records this process and its data loaders have replaced."""
+        return 0 if self._tally is None else self._tally.count.value
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -141,30 +138,25 @@ class CheckedRecords(Dataset):
 
 
 class _Tally:
-    """Which records were bad, in memory that the processes of a loader share."""
+    """Numbers of the bad records, in memory shared with the processes of a data loader."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._numbers = multiprocessing.Array("q", limit)
-        self._count = multiprocessing.Value("q", 0)
-
-    @property
-    def count(self) -> int:
-        return self._count.value
+        self.count = multiprocessing.Value("q", 0)
 
     def add(self, number: int, reason: str) -> None:
         with self._numbers.get_lock():
-            count = self._count.value
-            known = np.frombuffer(self._numbers.get_obj(), dtype=np.int64)
-            if number in known[:count]:
+            count = self.count.value
+            if number in self._numbers[:count]:
                 return
             if count == self._limit:
                 raise BadRecord(
                     f"{reason}; {count} others were bad too, and no more may be "
                     "(dataset.train.on_bad_limit)"
                 )
-            known[count] = number
-            self._count.value = count + 1
+            self._numbers[count] = number
+            self.count.value = count + 1
         logging.warning(
             f"{reason}: the next good record takes its place; {count + 1} bad so far, of at most "
             f"{self._limit} (dataset.train.on_bad: skip)"

@@ -2,8 +2,8 @@ r"""Linear per-element reference energies.
 
 .. math:: E_{ref} = \sum_i c(Z_i)
 
-What remains of a total energy after its reference is of the order of eV, which float32 keeps;
-of -900 eV it keeps 0.06 meV, of -20,000 eV 2 meV.
+Energies minus their references are of the order of eV, where float32 is accurate; it rounds
+-900 eV by up to 0.03 meV and -20,000 eV by up to 1 meV.
 """
 
 from __future__ import annotations
@@ -15,25 +15,32 @@ from pathlib import Path
 import numpy as np
 from ase.data import chemical_symbols
 
-N_ELEMENTS = len(chemical_symbols)  # 119: atomic number 0 is no element
+from dens.data.units import all_electron_energy
 
-# eV; the files that fairchem ships hold 0, or 1e5 and more, for the elements that the fit never saw
-JUNK = 1e5
+N_ELEMENTS = len(chemical_symbols)  # 119: atomic number 0 is no element
+VALENCE = (0.01, 100.0)  # eV; magnitudes of references for energies of valence electrons
 
 
 @dataclass(frozen=True)
 class References:
-    """``coeff``: (119,) eV per atom by atomic number, NaN for absent elements; ``source``: their
-    origin, for messages."""
+    """Reference energies of the elements.
+
+    Attributes:
+        coeff: (119,) eV per atom by atomic number, NaN for absent elements.
+        source: file or fit, for messages.
+    """
 
     coeff: np.ndarray
     source: str
 
     def energy(self, numbers: np.ndarray) -> float:
-        """The reference energy in eV of atoms with these atomic numbers, (n_atoms,).
+        """Sum the references of atoms, in eV.
+
+        Args:
+            numbers: (n_atoms,) atomic numbers.
 
         Raises:
-            ValueError: an element that is absent from the fit.
+            ValueError: an element has no reference.
         """
         total = float(self.coeff[numbers].sum())
         if np.isnan(total):
@@ -44,12 +51,15 @@ class References:
 
 
 def load_references(path: str | Path) -> References:
-    """References from an ``.npz`` with the key ``coeff``: eV per atom, by atomic number.
+    """Read references from an ``.npz`` whose ``coeff`` holds eV per atom, by atomic number.
 
-    NaN, 0, and magnitudes of 1e5 and more mean that the element is absent.
+    NaN marks absent elements. Files without NaN, as fairchem ships them, hold whatever the least
+    squares fit left there: 0 to 0.005, 156, or 5e3 to 6e12 eV. In such a file an element counts as
+    present if its magnitude is 0.01 to 100 eV (energies of valence electrons; OC20 and OC22 have
+    0.2 to 17), or if the value is within 20 % of the energy of all its electrons (carbon: -1036).
 
     Raises:
-        ValueError: not such a file.
+        ValueError: the file cannot be read, or ``coeff`` is not one number per element.
     """
     try:
         with np.load(path) as file:
@@ -61,18 +71,30 @@ def load_references(path: str | Path) -> References:
             f"{path}: coeff must be one number per atomic number, at most ({N_ELEMENTS},), "
             f"got {given.shape}"
         )
+    present = np.isfinite(given)
+    if not np.isnan(given).any():
+        low, high = VALENCE
+        all_electrons = [all_electron_energy([z]) for z in range(len(given))]
+        present &= np.isclose(given, all_electrons, rtol=0.2, atol=0) | (
+            (np.abs(given) >= low) & (np.abs(given) <= high)
+        )
+        present[:1] = False
     coeff = np.full(N_ELEMENTS, np.nan)
-    coeff[: len(given)] = np.where((given == 0) | ~(np.abs(given) < JUNK), np.nan, given)
+    coeff[: len(given)] = np.where(present, given, np.nan)
     return References(coeff, str(path))
 
 
 def fit_references(samples: Iterable[tuple[np.ndarray, float]], source: str) -> References:
-    """Least squares fit to (atomic numbers, energy in eV) of structures; the solution of smallest
-    norm where these leave a choice. Rounded to 1e-6 eV, so that it does not depend on the last
-    bits of the linear algebra.
+    """Fit references by least squares; if several fit equally well, take those of smallest norm.
+
+    They are rounded to 1e-6 eV, so that they do not depend on the last bits of the linear algebra.
+
+    Args:
+        samples: atomic numbers (n_atoms,) and energy in eV of each structure.
+        source: what to call the fit in messages.
 
     Raises:
-        ValueError: no structure.
+        ValueError: there are no structures.
     """
     counts: dict[bytes, list[float]] = {}  # one row per composition: there are few
     for numbers, energy in samples:

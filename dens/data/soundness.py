@@ -1,67 +1,123 @@
-"""Soundness of a structure: shapes, finite numbers, atomic numbers, labels."""
+"""Check a structure: shapes, finite numbers, atomic numbers, labels, cell.
+
+Training, ``dens check``, ``dens data check``, ``dens data stats`` and conversion share these rules.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch_geometric.data import Data
 
-_MAX_NUMBER = 118
+MAX_NUMBER = 118
+MIN_VOLUME = 1e-6  # of a periodic cell: Å^3, and relative to the product of its edge lengths
+
+# names of the labels: after fairchem's key_mapping, and in files of OC20's form
+LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
+_LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
+_OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
+_ROWS = {"pos": (3,), "forces": (3,), "force": (3,), "fixed": (), "tags": ()}  # shape per atom
+_SIZES = {"cell": 9, "energy": 1, "y": 1}  # numbers per structure
+_FLOATING = ("pos", *LABELS["forces"])
+
+
+class Fault(NamedTuple):
+    """A fault of a structure; ``kind`` is its name in the findings of ``dens data check``."""
+
+    field: str
+    message: str
+    kind: str = "unreadable"
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.message}"
 
 
 def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
-    """What is wrong with a structure, in words that name the field; None for nothing.
+    """Describe the first fault that training cannot bear; None if there is none.
 
     Args:
-        data: ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms`` it must have;
-            ``cell``, ``fixed`` and ``tags`` must be right if it has them.
-        levels: further fields that it must have, see :class:`CheckedRecords`.
+        data: must have ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms``;
+            ``cell``, ``fixed`` and ``tags`` are checked if present.
+        levels: further fields that it must have, each ``atom`` (one row per atom) or ``system``.
     """
-    fields = data.to_dict()
+    return next(map(str, _faults(data.to_dict(), levels)), None)
+
+
+def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield all faults, also two that training can bear: no free atom, a cell without volume.
+
+    Args:
+        data, levels: as for :func:`find_fault`.
+    """
+    fields, wrong = data.to_dict(), set()
+    for fault in _faults(fields, levels):
+        wrong.add(fault.field)
+        yield fault
+    if "fixed" in fields and "fixed" not in wrong and bool((fields["fixed"] != 0).all()):
+        yield Fault("fixed", "leaves no atom free", "no free atom")
+    if wrong.isdisjoint(("pos", "cell")):
+        _, cell = open_or_periodic(data)
+        lengths = 0 if cell is None else np.linalg.norm(cell, axis=1).prod()
+        if cell is not None and abs(np.linalg.det(cell)) <= MIN_VOLUME * max(1, lengths):
+            yield Fault("cell", "has no volume", "no cell")
+
+
+def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return positions (n_atoms, 3), Å, and the cell (3, 3), Å, or None for an open structure."""
+    cell = data.cell.view(3, 3).double().numpy() if "cell" in data else np.zeros((3, 3))
+    periodic = bool(data.pbc.any()) if "pbc" in data else bool(cell.any())
+    return data.pos.double().numpy(), cell if periodic else None
+
+
+def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fault]:
     pos, natoms, numbers = (fields.get(name) for name in ("pos", "natoms", "atomic_numbers"))
     if not isinstance(pos, Tensor) or pos.dim() != 2 or pos.shape[1] != 3 or len(pos) == 0:
-        return f"pos must be (n_atoms, 3), got {_shown(pos)}"
-    n_atoms = len(pos)
-    if natoms is None or natoms != n_atoms:
-        return f"natoms must be {n_atoms}, as many as pos has, got {_shown(natoms)}"
-    if not isinstance(numbers, Tensor) or numbers.shape != (n_atoms,):
-        return f"atomic_numbers must be ({n_atoms},), got {_shown(numbers)}"
-    low, high = (end.item() for end in numbers.aminmax())
-    if not (low >= 1 and high <= _MAX_NUMBER):
-        return f"atomic_numbers must be 1 to {_MAX_NUMBER}, got {low} to {high}"
-    needed = {"pos": "atom", **levels}
-    needed.update({name: level for name, level in _OPTIONAL.items() if name in fields})
-    faults = (_fault(name, fields.get(name), needed[name], n_atoms) for name in needed)
-    return next((fault for fault in faults if fault is not None), None)
+        yield Fault("pos", f"must be (n_atoms, 3), got {_shown(pos)}")
+        return
+    n = len(pos)
+    if natoms is None or natoms != n:
+        yield Fault("natoms", f"must be {n}, as many as pos has, got {_shown(natoms)}")
+    if not isinstance(numbers, Tensor) or numbers.shape != (n,):
+        yield Fault("atomic_numbers", f"must be ({n},), got {_shown(numbers)}")
+    else:
+        low, high = (end.item() for end in numbers.aminmax())
+        if not (low >= 1 and high <= MAX_NUMBER):
+            message = f"must be 1 to {MAX_NUMBER}, got {low} to {high}"
+            yield Fault("atomic_numbers", message, "bad element")
+    optional = {name: level for name, level in _OPTIONAL.items() if name in fields}
+    for name, level in {"pos": "atom", **levels, **optional}.items():
+        value = fields.get(name)
+        if (expected := _misshapen(name, value, level, n)) is not None:
+            lacks = value is None or name in LABELS["forces"]
+            yield Fault(name, expected, (lacks and _LACKING.get(name)) or "unreadable")
+        elif not isinstance(value, Tensor):
+            if not math.isfinite(value):
+                yield Fault(name, f"must be finite, got {value}", "not finite")
+        # fast path: if the sum is finite, so are all terms
+        elif not math.isfinite(value.sum().item()) and not value.isfinite().all():
+            yield Fault(name, "must be finite, got NaN or infinity", "not finite")
 
 
-_OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
-_ROWS = {"forces": (3,), "fixed": (), "tags": ()}  # of an atom
-_SIZES = {"cell": 9, "energy": 1}  # of a structure
-
-
-def _fault(name: str, value: Any, level: str, n_atoms: int) -> str | None:
+def _misshapen(name: str, value: Any, level: str, n_atoms: int) -> str | None:
     if value is None:
-        return f"{name} is missing"
-    if isinstance(value, (float, int)) and level != "atom":
-        return None if math.isfinite(value) else f"{name} must be finite, got {value}"
+        return "is missing"
+    rows, size = _ROWS.get(name), _SIZES.get(name)
+    if isinstance(value, (float, int)) and level != "atom" and size in (1, None):
+        return None
     if not isinstance(value, Tensor):
-        return f"{name} must be numbers, got {_shown(value)}"
+        return f"must be numbers, got {_shown(value)}"
     if level == "atom":
-        rows = _ROWS.get(name)
         if value.shape[:1] != (n_atoms,) or (rows is not None and value.shape[1:] != rows):
             expected = f"({n_atoms}, ...)" if rows is None else (n_atoms, *rows)
-            return f"{name} must be {expected}, got {_shown(value)}"
-    elif name in _SIZES and value.numel() != _SIZES[name]:
-        return f"{name} must be {_SIZES[name]} numbers, got {_shown(value)}"
-    if name in ("pos", "forces") and not value.is_floating_point():
-        return f"{name} must be floating point numbers, got {value.dtype}"
-    # a sum is finite where all terms are, or nearly so
-    if not math.isfinite(value.sum().item()) and not value.isfinite().all():
-        return f"{name} must be finite, got NaN or infinity"
+            return f"must be {expected}, got {_shown(value)}"
+    elif size is not None and value.numel() != size:
+        return f"must be {size} numbers, got {_shown(value)}"
+    if name in _FLOATING and not value.is_floating_point():
+        return f"must be floating point numbers, got {value.dtype}"
     return None
 
 

@@ -1,1 +1,1 @@
-"""Radius graphs and neighbour counts, with and without periodic boundaries."""
+"""Neighbour search, radius graphs and neighbour counts, with and without periodic boundaries."""

@@ -1,4 +1,4 @@
-"""The periodic images of atoms that may be within a cutoff of them, by a k-d tree."""
+"""Neighbour search: pairs of atoms and periodic images within a cutoff, from a k-d tree."""
 
 from __future__ import annotations
 
@@ -7,86 +7,89 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-# Å; pairs of atoms closer than this have no edge, as in fairchem's periodic search: the direction
-# of such an edge means nothing
+# Å; closer pairs have no edge, since its direction is undefined; as in fairchem's periodic search
 MIN_DISTANCE = 0.01
-# Å^2; without the strict limit, neighbours that are this close to the first one left out stay in,
-# as in fairchem
+# Å^2; without the strict limit, neighbours stay whose squared distance is within this of the first
+# one beyond the limit, as in fairchem
 DEGENERACY_TOLERANCE = 0.01
 
 
-def full_lattice(cell: np.ndarray, pbc: np.ndarray, structure: int) -> np.ndarray:
-    """(3, 3), Å: the cell, with unit vectors at right angles in place of what does not repeat."""
-    lattice = cell.copy()
-    if not pbc.all():
-        lattice[~pbc] = 0
-        lattice[~pbc] = np.linalg.svd(lattice)[2][pbc.sum() :]
-    volume = abs(np.linalg.det(lattice))
-    if not volume > 1e-6 * np.linalg.norm(lattice, axis=1).prod():
-        raise ValueError(
-            f"expected a cell with a volume in the directions {pbc.tolist()} that repeat, got "
-            f"{cell.tolist()} for structure {structure} of the batch"
-        )
-    return lattice
+class Pairs(NamedTuple):
+    """Pairs of atoms of one structure."""
+
+    source: np.ndarray  # (n_pairs,) int
+    target: np.ndarray  # (n_pairs,) int
+    offsets: np.ndarray  # (n_pairs, 3) int, the cell of the source relative to the target's
 
 
-class Candidates(NamedTuple):
-    """What may be edges of one structure: more than there are, but no fewer."""
+def pairs_within(
+    pos: np.ndarray, cell: np.ndarray | None, cutoff: float
+) -> tuple[Pairs, np.ndarray]:
+    """Find all pairs within a cutoff, periodic images included, except an atom with itself.
 
-    source: np.ndarray  # (n,) int
-    target: np.ndarray  # (n,) int
-    offsets: np.ndarray  # (n, 3) int, the cell in which the source stands
+    Args:
+        pos: (n_atoms, 3), Å.
+        cell: (3, 3), Å, rows are vectors, periodic in all three; None for an open structure.
+        cutoff: Å.
+
+    Returns:
+        the pairs, and their squared distances (n_pairs,), Å^2.
+
+    Raises:
+        ValueError: the cell has no volume.
+    """
+    pos, pbc = np.asarray(pos, dtype=float), np.full(3, cell is not None)
+    images = Images(pos, np.zeros((3, 3)) if cell is None else cell, pbc, cutoff)
+    pairs = images.all_pairs(np.arange(len(pos)))
+    vectors = pos[pairs.source] + pairs.offsets @ images.lattice - pos[pairs.target]
+    squared = np.einsum("ij,ij->i", vectors, vectors)
+    distinct = (pairs.source != pairs.target) | pairs.offsets.any(axis=1)
+    near = (squared <= cutoff**2) & distinct
+    return Pairs(*(part[near] for part in pairs)), squared[near]
 
 
 class Images:
-    """The atoms of one structure and their periodic images, as far as a cutoff reaches.
+    """K-d tree of the atoms of one structure and their periodic images within reach of a cutoff.
+
+    It finds candidates: all pairs within the cutoff, and those slightly beyond it, so that the
+    caller can decide in single precision.
 
     Args:
         pos: (n_atoms, 3), float64, Å.
-        lattice: (3, 3), Å, with a volume.
-        pbc: (3,) bool.
+        cell: (3, 3), Å, rows are vectors; those of other than periodic directions are not read.
+        pbc: (3,) bool, the periodic directions.
         cutoff: Å.
+
+    Raises:
+        ValueError: the periodic cell vectors are zero or parallel.
     """
 
-    def __init__(self, pos: np.ndarray, lattice: np.ndarray, pbc: np.ndarray, cutoff: float):
-        # what rounding in single precision may add to or take from a distance
+    def __init__(self, pos: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float):
+        self.lattice = lattice = _full_lattice(cell, pbc)
+        # bound on the rounding error of a distance in single precision
         self.slack = 1e-3 + 1e-6 * abs(pos).max(initial=0)
         self.cutoff = cutoff + self.slack
         inverse = np.linalg.inv(lattice)
         per_length = np.where(pbc, np.linalg.norm(inverse, axis=0), 0)  # lattice planes per Å
         self.reach = np.ceil(cutoff * per_length)  # in cells
         fractions = pos @ inverse
-        self.shifts = np.where(pbc, np.floor(fractions), 0).astype(int)  # to stand in one cell
+        self.shifts = np.where(pbc, np.floor(fractions), 0).astype(int)  # wraps into one cell
         fractions -= self.shifts
         self.pos = pos - self.shifts @ lattice
         self.atoms, self.offsets = _near_cell(fractions, self.cutoff * per_length, pbc)
         self.tree = cKDTree(self.pos[self.atoms] + self.offsets @ lattice)
 
-    def all_edges(self, targets: np.ndarray) -> Candidates:
-        """Those into some atoms, given by their numbers: all within the cutoff."""
+    def all_pairs(self, targets: np.ndarray) -> Pairs:
+        """Find the pairs within the cutoff whose targets are the given atoms, (n,) int."""
         pairs = cKDTree(self.pos[targets]).sparse_distance_matrix(
             self.tree, self.cutoff, output_type="ndarray"
         )
         return self._between(targets[pairs["i"]], pairs["j"])
 
-    def nearest_edges(self, max_neighbors: int) -> Candidates:
-        """Those among which are the shortest ones into each atom and the first beyond the limit."""
-        return self._between(*self._near(max_neighbors))
-
-    def most_edges(self) -> np.ndarray:
-        """(n_atoms,) int: as many edges as each atom may have at most, and seldom has less."""
-        near = self.tree.query_ball_point(self.pos, self.cutoff, return_length=True)
-        return near - 1  # without the atom itself
-
-    def _between(self, target: np.ndarray, image: np.ndarray) -> Candidates:
-        source = self.atoms[image]
-        offsets = self.offsets[image] - self.shifts[source] + self.shifts[target]
-        return Candidates(source, target, offsets)
-
-    def _near(self, max_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-        """Targets and images, as far as one that may be the first beyond the limit."""
+    def nearest_pairs(self, max_neighbors: int) -> Pairs:
+        """Find the shortest pairs of each target, up to the first beyond the limit and its ties."""
         atoms = np.arange(len(self.pos))
-        count = max_neighbors + 10  # the atom itself, the first beyond the limit, its like
+        count = max_neighbors + 10  # the atom itself, the first beyond the limit, its ties
         while True:
             distance, image = self.tree.query(self.pos, k=count, distance_upper_bound=self.cutoff)
             too_close = (distance <= MIN_DISTANCE + self.slack).sum(1)
@@ -96,14 +99,43 @@ class Images:
             if np.all((last == np.inf) | (last > limit)):
                 limit = np.minimum(limit, self.cutoff)
                 target, column = (distance <= limit[:, None]).nonzero()
-                return target, image[target, column]
+                return self._between(target, image[target, column])
             count *= 2
+
+    def max_counts(self) -> np.ndarray:
+        """Bound the number of edges into each atom from above, closely: (n_atoms,) int."""
+        near = self.tree.query_ball_point(self.pos, self.cutoff, return_length=True)
+        return near - 1  # without the atom itself
+
+    def _between(self, target: np.ndarray, image: np.ndarray) -> Pairs:
+        source = self.atoms[image]
+        offsets = self.offsets[image] - self.shifts[source] + self.shifts[target]
+        return Pairs(source, target, offsets)
+
+
+def _full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Replace the cell vectors that are not periodic by unit vectors at right angles: (3, 3), Å.
+
+    Raises:
+        ValueError: the periodic vectors are zero or parallel.
+    """
+    lattice = cell.copy()
+    if not pbc.all():
+        lattice[~pbc] = 0
+        lattice[~pbc] = np.linalg.svd(lattice)[2][pbc.sum() :]
+    volume = abs(np.linalg.det(lattice))
+    if not volume > 1e-6 * np.linalg.norm(lattice, axis=1).prod():
+        raise ValueError(
+            f"expected a cell with a volume in its periodic directions {pbc.tolist()}, got "
+            f"{cell.tolist()}"
+        )
+    return lattice
 
 
 def _near_cell(
     fractions: np.ndarray, reach: np.ndarray, pbc: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms and offsets of the images within ``reach`` of the atoms in each direction.
+    """Return atoms and offsets of the images within ``reach`` of the atoms in each direction.
 
     Args:
         fractions: (n_atoms, 3), coordinates in cells.

@@ -12,9 +12,10 @@ from torch_geometric.data import Data
 
 from dens.data.convert.build import Prepared
 from dens.data.references import References
+from dens.data.soundness import open_or_periodic
 from dens.data.store.records import atoms_to_data, fixed_atoms, pickle_record
 from dens.data.units import UNITS, Units, suspected_units
-from dens.graphs.pairs import count_neighbors
+from dens.graphs.radius import count_neighbors
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,6 @@ class Recipe:
             counts = count_neighbors(*open_or_periodic(data), self.cutoff, self.max_neighbors)
             entry["neighbors"] = int(counts.sum())
         return entry
-
-
-def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
-    """(n_atoms, 3) positions in Å, and the cell, (3, 3) Å, or None for an open structure."""
-    cell = data.cell.view(3, 3).double().numpy() if "cell" in data else np.zeros((3, 3))
-    periodic = bool(data.pbc.any()) if "pbc" in data else bool(cell.any())
-    return data.pos.double().numpy(), cell if periodic else None
 
 
 def _read_labels(atoms: Atoms) -> tuple[float, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Do energies and forces have the units and the size that they should?"""
+"""Check energies, forces and positions for wrong units and missing references."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from array import array
 from collections import Counter
 
 import numpy as np
-from ase.data import covalent_radii
 
 from dens.data.survey.samples import Sample
 from dens.data.units import suspected_units
 
-FLOAT32_LOSS = 1e-4  # eV; fairchem's loader casts energies to float32
-MAX_STEP = 0.05  # Å; between two frames, for energy differences to follow from forces
+FLOAT32_LOSS = 1e-4  # eV, a rounding error worth a warning; loaders cast energies to float32
+MAX_STEP = 0.05  # Å between two frames, for energy differences to follow from forces
 MIN_PAIRS = 10
-TOTAL = 0.5  # eV per atom; adsorption energies and what references leave are smaller
+TOTAL = 0.5  # eV per atom; adsorption and referenced energies are smaller
 CONTACTS = (0.7, 1.6)  # usual nearest neighbour distances over the sums of covalent radii
 
 
 class EnergyScale:
-    """Energies and nearest neighbours, and what is odd about them."""
+    """Statistics of energies and nearest-neighbour distances that reveal units and references."""
 
     def __init__(self) -> None:
         self._energies = array("d")
@@ -28,7 +27,7 @@ class EnergyScale:
         self._contacts: list[float] = []
 
     def add(self, numbers: np.ndarray, energy: float) -> None:
-        """Take in a structure: (n_atoms,) atomic numbers, and eV. NaN and infinity do not count."""
+        """Add a structure: (n_atoms,) atomic numbers, and eV. NaN and infinity do not count."""
         if np.isfinite(energy):
             self._energies.append(energy)
             self._natoms.append(len(numbers))
@@ -36,29 +35,30 @@ class EnergyScale:
             if suspected:
                 self._suspected[suspected] += 1
 
-    def add_contacts(
-        self, sample: Sample, target: np.ndarray, source: np.ndarray, squared: np.ndarray
-    ) -> None:
-        """Take in the pairs of a structure, as `dens.graphs.pairs.pairs_within` gives them."""
+    def add_contacts(self, target: np.ndarray, ratios: np.ndarray, n_atoms: int) -> None:
+        """Add the pairs of a structure.
+
+        Args:
+            target: (n_pairs,) int.
+            ratios: (n_pairs,), distances over the sums of covalent radii.
+        """
         if len(target):
-            radii = covalent_radii[sample.numbers]
-            ratios = np.sqrt(squared) / (radii[target] + radii[source])
-            nearest = np.full(len(radii), np.inf)
+            nearest = np.full(n_atoms, np.inf)
             np.minimum.at(nearest, target, ratios)
             self._contacts.append(float(np.median(nearest)))
 
     def to_dict(self) -> dict[str, float]:
-        """Mean, standard deviation and extremes in eV."""
+        """Return mean, standard deviation and extremes in eV."""
         e = np.array(self._energies or [np.nan])
         values = {"mean": e.mean(), "std": e.std(), "min": e.min(), "max": e.max()}
         return {name: float(value) for name, value in values.items()}
 
     def text(self) -> str:
-        """One line for a terminal."""
+        """Format one line for a terminal."""
         return "energy [eV]: " + "  ".join(f"{k} {v:.6g}" for k, v in self.to_dict().items())
 
     def unit_findings(self) -> list[str]:
-        """What suggests wrong units."""
+        """Describe signs of wrong units."""
         found = [
             f"{n} energies are those of all electrons in {name}"
             for name, n in self._suspected.items()
@@ -73,7 +73,7 @@ class EnergyScale:
         return found
 
     def reference_findings(self) -> list[str]:
-        """What suggests total energies."""
+        """Describe signs of total energies."""
         if not self._energies:
             return []
         energies = np.array(self._energies)
@@ -88,7 +88,7 @@ class EnergyScale:
 
 
 class ForceScale:
-    r"""Compares energy differences of consecutive records with what forces say of them.
+    r"""Comparison of energy differences between consecutive records with those from forces.
 
     .. math:: E_2 - E_1 \approx -\tfrac12 \sum_i (f_{i,1} + f_{i,2}) \cdot (p_{i,2} - p_{i,1})
 
@@ -100,7 +100,7 @@ class ForceScale:
         self._pairs: list[tuple[float, float]] = []  # expected, given; eV
 
     def add(self, sample: Sample) -> None:
-        """Take in the next record."""
+        """Add the next record."""
         last, self._last = self._last, sample
         if last is None or not np.array_equal(last.numbers, sample.numbers):
             return
@@ -117,13 +117,13 @@ class ForceScale:
             self._pairs.append((expected, sample.energy - last.energy))
 
     def findings(self) -> list[str]:
-        """What suggests that the units do not match."""
+        """Describe signs of units that do not match."""
         pairs = np.array(self._pairs)
         if len(pairs) < MIN_PAIRS or not np.isfinite(pairs).all() or (pairs.std(axis=0) == 0).any():
             return []
         expected, given = pairs.T
         slope = float((expected * given).sum() / (expected**2).sum())
-        # the median resists the odd frame that belongs to another run
+        # the median is robust against single frames of another run
         ratio = float(np.median(given[expected != 0] / expected[expected != 0]))
         correlated = np.corrcoef(expected, given)[0, 1] > 0.9
         if correlated and not (0.67 < ratio < 1.5 and 0.5 < slope < 2):

@@ -1,4 +1,4 @@
-"""The distribution of forces on free atoms: in numbers, as text, as a picture."""
+"""Histogram of the forces on free atoms: as numbers, as text, as a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUSPICIOUS_RMS = 10.0  # eV/Å; trajectories have 0.1 to 3 per component
 
 
 class ForceHistogram:
-    """Counts of the norms of forces, (n_atoms, 3) eV/Å at a time, in half decades."""
+    """Histogram of the norms of forces in half decades of eV/Å."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(len(EDGES) - 1, dtype=np.int64)
@@ -20,8 +20,11 @@ class ForceHistogram:
         self._squares = 0.0
 
     def add(self, forces: np.ndarray) -> float:
-        """Take in the forces on the free atoms of a structure; those that are not finite do not
-        count. Returns the largest norm."""
+        """Add the forces on the free atoms of a structure, (n_atoms, 3) eV/Å.
+
+        Returns:
+            the largest norm; forces that are not finite do not count.
+        """
         norms = np.linalg.norm(forces, axis=1)
         norms = norms[np.isfinite(norms)]
         self.counts += np.histogram(norms, EDGES)[0]
@@ -32,17 +35,17 @@ class ForceHistogram:
 
     @property
     def rms(self) -> float:
-        """Root mean square of a component, eV/Å."""
+        """Root mean square of the components, eV/Å."""
         return (self._squares / 3 / max(1, self.counts.sum())) ** 0.5
 
     def findings(self) -> list[str]:
-        """What suggests wrong units."""
+        """Describe signs of wrong units."""
         if self.rms <= SUSPICIOUS_RMS:
             return []
         return [f"forces of {self.rms:.3g} eV/Å (rms of a component): kcal/mol/Å or meV/Å?"]
 
     def to_dict(self) -> dict:
-        """Plain values; the last bin has no upper edge."""
+        """Return plain values; the last bin has no upper edge."""
         edges = [float(edge) for edge in EDGES[:-1]]
         return {
             "rms": self.rms,
@@ -52,7 +55,7 @@ class ForceHistogram:
         }
 
     def text(self) -> str:
-        """Bars for a terminal."""
+        """Format bars for a terminal."""
         used = np.flatnonzero(self.counts)
         lines = [
             f"forces on free atoms: rms of a component {self.rms:.4g}, "

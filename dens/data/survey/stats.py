@@ -1,9 +1,9 @@
-"""``dens data stats``: the numbers of a data set that a config needs."""
+"""``dens data stats``: compute the statistics of a data set that a config needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +11,49 @@ import click
 import numpy as np
 import yaml
 
-from dens.data.survey.samples import Sample, dataset_settings, draw, find_splits, read_samples
-from dens.graphs.pairs import count_neighbors
+from dens.data.survey.samples import FolderReader, draw, find_splits, read_samples
+from dens.graphs.radius import count_neighbors
 
-MEASURED = 1000  # structures whose neighbours are counted, by default
+MEASURED = 1000  # by default, neighbours are counted in so many structures
 
 
-@dataclass
-class Graph:
-    """How a model connects atoms: ``cutoff`` in Å, ``max_neighbors`` of each atom (None: all)."""
+def graph_settings(
+    config: Mapping[str, Any] | None, cutoff: float | None, max_neighbors: int | None = None
+) -> dict[str, Any] | None:
+    """Choose the settings of `count_neighbors`: a command's cutoff, or else those of a config.
 
-    cutoff: float
-    max_neighbors: int | None = None
-    strict: bool = True
+    Returns:
+        ``cutoff`` (Å), ``max_neighbors`` and ``strict``; None without cutoff and config.
 
-    @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> Graph:
-        """The graph of a training config's model.
-
-        Raises:
-            ValueError: it has no max_radius.
-        """
-        model = config.get("model") or {}
-        settings = model.get("backbone", model)
-        if "max_radius" not in settings:
-            raise ValueError("the config has no model.backbone.max_radius: give --cutoff")
-        strict = settings.get("enforce_max_neighbors_strictly", True)
-        return cls(settings["max_radius"], settings.get("max_neighbors"), strict)
+    Raises:
+        ValueError: a limit without a cutoff, or a model without max_radius.
+    """
+    if cutoff is not None:
+        return {"cutoff": cutoff, "max_neighbors": max_neighbors, "strict": True}
+    if max_neighbors is not None:
+        raise ValueError("--max-neighbors needs --cutoff")
+    if config is None:
+        return None
+    model = config.get("model") or {}
+    backbone = model.get("backbone", model)
+    if "max_radius" not in backbone:
+        raise ValueError("the config has no model.backbone.max_radius: give --cutoff")
+    return {
+        "cutoff": backbone["max_radius"],
+        "max_neighbors": backbone.get("max_neighbors"),
+        "strict": backbone.get("enforce_max_neighbors_strictly", True),
+    }
 
 
 class Moments:
-    """Mean, standard deviation, root mean square and mean absolute value of numbers that come in
-    portions."""
+    """Mean, standard deviation, rms and mean absolute value of numbers given in portions."""
 
     def __init__(self) -> None:
         # count, mean, sum of squares about it, mean absolute value
         self._portions: list[tuple[int, float, float, float]] = []
 
     def add(self, values: np.ndarray) -> None:
-        """Take in more numbers, in any shape."""
+        """Add numbers, in any shape."""
         if np.size(values):
             mean = float(np.mean(values))
             squares = float(np.square(np.asarray(values) - mean).sum())
@@ -57,8 +61,8 @@ class Moments:
             self._portions.append((np.size(values), mean, squares, absolute))
 
     def result(self) -> dict[str, float]:
-        """``mean``, ``std`` (over all numbers, not n - 1), ``rms``, and ``mean_abs``: the mean
-        absolute error of a model that predicts zeros."""
+        """Return ``mean``, ``std`` (divided by n, not n - 1), ``rms`` and ``mean_abs``: the error
+        of a model that predicts zeros."""
         count, means, squares, absolute = map(np.array, zip(*self._portions, strict=True))
         mean = float(np.average(means, weights=count))
         # about the common mean: energies of -20,000 eV leave E[x^2] - E[x]^2 no digits
@@ -70,9 +74,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Stats:
-    """Of one data set: ``energy`` (eV) and ``forces`` (components on free atoms, eV/Å) as `Moments`
-    give them, the largest force on a free atom (eV/Å), and averages of the number of atoms per
-    structure and of neighbours per atom (None where no cutoff is known)."""
+    """Statistics of one data set.
+
+    Attributes:
+        energy: `Moments` in eV.
+        forces: `Moments` of the components on free atoms, eV/Å.
+        force_max: the largest norm on a free atom, eV/Å.
+        avg_num_nodes: atoms per structure.
+        avg_degree: neighbours per atom; None if no cutoff is known.
+    """
 
     structures: int
     energy: dict[str, float]
@@ -81,60 +91,73 @@ class Stats:
     avg_num_nodes: float
     avg_degree: float | None
 
-    def snippet(self, source: str, graph: Graph | None, like_energy: bool) -> str:
-        """YAML for a config's ``includes``.
+    def snippet(self, source: str, graph: Mapping[str, Any] | None, like_energy: bool) -> str:
+        """Format the statistics as YAML for a config's ``includes``.
 
         Args:
-            source: the data, for its first line.
-            graph: what `avg_degree` was counted with.
-            like_energy: divide forces by the standard deviation of the energy, as OC20's and MD17's
-                recipes do, rather than by their own root mean square.
+            source: the data, for the first line.
+            graph: the settings with which `avg_degree` was counted.
+            like_energy: scale forces by the standard deviation of the energy, as OC20's and MD17's
+                recipes do, instead of by their own root mean square.
         """
         scale = self.energy["std"] if like_energy else self.forces["rms"]
         normalizer = {
             "energy": {"mean": self.energy["mean"], "stdev": self.energy["std"]},
             "forces": {"mean": 0.0, "stdev": scale},
         }
-        config: dict = {"dataset": {"train": {"transforms": {"normalizer": normalizer}}}}
         backbone = {"avg_num_nodes": self.avg_num_nodes}
+        text = f"# {source}: {self.structures} structures; forces on free atoms\n"
         if graph:
             backbone["avg_degree"] = self.avg_degree
-        config["model"] = {"backbone": backbone}
-        lines = [f"# {source}: {self.structures} structures; forces on free atoms"]
-        if graph:
-            limit = f", at most {graph.max_neighbors} of each atom" if graph.max_neighbors else ""
-            lines.append(f"# neighbours within {graph.cutoff} Å{limit}")
-        return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False)])
+            limit = graph["max_neighbors"]
+            at_most = f", at most {limit} of each atom" if limit else ""
+            text += f"# neighbours within {graph['cutoff']} Å{at_most}\n"
+        dataset = {"train": {"transforms": {"normalizer": normalizer}}}
+        config = {"dataset": dataset, "model": {"backbone": backbone}}
+        return text + yaml.safe_dump(config, sort_keys=False)
+
+    def table(self) -> str:
+        """Format the statistics for a terminal."""
+        lines = [f"{self.structures} structures, {self.avg_num_nodes:.2f} atoms each on average"]
+        for name, unit, moments in (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces)):
+            values = "  ".join(f"{key} {value:.6g}" for key, value in moments.items())
+            lines.append(f"{name} [{unit}]: {values}")
+        lines.append(f"largest force on a free atom: {self.force_max:.6g} eV/Å")
+        if self.avg_degree is not None:
+            lines.append(f"neighbours of an atom: {self.avg_degree:.4f}")
+        return "\n".join(lines)
 
 
-def measure(dataset: Any, graph: Graph | None = None, measured: int | None = MEASURED) -> Stats:
-    """Statistics of a data set.
+def measure(
+    dataset: Any, graph: Mapping[str, Any] | None = None, measured: int | None = MEASURED
+) -> Stats:
+    """Compute the statistics of a data set.
 
     Args:
-        dataset: from `dens.fairchem1.data.datasets.open_dataset`.
-        graph: to count neighbours; None leaves them out.
-        measured: for how many structures, drawn at random with a fixed seed; None for all.
+        dataset: see `dens.data.survey.samples.read_samples`.
+        graph: from `graph_settings`, to count neighbours; None leaves them out.
+        measured: count in so many structures, drawn at random with a fixed seed; None for all.
 
     Raises:
-        ValueError: a record that cannot be read or has no labels, or labels that are not finite.
+        ValueError: a record cannot be read, or training could not use it.
     """
     energy, forces = Moments(), Moments()
     largest, natoms = 0.0, 0
     counted = set(draw(len(dataset), measured).tolist()) if graph else set()
     degrees: list[np.ndarray] = []
     for i, sample in enumerate(read_samples(dataset)):
-        _check(sample)
+        if isinstance(sample, str):
+            raise ValueError(f"{sample}; dens data check tells more")
+        for fault in sample.faults:
+            if fault.kind != "no free atom":  # its energy counts
+                raise ValueError(f"{sample.where}: {fault}; dens data check tells more")
         natoms += len(sample.numbers)
         energy.add(sample.energy)
         free = sample.forces[sample.free]
         forces.add(free)
         largest = max(largest, float(np.linalg.norm(free, axis=1).max(initial=0)))
         if i in counted:
-            degrees.append(
-                count_neighbors(
-                    sample.pos, sample.cell, graph.cutoff, graph.max_neighbors, strict=graph.strict
-                )
-            )
+            degrees.append(count_neighbors(sample.pos, sample.cell, **graph))
     return Stats(
         structures=len(dataset),
         energy=energy.result(),
@@ -145,71 +168,36 @@ def measure(dataset: Any, graph: Graph | None = None, measured: int | None = MEA
     )
 
 
-def _check(sample: Sample | str) -> None:
-    if isinstance(sample, str):
-        raise ValueError(f"{sample}; dens data check tells more")
-    if sample.energy is None or sample.forces is None:
-        raise ValueError(f"{sample.where}: expected energy and forces; dens data check tells more")
-    if not (np.isfinite(sample.energy) and np.isfinite(sample.forces).all()):
-        raise ValueError(f"{sample.where}: labels must be finite; dens data check tells more")
-
-
-def graph_from(
-    config: Mapping[str, Any] | None, cutoff: float | None, max_neighbors: int | None
-) -> Graph | None:
-    """The graph that the options of a command describe: a config's model, or a cutoff.
-
-    Raises:
-        ValueError: a limit without a cutoff; see `Graph.of_config`.
-    """
-    if cutoff is not None:
-        return Graph(cutoff, max_neighbors)
-    if max_neighbors is not None:
-        raise ValueError("--max-neighbors needs --cutoff")
-    return None if config is None else Graph.of_config(config)
-
-
 @click.command("stats")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help="Training config: reader, cutoff.")
 @click.option("--cutoff", type=click.FloatRange(0, min_open=True), help="Å, instead of a config's.")
 @click.option("--max-neighbors", type=click.IntRange(1), help="Of each atom, with --cutoff.")
 @click.option(
-    "--measured", default=MEASURED, show_default=True, help="Count neighbours for so many."
+    "--measured", default=MEASURED, show_default=True, help="Count neighbours in so many."
 )
 @click.option("--forces-like-energy", is_flag=True, help="One scale for both, as OC20 and MD17.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the YAML to this file.")
-def stats_command(folder, config, cutoff, max_neighbors, measured, forces_like_energy, out) -> None:
+@click.pass_obj
+def stats_command(
+    open_config, folder, config, cutoff, max_neighbors, measured, forces_like_energy, out
+) -> None:
     """Print the statistics of the LMDB FOLDER as YAML that a config can include.
 
-    Where FOLDER holds splits, its train is taken. Normalisers belong to the training set.
+    If FOLDER holds splits, train is taken: normalizers belong to the training set.
     """
-    from dens.fairchem1.config.read import read_config
-    from dens.fairchem1.data.datasets import open_dataset
-
     splits = find_splits(folder)
     if len(splits) > 1 and "train" not in splits:
         raise ValueError(f"{folder} holds {', '.join(splits)}, but no train: name one of them")
     path = splits.get("train") or next(iter(splits.values()))
     if out is not None and out.exists():
         raise ValueError(f"{out} already exists")
-    loaded = read_config(config) if config else None
-    graph = graph_from(loaded, cutoff, max_neighbors)
-    stats = measure(open_dataset(path, dataset_settings(loaded)), graph, measured)
-    click.echo(_table(stats), err=True)
+    reader = open_config(config) if config else FolderReader()
+    graph = graph_settings(reader.config, cutoff, max_neighbors)
+    stats = measure(reader.open(path), graph, measured)
+    click.echo(stats.table(), err=True)
     snippet = stats.snippet(str(path), graph, forces_like_energy)
     if out is None:
         click.echo(snippet, nl=False)
     else:
         out.write_text(snippet, encoding="utf-8")
-
-
-def _table(stats: Stats) -> str:
-    lines = [f"{stats.structures} structures, {stats.avg_num_nodes:.2f} atoms each on average"]
-    for name, unit in (("energy", "eV"), ("forces", "eV/Å")):
-        values = "  ".join(f"{key} {v:.6g}" for key, v in asdict(stats)[name].items())
-        lines.append(f"{name} [{unit}]: {values}")
-    lines.append(f"largest force on a free atom: {stats.force_max:.6g} eV/Å")
-    if stats.avg_degree is not None:
-        lines.append(f"neighbours of an atom: {stats.avg_degree:.4f}")
-    return "\n".join(lines)

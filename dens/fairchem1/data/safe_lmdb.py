@@ -1,8 +1,8 @@
-"""fairchem's LMDB data sets, read without running code from them, and with errors that say where.
+"""fairchem's LMDB data sets with restricted unpickling, and errors that name the record.
 
-fairchem-core 1.10 unpickles whatever is in a file. The classes here are its own data sets, whose
-methods find the restricted reader of :mod:`dens.safe.pickles` under the name ``pickle``; nothing is
-changed for others in the same process.
+fairchem-core 1.10 unpickles anything. The classes here are its own data sets, whose methods find
+the restricted reader of :mod:`dens.safe.pickles` under the name ``pickle``; fairchem's own classes
+stay as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +33,16 @@ _SPLITS = ("dataset", "val_dataset", "test_dataset", "relax_dataset")
 
 
 def use_safe_formats(config: dict[str, Any]) -> None:
-    """Exchange fairchem's LMDB formats for the ones that read safely, in all splits, in place.
+    """Replace fairchem's LMDB formats by the safe ones, in all splits of a config, in place.
 
-    ``oc22_lmdb`` also gains its ``lin_ref`` by that, and a warning says so.
+    Warns where that makes the ``lin_ref`` of ``oc22_lmdb`` take effect.
 
     Args:
-        config: a trainer's, with ``dataset``, ``val_dataset`` and so on.
+        config: a trainer's config, with ``dataset``, ``val_dataset`` and so on.
     """
     train = config.get("dataset") or {}
     for key in _SPLITS:
-        split = config.get(key)
-        if not split:
+        if not (split := config.get(key)):
             continue
         inherits = key != "dataset" and split.get("use_train_settings", True)
         settings = {**train, **split} if inherits else split
@@ -57,7 +56,7 @@ def use_safe_formats(config: dict[str, Any]) -> None:
 
 
 def reading_safely(parent: type) -> type:
-    """A subclass of a data set of fairchem whose own methods unpickle with restrictions."""
+    """Subclass one of fairchem's data sets so that its methods unpickle with restrictions."""
 
     def with_pickle(method: types.FunctionType, **functions: Callable) -> types.FunctionType:
         names = {**method.__globals__, "pickle": types.SimpleNamespace(**functions)}
@@ -73,13 +72,13 @@ def reading_safely(parent: type) -> type:
 
 
 class SafeRecords:
-    """Mixin for a result of :func:`reading_safely`.
+    """Mixin for a class from :func:`reading_safely` that checks files and names bad records.
 
     Raises:
-        ValueError: a file that is no LMDB file or cut off, whose entry ``length`` is wrong, or an
-            ``.npz`` that holds pickled objects.
-        BadRecord: when an entry is read that is missing, damaged or asks for a class or function
-            that such data do not need; names the file, the key and the index.
+        ValueError: a file is truncated or no LMDB file, its entry ``length`` is wrong, or an
+            ``.npz`` holds pickled objects.
+        BadRecord: on access to an entry that is missing or damaged, or asks for a class or function
+            that is not allowed; names the file, the key and the index.
     """
 
     def __init__(self, config: dict[str, Any], *args: Any) -> None:
@@ -94,7 +93,7 @@ class SafeRecords:
         return environment
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # not all have it; it fails where __init__ has failed
+        with suppress(AttributeError):  # not every parent has it; it fails if __init__ did
             super().__del__()
 
     def __getitem__(self, idx: int):
@@ -104,7 +103,7 @@ class SafeRecords:
             raise BadRecord(f"{self.where(idx)}: {error}") from None
 
     def where(self, idx: int) -> str:
-        """The file of an entry, its key there and its index, for messages."""
+        """Name the file of an entry, its key there and its index, for messages."""
         path, entry = self.path, int(self.indices[idx])
         if not path.is_file():
             shard = bisect.bisect(self._keylen_cumulative, entry)
@@ -114,19 +113,17 @@ class SafeRecords:
 
     @cached_property
     def _metadata(self) -> dict[str, np.ndarray]:
-        for path in self._metadata_files():
+        given = self.config.get("metadata_path")
+        folders = (path.parent if path.is_file() else path for path in self.paths)
+        candidates = [Path(given)] if given else [folder / "metadata.npz" for folder in folders]
+        files = [path for path in candidates if path.is_file()]
+        for path in files:
             _check_npz(path)
         try:
             return super()._metadata
         except (AssertionError, KeyError) as error:
-            files = ", ".join(map(str, self._metadata_files()))
-            raise ValueError(f"{files} does not fit the records: {error}") from None
-
-    def _metadata_files(self) -> Iterator[Path]:
-        given = self.config.get("metadata_path")
-        folders = (path.parent if path.is_file() else path for path in self.paths)
-        candidates = [Path(given)] if given else [folder / "metadata.npz" for folder in folders]
-        return (path for path in candidates if path.is_file())
+            names = ", ".join(map(str, files))
+            raise ValueError(f"{names} does not fit the records: {error}") from None
 
 
 def _check_npz(path: str | Path) -> None:

@@ -10,15 +10,14 @@ from dens.graphs.radius import periodic_radius_graph, radius_graph
 
 
 class RadiusGraphs(GraphModelMixin):
-    """Gives a fairchem model the graphs of :mod:`dens.graphs.radius`.
+    """Mixin that gives a fairchem model the graphs of :mod:`dens.graphs.radius`.
 
-    Where it has ``use_pbc: false``: fairchem's own way needs torch-cluster or pyg-lib, and
-    torch-scatter. Here the edges depend on distances only: ``cell`` is not read and may be absent,
-    nor are edges stored with the data.
+    With ``use_pbc: false``, edges depend on distances only; ``cell`` and edges stored with the data
+    are not read. (fairchem's own graph needs torch-cluster or pyg-lib, and torch-scatter.)
 
-    Where it has ``use_pbc: true`` and ``fast``: fairchem's edges in fairchem's order, found by a
-    k-d tree. Graphs of structures on a GPU, of models that are not ``fast``, and graphs stored
-    with the data are fairchem's.
+    With ``use_pbc: true`` and ``fast``, a k-d tree finds fairchem's edges in fairchem's order.
+    fairchem itself makes the graphs of structures on a GPU and of models that are not ``fast``, and
+    reads graphs stored with the data.
 
     Stands before the parent: ``class Backbone(RadiusGraphs, EquiformerV2Backbone)``.
     """
@@ -33,11 +32,11 @@ class RadiusGraphs(GraphModelMixin):
         enforce_max_neighbors_strictly=None,
         **kwargs,
     ) -> GraphData:
-        """fairchem's ``generate_graph``, with the model's settings where an argument is None.
+        """Make the graph of a batch; arguments that are None default to the model's settings.
 
         Raises:
-            ValueError: no two atoms of the batch are within the cutoff; what
-                :func:`dens.graphs.radius.periodic_radius_graph` says of positions and cells.
+            ValueError: no two atoms of the batch are within the cutoff; see also
+                :func:`dens.graphs.radius.periodic_radius_graph`.
         """
         strict, periodic = enforce_max_neighbors_strictly, use_pbc or self.use_pbc
         ours = getattr(self, "fast", False) and (otf_graph or self.otf_graph)
@@ -46,11 +45,10 @@ class RadiusGraphs(GraphModelMixin):
             return super().generate_graph(data, cutoff, max_neighbors, use_pbc, **kwargs)
         if strict is None:
             strict = getattr(self, "enforce_max_neighbors_strictly", True)
-        cutoff = cutoff or self.cutoff
-        args = data, cutoff, max_neighbors or self.max_neighbors, strict
-        edges = _periodic_edges(*args) if periodic else _open_edges(*args)
-        source, target = edges["edge_index"]
-        if len(source) == 0:
+        cutoff, limit = cutoff or self.cutoff, max_neighbors or self.max_neighbors
+        edges = (_periodic_edges if periodic else _open_edges)(data, cutoff, limit, strict)
+        target = edges["edge_index"][1]
+        if len(target) == 0:
             raise ValueError(
                 f"expected atoms within max_radius = {cutoff} Å of each other, got none in this "
                 f"batch of {len(data.natoms)} structures (model.backbone.max_radius)"
@@ -64,8 +62,8 @@ class RadiusGraphs(GraphModelMixin):
         )
 
 
-def _open_edges(data, cutoff: float, max_neighbors: int, strict: bool) -> dict[str, torch.Tensor]:
-    edge_index = radius_graph(data.pos, data.batch, cutoff, max_neighbors, strict=strict)
+def _open_edges(data, cutoff: float, limit: int, strict: bool) -> dict[str, torch.Tensor]:
+    edge_index = radius_graph(data.pos, data.batch, cutoff, limit, strict=strict)
     vectors = data.pos[edge_index[0]] - data.pos[edge_index[1]]
     return {
         "edge_index": edge_index,
@@ -76,28 +74,19 @@ def _open_edges(data, cutoff: float, max_neighbors: int, strict: bool) -> dict[s
     }
 
 
-def _periodic_edges(
-    data, cutoff: float, max_neighbors: int, strict: bool
-) -> dict[str, torch.Tensor]:
+def _periodic_edges(data, cutoff: float, limit: int, strict: bool) -> dict[str, torch.Tensor]:
     pbc = data.pbc.view(-1, 3) if hasattr(data, "pbc") else None
-    edge_index, cell_offsets = periodic_radius_graph(
-        data.pos, data.cell, data.natoms, cutoff, max_neighbors, strict=strict, pbc=pbc
+    edge_index, offsets = periodic_radius_graph(
+        data.pos, data.cell, data.natoms, cutoff, limit, strict=strict, pbc=pbc
     )
     count = torch.bincount(data.batch[edge_index[1]], minlength=len(data.natoms))
-    # fairchem's rounding: outputs are those of its own graph to the last bit
-    found = get_pbc_distances(
-        data.pos,
-        edge_index,
-        data.cell,
-        cell_offsets,
-        count,
-        return_offsets=True,
-        return_distance_vec=True,
-    )
+    # fairchem's function, so that rounding, and thus outputs, are fairchem's to the last bit
+    flags = {"return_offsets": True, "return_distance_vec": True}
+    found = get_pbc_distances(data.pos, edge_index, data.cell, offsets, count, **flags)
     return {
         "edge_index": edge_index,
         "edge_distance": found["distances"],
         "edge_distance_vec": found["distance_vec"],
-        "cell_offsets": cell_offsets,
+        "cell_offsets": offsets,
         "offset_distances": found["offsets"],
     }

@@ -1,4 +1,4 @@
-"""``dens data check``: finds each defect, and none in good data."""
+"""``dens data check`` reports each defect, and none in good data."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem
 from dens.data.cli import data as command
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
+from dens.fairchem1.data.datasets import ConfigReader
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command, [*map(str, arguments)], obj=ConfigReader)
 
 
 def records(n: int = 4) -> list[Data]:
-    """Good ones, with energies near zero."""
+    """Make good records with energies near zero."""
     frames = slabs(n)
     return [atoms_to_data(frame, sid=7, fid=i, energy=0.1 * i) for i, frame in enumerate(frames)]
 
@@ -40,7 +41,7 @@ def write(path: Path, data: list[Data]) -> Path:
 
 
 def findings(*arguments: object) -> tuple[int, dict[str, dict]]:
-    """The exit status, and what was found, by its kind."""
+    """Run the command; return its exit status and its findings by kind."""
     result = run("check", *arguments, "--json")
     (report,) = json.loads(result.output)
     assert report["ok"] == (result.exit_code == 0)
@@ -106,6 +107,13 @@ def test_defects(tmp_path, kind):
     assert found[kind]["level"] == ("warning" if kind in ("large force", "isolated") else "error")
 
 
+def test_nearly_parallel_cell_vectors(tmp_path):
+    data = records()
+    data[2].cell[0, 1] = data[2].cell[0, 0] + torch.tensor([0.0, 1e-6, 0.0])
+    code, found = findings(write(tmp_path / "train", data))
+    assert (code, list(found)) == (1, ["no cell"])
+
+
 @pytest.mark.parametrize("where", ["energy", "pos", "cell"])
 def test_infinity_anywhere(tmp_path, where):
     data = records()
@@ -127,6 +135,23 @@ def test_damaged_record(tmp_path):
     assert found["unreadable"]["count"] == 1
     assert found["unreadable"]["examples"][0].startswith("record 1: BadRecord: ")
     assert "UnpicklingError" in found["unreadable"]["examples"][0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pos", torch.zeros(30), "pos must be (n_atoms, 3), got shape (30,)"),
+        ("natoms", 7, "natoms must be 10, as many as pos has, got 7"),
+        ("tags", torch.zeros(9), "tags must be (10,), got shape (9,)"),
+        ("y", torch.zeros(2), "y must be 1 numbers, got shape (2,)"),
+    ],
+)
+def test_malformed_records(tmp_path, field, value, message):
+    data = records()
+    data[2][field] = value
+    code, found = findings(write(tmp_path / "train", data))
+    assert code == 1
+    assert found["unreadable"]["examples"] == [f"record 2 sid=7 fid=2: {message}"]
 
 
 def test_copies(tmp_path):
@@ -171,7 +196,7 @@ def test_total_energies(tmp_path):
 
 
 def moving(n: int, energy_unit: float = 1.0) -> list[Data]:
-    """A harmonic oscillator, 10 eV/Å^2: an atom that moves along x."""
+    """Make frames of an atom that oscillates along x, with a spring constant of 10 eV/Å^2."""
     (frame,) = slabs(1)
     rest = frame.positions[5, 0]
     data = []
@@ -212,7 +237,7 @@ def test_units_of_molecules(tmp_path):
 
 
 def test_renamed_labels(tmp_path):
-    """Records of fairchem 1.10's own preprocessing, and a config that maps names."""
+    """Labels have the names of fairchem 1.10's own preprocessing, or those a config maps."""
     data = records()
     for record in data:
         record.energy, record.forces = record.y, record.force
@@ -226,7 +251,7 @@ def test_renamed_labels(tmp_path):
 
 
 def test_linear_references_of_a_config(tmp_path):
-    """They are subtracted when it is read; so the energies are no totals any more."""
+    """With a config, lin_ref is subtracted as in training, so energies are not totals."""
     frames = slabs(3)
     data = [atoms_to_data(f, sid=0, fid=i) for i, f in enumerate(frames)]
     for record in data:

@@ -1,4 +1,4 @@
-"""``dens data stats``: the numbers, and that a config can include them."""
+"""``dens data stats`` prints correct statistics that a config can include."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from torch_geometric.data import Batch
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.cli import data as command
-from dens.data.convert.labels import open_or_periodic
+from dens.data.soundness import open_or_periodic
 from dens.data.survey.stats import Moments
-from dens.graphs.pairs import count_neighbors, pairs_within
+from dens.fairchem1.data.datasets import ConfigReader
+from dens.graphs.images import pairs_within
+from dens.graphs.radius import count_neighbors
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(command, [*map(str, arguments)], obj=ConfigReader)
     assert result.exit_code == 0, result.output
     return result.output
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three slabs whose energies are 1, 2, 6 eV, and whose forces are (3, 4, 0) eV/Å on one free
-    atom, and large on a fixed one."""
+    """Three slabs with energies 1, 2, 6 eV, and forces (3, 4, 0) eV/Å on one free atom and large
+    ones on a fixed atom."""
     frames = slabs(3)
     for frame, energy in zip(frames, (1.0, 2.0, 6.0), strict=True):
         forces = np.zeros((10, 3))
@@ -58,7 +60,7 @@ def test_numbers_by_hand(folder):
 
 
 def test_a_config_includes_them(folder):
-    """The cutoff comes from a config, which then includes what it gave."""
+    """The cutoff comes from a config, which then includes the result."""
     from fairchem.core.common.utils import load_config
 
     config = trainer_config(str(folder / "train"))
@@ -117,7 +119,7 @@ def test_neighbors_are_those_of_fairchems_graph(cutoff, strict):
 def test_pairs_of_a_cell_thinner_than_the_cutoff():
     """A simple cubic crystal of one atom: 6, 12 and 8 neighbours at 1, sqrt(2) and sqrt(3)."""
     for limit, expected in ((1.1, 6), (1.5, 18), (1.8, 26), (2.1, 32)):
-        _, _, squared = pairs_within(np.array([[0.3, 0.3, 0.3]]), np.eye(3), limit)
+        _, squared = pairs_within(np.array([[0.3, 0.3, 0.3]]), np.eye(3), limit)
         assert len(squared) == expected
 
 
@@ -129,7 +131,7 @@ def test_open_molecules_have_no_images():
 
 def test_refusals(folder, tmp_path):
     def refusal(*arguments: object) -> str:
-        result = CliRunner().invoke(command, ["stats", *map(str, arguments)])
+        result = CliRunner().invoke(command, ["stats", *map(str, arguments)], obj=ConfigReader)
         assert result.exit_code != 0
         return result.output.removeprefix("Error: ").rstrip()
 
@@ -143,7 +145,7 @@ def test_refusals(folder, tmp_path):
 
 
 def test_oc22_totals_through_their_own_loader(tmp_path):
-    """With lin_ref, energies of -900 eV come out as what is left of them."""
+    """With lin_ref, the energies are those minus the references."""
     if "DENS_DATA" not in os.environ:
         pytest.skip("DENS_DATA is not set: the folder with oc22 and linref")
     import pickle

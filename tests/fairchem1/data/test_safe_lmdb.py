@@ -1,4 +1,4 @@
-"""fairchem's LMDB data sets: hostile files run nothing, and bad records are named or replaced."""
+"""LMDB data sets: hostile files run no code; bad records are named or replaced."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from helpers.hostile import HOSTILE, payload, touch
 from helpers.labelled import molecules, slabs
 from helpers.trainers import trainer_config, write_dataset
 from torch.utils.data import DataLoader
+from torch_geometric.data import Data
 
 from dens.data.checked import CheckedRecords, checked, parse_on_bad
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.lmdb_files import open_lmdb
 from dens.data.store.records import atoms_to_data
+from dens.data.survey.samples import FolderReader, LmdbFolder
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS, use_safe_formats
 from dens.safe.pickles import BadRecord
@@ -53,7 +55,7 @@ def put(src, entries: dict[str, bytes | None]) -> Path:
 
 
 def change(src, number: int, **fields) -> Path:
-    """Change fields of a record; None deletes one."""
+    """Change fields of a record; None deletes a field."""
     with open_lmdb(Path(src, "data.0000.lmdb")) as file, file.begin() as txn:
         data = pickle.loads(txn.get(str(number).encode()))
     for name, value in fields.items():
@@ -110,7 +112,7 @@ def test_hostile_references_of_oc20(dataset, sentinel, tmp_path):
 
 
 def test_fairchems_own_data_sets_stay_as_they_are(dataset, sentinel):
-    """What reads with restrictions is ours alone; and the entry is hostile indeed."""
+    """Only our classes restrict unpickling; fairchem's class runs the hostile entry."""
     put(dataset, {"3": payload("os.system", sentinel)})
     with pytest.raises(BadRecord):
         load(dataset)[3]
@@ -143,7 +145,7 @@ def test_good_records_are_those_that_fairchem_reads(dataset):
 
 
 def test_converted_records(tmp_path):
-    """Periodic ones, and open ones, which have other fields."""
+    """Periodic records, and open ones, which have other fields."""
     records = [
         *(atoms_to_data(frame, sid="a", fid=0, md=True) for frame in slabs(2)),
         *(atoms_to_data(frame, sid=7, fid=np.int64(1)) for frame in molecules(2)),
@@ -154,6 +156,22 @@ def test_converted_records(tmp_path):
     ours, theirs = CheckedRecords(load(tmp_path / "data"), LEVELS), load(tmp_path / "data", "lmdb")
     for i in range(4):
         assert_equal(ours[i], theirs[i])
+
+
+def test_the_reader_without_fairchem_yields_the_same_records(tmp_path):
+    with LmdbWriter(tmp_path / "data", shard_size=3) as writer:
+        for i, frame in enumerate(slabs(8)):
+            writer.write(atoms_to_data(frame, sid=0, fid=i))
+    ours, theirs = LmdbFolder(tmp_path / "data"), load(tmp_path / "data", key_mapping=None)
+    assert len(ours) == len(theirs) == 8
+    for i in range(8):
+        assert_equal(Data(**ours[i].to_dict(), id=theirs[i].id), theirs[i])
+        assert ours.where(i) == theirs.where(i)
+    assert FolderReader().metadata(ours)["natoms"].tolist() == [10] * 8
+    put(tmp_path / "data", {"1": None})
+    for path in (tmp_path / "data", tmp_path / "data" / "data.0000.lmdb"):
+        with pytest.raises(BadRecord, match=r"record 1 \(index 1\): there is no record under this"):
+            LmdbFolder(path)[1]
 
 
 @pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
@@ -266,7 +284,7 @@ def test_unreadable_records_are_named(dataset, pickled, message):
 
 
 def test_records_are_named_by_their_number_in_the_file(dataset):
-    """Also where the data set is shuffled, as all are."""
+    """The number is that in the file, also in a shuffled subset."""
     path = change(dataset, 3, pos=None)
     subset = create_dataset({"src": dataset, "format": "dens_lmdb"}, "train")
     number = list(subset.indices).index(3)
@@ -280,7 +298,7 @@ def test_large_forces_are_finite(dataset):
 
 
 def replaced(dataset, workers: int, limit: int = 4, epochs: int = 1):
-    """Which structures a loader gives in the place of those of a data set, by their sid."""
+    """Return the sids of the structures that a data loader yields."""
     data = CheckedRecords(load(dataset), LEVELS, limit=limit)
     collate = lambda batch: data_list_collater(batch, otf_graph=True)  # noqa: E731
     loader = DataLoader(data, batch_size=2, num_workers=workers, collate_fn=collate)
@@ -290,7 +308,7 @@ def replaced(dataset, workers: int, limit: int = 4, epochs: int = 1):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_records_are_replaced_and_counted(dataset, workers, caplog):
-    """By a function of the index alone; each is counted once, whichever process meets it."""
+    """The replacement depends on the index alone; all processes together count a record once."""
     change(dataset, 2, pos=None)
     change(dataset, 3, y=NAN)
     path = put(dataset, {"7": b"damaged"})

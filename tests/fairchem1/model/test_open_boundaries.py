@@ -1,4 +1,4 @@
-"""Graphs of EquiformerV2: without a box or torch-cluster, and fairchem's, found faster."""
+"""Graphs of EquiformerV2: open ones without a cell, and fairchem's periodic ones, found faster."""
 
 from __future__ import annotations
 
@@ -127,14 +127,14 @@ def batch_of(structures: list[Atoms]) -> Batch:
 
 
 def perfect_crystals() -> Batch:
-    """Every distance many times over; cells of one atom, of two and of many."""
+    """Make crystals with cells of one, two and many atoms, where every distance occurs often."""
     slab = fcc111("Pt", (2, 2, 3), vacuum=6.0)
     slab.pbc = True
     return batch_of([bulk("Cu", "fcc", 3.61), bulk("Ti", "hcp", 2.95), bulk("Si").repeat(2), slab])
 
 
 def partly_perfect() -> Batch:
-    """Slabs as of relaxations with fixed layers, and a crystal whose atoms have more neighbours."""
+    """Make slabs with ideal lower layers, and a crystal whose atoms have more neighbours."""
     rng = np.random.default_rng(0)
     structures = [fcc111(name, (2, 2, 5), vacuum=6.0) for name in ("Cu", "Pt", "Ag")]
     for slab in structures:
@@ -149,7 +149,7 @@ def partly_perfect() -> Batch:
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("make", [make_batch, perfect_crystals, partly_perfect])
 def test_periodic_graphs_are_those_of_fairchem(make, strict, fast):
-    """Edges, their order, and all that is computed from them, to the last bit; ties too."""
+    """Edges, their order and all derived values agree to the last bit, also with ties."""
     batch, backbone = make(), EquiformerV2Backbone(**BACKBONE, fast=fast)
     for cutoff, limit in ((4.0, 10), (6.0, 20), (6.0, 300)):
         edges, offsets, count = radius_graph_pbc(batch, cutoff, limit, strict)
@@ -166,7 +166,7 @@ def test_periodic_graphs_are_those_of_fairchem(make, strict, fast):
 
 
 def test_the_fast_graph_has_edges_between_atoms_that_are_cells_apart():
-    """fairchem's search looks at no more cells than fit the cutoff."""
+    """fairchem's search misses them: it looks at no more cells than fit the cutoff."""
     data = Data(
         pos=torch.tensor([[0.0, 0, 0], [1.0, 0, 0]]),
         cell=4 * torch.eye(3)[None],
@@ -194,7 +194,7 @@ def test_stored_edges_are_used_by_the_fast_path_too():
 
 @pytest.mark.parametrize("trainer", ["dens", "stock"])
 def test_training_on_molecules(tmp_path, trainer):
-    """DeNS, and the plain baseline: stock trainer and heads on our backbone."""
+    """DeNS trains, and so does the baseline: stock trainer and heads on our backbone."""
     from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 
     with LmdbWriter(tmp_path / "train") as writer:

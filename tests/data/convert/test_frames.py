@@ -32,15 +32,15 @@ from helpers.paths import ROOT
 
 from dens.data.cli import data as command
 from dens.data.convert.frames import Splitting, convert
-from dens.data.convert.labels import Recipe
+from dens.data.convert.labels import LabelRules
 from dens.data.references import References, load_references
 from dens.data.units import all_electron_energy, parse_units, suspected_units
 
 # converts with two workers, and stops for good after so many frames
 STOPPING = """
 import sys, time
-from dens.data.convert import convert
-from dens.data.recipe import Recipe
+from dens.data.convert.frames import convert
+from dens.data.convert.labels import LabelRules
 
 def stop(done, total):
     if done >= 60:
@@ -48,7 +48,7 @@ def stop(done, total):
         time.sleep(1000)
 
 if __name__ == "__main__":
-    convert([sys.argv[1]], sys.argv[2], Recipe(), shard_size=20, workers=2, progress=stop)
+    convert([sys.argv[1]], sys.argv[2], LabelRules(), shard_size=20, workers=2, progress=stop)
 """
 
 
@@ -357,7 +357,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     for workers in (1, 2):
         out = tmp_path / f"out{workers}"
         options = {"splitting": splitting, "fit": True, "shard_size": 8, "workers": workers}
-        convert([tmp_path / "in"], out, Recipe(), **options)
+        convert([tmp_path / "in"], out, LabelRules(), **options)
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
     assert len(list((tmp_path / "out1" / "train").glob("*.lmdb"))) > 1
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out1", "out2"}
@@ -379,10 +379,10 @@ def test_killed_conversion_goes_on_where_it_was(tmp_path):
     finished = {file.stat().st_ino for file in pieces.glob("[!.]*/lmdb/data.0000.lmdb")}
     assert len(finished) == 2
 
-    convert([tmp_path / "a.traj"], out, Recipe(), shard_size=20)
+    convert([tmp_path / "a.traj"], out, LabelRules(), shard_size=20)
     assert finished < {file.stat().st_ino for file in out.glob("*.lmdb")}  # not made again
     assert {path.name for path in tmp_path.iterdir()} == {"a.traj", "out"}
-    convert([tmp_path / "a.traj"], tmp_path / "undisturbed", Recipe(), shard_size=20)
+    convert([tmp_path / "a.traj"], tmp_path / "undisturbed", LabelRules(), shard_size=20)
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert [record.fid for record in read(out)] == list(range(150))
 
@@ -396,11 +396,11 @@ def test_other_data_are_not_mixed_with_those_of_an_interrupted_run(tmp_path):
     write_traj(tmp_path / "a.traj", 20)
     options = {"shard_size": 10, "progress": stop_after_first}
     with pytest.raises(KeyboardInterrupt):
-        convert([tmp_path / "a.traj"], tmp_path / "out", Recipe(), **options)
+        convert([tmp_path / "a.traj"], tmp_path / "out", LabelRules(), **options)
     assert not (tmp_path / "out").exists()
     (tmp_path / "a.traj").unlink()
     frames = write_traj(tmp_path / "a.traj", 20, seed=1)
-    convert([tmp_path / "a.traj"], tmp_path / "out", Recipe(), shard_size=10)
+    convert([tmp_path / "a.traj"], tmp_path / "out", LabelRules(), shard_size=10)
     energies = [frame.calc.results["energy"] for frame in frames]
     assert [record.y for record in read(tmp_path / "out")] == energies
 

@@ -21,8 +21,7 @@ from helpers.trainers import trainer_config, write_dataset
 from torch.utils.data import DataLoader
 
 from dens.data.checked import CheckedRecords, checked, parse_on_bad
-from dens.data.store.lmdb import LmdbWriter
-from dens.data.store.lmdb_files import open_lmdb
+from dens.data.store.lmdb import LmdbWriter, open_lmdb
 from dens.data.store.records import atoms_to_data
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS, use_safe_formats

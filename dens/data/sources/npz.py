@@ -1,4 +1,4 @@
-"""Read ``.npz`` files with frames of one molecule, in the layouts of MD17, sGDML and revised MD17."""
+"""Read ``.npz`` files of one molecule in the layouts of MD17, sGDML and revised MD17."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from click.testing import CliRunner
 from helpers.labelled import (
     REFERENCES,
     label,
@@ -29,8 +28,9 @@ from helpers.labelled import (
     write_vasprun,
 )
 from helpers.paths import ROOT
+from helpers.program import run_data as run
+from helpers.program import run_program
 
-from dens.data.cli import data as command
 from dens.data.convert.frames import Splitting, convert
 from dens.data.convert.labels import LabelRules
 from dens.data.references import References, load_references
@@ -50,12 +50,6 @@ def stop(done, total):
 if __name__ == "__main__":
     convert([sys.argv[1]], sys.argv[2], LabelRules(), shard_size=20, workers=2, progress=stop)
 """
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def read(path: Path) -> list:
@@ -405,15 +399,13 @@ def test_other_data_are_not_mixed_with_those_of_an_interrupted_run(tmp_path):
     assert [record.y for record in read(tmp_path / "out")] == energies
 
 
-def test_reached_from_the_program(tmp_path, capsys):
-    from dens.cli import main
-
+def test_exit_status_of_the_program(tmp_path):
     write_traj(tmp_path / "a.traj", 2)
-    for expected in (0, 2):
-        with pytest.raises(SystemExit) as end:
-            main(["data", "convert", str(tmp_path / "a.traj"), "--out", str(tmp_path / "out")])
-        assert end.value.code == expected
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out'} already exists: ")
+    words = ["data", "convert", tmp_path / "a.traj", "--out", tmp_path / "out"]
+    assert run_program(*words)[0] == 0
+    status, output = run_program(*words)
+    assert status == 2
+    assert output.startswith(f"error: {tmp_path / 'out'} already exists: ")
 
 
 @pytest.fixture(scope="module")

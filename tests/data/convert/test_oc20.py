@@ -10,26 +10,14 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers.labelled import slabs, write_oc20, write_traj
+from helpers.program import refused_data as refusal
+from helpers.program import run_data as run
 from helpers.trainers import DENS, trainer_config
 from torch_geometric.data import Data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
 from dens.data.sources.oc20 import says_md
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refusal(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code != 0, result.output
-    return result.output.removeprefix("Error: ").rstrip()
 
 
 def read(path: Path) -> list:

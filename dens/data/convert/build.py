@@ -189,7 +189,7 @@ def parallel_map(workers: int) -> Iterator[Map]:
 def _map_in_order(
     pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable
 ) -> Iterator:
-    """Yield results in the order of the tasks; hold only `ahead` of them, because they are large."""
+    """Yield results in the order of the tasks; hold only `ahead` of them: they are large."""
     pending: deque = deque()
     for task in tasks:
         pending.append(pool.submit(function, task))

@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -25,9 +25,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ase
+import numpy as np
 import torch
+import torch_geometric
 from torch_geometric.data import Data
 
+import dens
+from dens.data.convert.labels import LabelRules
+from dens.data.references import References
 from dens.data.store.lmdb import LmdbWriter, join_folders
 from dens.files import atomic_folder
 
@@ -52,35 +58,40 @@ def build(
     out: str | Path,
     shards: Sequence[Shard],
     convert: Converter,
+    rules: LabelRules,
+    command: str,
+    describe: Callable[[dict[str, Counter]], dict],
     *,
-    settings: str,
+    setting: Any = None,
     run_map: Map = map,
-    finish: Callable[[Path, dict[str, Counter]], None],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Counter]:
-    """Make the folder `out` with all shards, in their order.
+    """Make the folder `out` with all shards, in their order, and ``dens_info.json``.
 
     Args:
         out: the folder to make; it must not exist.
         shards: at least one for every split.
         convert: converts a task; it must be picklable, for worker processes, and count ``frames``.
-        settings: everything else that decides the records: a shard that was made with other
-            settings is made again.
+        rules: rules that `convert` applies.
+        command: name of the command, for ``dens_info.json``.
+        describe: gives further entries of ``dens_info.json`` from the counts by split.
+        setting: any other value that decides the records: a shard that was made with other rules or
+            another setting is made again.
         run_map: ``map``, or a parallel map from `parallel_map`. The bytes do not depend on it.
-        finish: called with the folder and the counts by split before the folder gets its name, to
-            add files.
         progress: called after every task with the frames done and in all.
 
     Returns:
         By split, the sums of the converter's counts, and the number of ``records``.
 
     Raises:
-        ValueError: `out` exists or cannot be made; a split without records; an error of `convert`.
+        ValueError: `out` exists or cannot be made; a split without records; structures with and
+            without periodic boundaries; an error of `convert`.
     """
     out = Path(os.path.abspath(out))
     cache = out.with_name(f".{out.name}.pieces")
     total, done = sum(shard.frames for shard in shards), 0
     with atomic_folder(out) as folder:
+        settings = json.dumps([versions(), rules.describe(), setting])
         paths = [cache / _key(shard, settings) for shard in shards]
         _prune(cache, paths)
         try:
@@ -91,12 +102,46 @@ def build(
                 done += _read_counts(path)["frames"]
                 progress(done, total)
             counts = _collect(folder, shards, paths)
-            finish(folder, counts)
+            check_boundaries(counts)
+            info = {**rules.describe(), **describe(counts)}
+            write_info(folder, command, info, rules.references)
         finally:
             if cache.exists() and not any(cache.iterdir()):
                 cache.rmdir()
     shutil.rmtree(cache, ignore_errors=True)
     return counts
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the bytes written."""
+    modules = {"ase": ase, "dens": dens, "numpy": np, "torch": torch, "pyg": torch_geometric}
+    return {name: module.__version__ for name, module in modules.items()}
+
+
+def write_info(folder: Path, command: str, info: dict, references: References | None) -> None:
+    """Write ``dens_info.json``, which describes the data, and ``references.npz`` if there are any
+    references."""
+    stored = "as in the source"
+    if references:
+        stored = "minus the reference of each element (eV per atom)"
+        np.savez(folder / "references.npz", coeff=references.coeff)
+    known = {"command": command, "stored_units": "eV, Å, eV/Å", "energy": stored}
+    text = json.dumps({**known, **info, "versions": versions()}, indent=1, ensure_ascii=False)
+    (folder / "dens_info.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_boundaries(totals: Mapping[str, Counter]) -> None:
+    """Refuse structures with and without periodic boundaries in one data set: a batch holds either.
+
+    Raises:
+        ValueError: they are mixed.
+    """
+    total = sum(totals.values(), Counter())
+    if total["open"] and total["periodic"]:
+        raise ValueError(
+            f"expected structures with periodic boundaries or without, got {total['periodic']} "
+            f"with and {total['open']} without: convert them to folders of their own"
+        )
 
 
 def _key(shard: Shard, settings: str) -> str:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import ase
 import click
-import numpy as np
-import torch
-import torch_geometric
 
-import dens
 from dens.data.convert.labels import LabelRules
-from dens.data.references import References
 from dens.data.store.lmdb import SHARD_SIZE
 
 _POSITIVE = click.FloatRange(0, min_open=True)
@@ -69,38 +62,6 @@ def show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         bar = "#" * (30 * done // total)
         click.echo(f"\r[{bar:30}] {done} of {total} structures", nl=done == total, err=True)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the bytes written."""
-    modules = {"ase": ase, "dens": dens, "numpy": np, "torch": torch, "pyg": torch_geometric}
-    return {name: module.__version__ for name, module in modules.items()}
-
-
-def write_info(folder: Path, command: str, info: dict, references: References | None) -> None:
-    """Write ``dens_info.json``, which describes the data, and ``references.npz`` if there are any
-    references."""
-    stored = "as in the source"
-    if references:
-        stored = "minus the reference of each element (eV per atom)"
-        np.savez(folder / "references.npz", coeff=references.coeff)
-    known = {"command": command, "stored_units": "eV, Å, eV/Å", "energy": stored}
-    text = json.dumps({**known, **info, "versions": versions()}, indent=1, ensure_ascii=False)
-    (folder / "dens_info.json").write_text(text + "\n", encoding="utf-8")
-
-
-def check_boundaries(totals: Mapping[str, Counter]) -> None:
-    """Refuse structures with and without periodic boundaries in one data set: a batch holds either.
-
-    Raises:
-        ValueError: they are mixed.
-    """
-    total = sum(totals.values(), Counter())
-    if total["open"] and total["periodic"]:
-        raise ValueError(
-            f"expected structures with periodic boundaries or without, got {total['periodic']} "
-            f"with and {total['open']} without: convert them to folders of their own"
-        )
 
 
 def report(out: str | Path, totals: Mapping[str, Counter]) -> None:

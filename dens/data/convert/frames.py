@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,23 +14,9 @@ from ase import Atoms
 from torch_geometric.data import Data
 
 from dens.data.convert.build import Map, Shard, build, parallel_map
-from dens.data.convert.command_line import (
-    check_boundaries,
-    common_options,
-    report,
-    show_progress,
-    take_rules,
-    versions,
-    write_info,
-)
+from dens.data.convert.command_line import common_options, report, show_progress, take_rules
 from dens.data.convert.labels import LabelRules
-from dens.data.convert.splits import (
-    BLOCK,
-    parse_fractions,
-    split_by_block,
-    split_by_index,
-    split_by_system,
-)
+from dens.data.convert.splits import BLOCK, Splitting, parse_fractions
 from dens.data.references import References, fit_references, load_references
 from dens.data.sources.ase import (
     FrameSelection,
@@ -87,59 +72,6 @@ def _read_energies(rules: LabelRules, frames: FrameSelection) -> list[tuple[np.n
     return [sample for sample in map_frames(read, frames) if sample is not None]
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """Rule for the split of each frame.
-
-    Attributes:
-        rule: by-system or by-block; None for `index`, or for one output folder without splits.
-        fractions: by split, see `dens.data.convert.splits.parse_fractions`.
-        index: by split, a file with frame numbers.
-        group_key: key in ``atoms.info`` that names the system; None: every source is a system.
-        seed: for random splits.
-        block: number of consecutive frames in a block.
-    """
-
-    rule: str | None = None
-    fractions: Mapping[str, float] | None = None
-    index: Mapping[str, Path] | None = None
-    group_key: str | None = None
-    seed: int = 0
-    block: int = BLOCK
-
-    def assign(self, sources: Sequence[FrameSelection], run_map: Map) -> dict[str, np.ndarray]:
-        """Find, by split, the ascending numbers of its frames over all sources.
-
-        Raises:
-            ValueError: see `dens.data.convert.splits`.
-        """
-        counts = [len(source.numbers) for source in sources]
-        if self.index:
-            return split_by_index(self.index, sum(counts))
-        if self.rule == "by-block":
-            return split_by_block(counts, self.fractions, self.seed, self.block)
-        if self.rule == "by-system":
-            groups = np.repeat([source.source.name for source in sources], counts)
-            if self.group_key is not None:
-                tasks = make_tasks(sources, np.arange(sum(counts)))
-                parts = run_map(partial(_read_groups, self.group_key), tasks)
-                groups = [group for part in parts for group in part]
-            return split_by_system(groups, self.fractions, self.seed)
-        return {"": np.arange(sum(counts))}
-
-    def describe(self) -> dict:
-        """Return the settings in plain values."""
-        files = {name: str(path) for name, path in (self.index or {}).items()}
-        return {
-            "split": self.rule or ("by index files" if files else "none"),
-            "fractions": self.fractions and dict(self.fractions),
-            "index": files or None,
-            "group_key": self.group_key,
-            "seed": self.seed,
-            "block": self.block if self.rule == "by-block" else None,
-        }
-
-
 def make_tasks(sources: Sequence[FrameSelection], numbers: np.ndarray) -> Iterator[FrameSelection]:
     """Divide frames, given by ascending numbers over all sources, into tasks of one source each."""
     end = 0
@@ -190,16 +122,27 @@ def convert(
     rules = _settle_units(found, rules)
     with parallel_map(workers) as run_map:
         indexed = list(run_map(index_source, found))
-        splits = splitting.assign(indexed, run_map)
+        groups = None
+        if splitting.rule == "by-system" and splitting.group_key is not None:
+            everything = np.arange(sum(len(frames.numbers) for frames in indexed))
+            parts = run_map(
+                partial(_read_groups, splitting.group_key), make_tasks(indexed, everything)
+            )
+            groups = [group for part in parts for group in part]
+        names = {frames.source.name: len(frames.numbers) for frames in indexed}
+        splits = splitting.assign(names, groups)
         if fit:
             rules = replace(rules, references=_fit(indexed, splits, rules, run_map))
+        files = [{"sid": name, "frames": count} for name, count in names.items()]
         return build(
             out,
             _make_shards(indexed, splits, shard_size),
             partial(convert_frames, rules, splitting.group_key),
-            settings=json.dumps([versions(), rules.describe(), splitting.group_key]),
+            rules,
+            "convert",
+            lambda totals: {**splitting.describe(), "splits": totals, "sources": files},
+            setting=splitting.group_key,
             run_map=run_map,
-            finish=partial(_finish, indexed, rules, splitting),
             progress=progress,
         )
 
@@ -212,19 +155,6 @@ def _make_shards(
         for split, numbers in splits.items()
         for part in (numbers[start : start + size] for start in range(0, len(numbers), size))
     ]
-
-
-def _finish(
-    sources: Sequence[FrameSelection],
-    rules: LabelRules,
-    splitting: Splitting,
-    folder: Path,
-    totals: dict[str, Counter],
-) -> None:
-    check_boundaries(totals)
-    info = {**rules.describe(), **splitting.describe(), "splits": totals}
-    info["sources"] = [{"sid": f.source.name, "frames": len(f.numbers)} for f in sources]
-    write_info(folder, "convert", info, rules.references)
 
 
 def _fit(

@@ -15,7 +15,6 @@ of the log. ``--md yes`` and ``--md no`` override it for everything in the given
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,15 +26,7 @@ from ase import Atoms
 from torch_geometric.data import Data
 
 from dens.data.convert.build import Shard, build, parallel_map
-from dens.data.convert.command_line import (
-    check_boundaries,
-    common_options,
-    report,
-    show_progress,
-    take_rules,
-    versions,
-    write_info,
-)
+from dens.data.convert.command_line import common_options, report, show_progress, take_rules
 from dens.data.convert.labels import LabelRules
 from dens.data.sources.ase import index_source, map_frames, naming_frame
 from dens.data.sources.oc20 import (
@@ -148,23 +139,18 @@ def convert_oc20(
         raise ValueError(f"{out} already exists: remove it or choose another output folder")
     tasks = [task for f in map(Path, folders) for task in _find(f, ref_energy, data_log, md)]
 
-    def finish(folder: Path, totals: dict[str, Counter]) -> None:
-        check_boundaries(totals)
-        energy = (
-            "minus the reference energy of the text files" if ref_energy else "as in the source"
-        )
-        sources = [{"folder": Path(f).resolve().name} for f in folders]
-        info = {**rules.describe(), "energy": energy, "md": md, **totals[""], "sources": sources}
-        write_info(folder, "oc20", info, None)
-
+    energy = "minus the reference energy of the text files" if ref_energy else "as in the source"
+    sources = [{"folder": Path(f).resolve().name} for f in folders]
     with parallel_map(workers) as run_map:
         return build(
             out,
             _group(tasks, shard_size),
             Oc20Converter(rules, ref_energy),
-            settings=json.dumps([versions(), rules.describe(), ref_energy]),
+            rules,
+            "oc20",
+            lambda totals: {"energy": energy, "md": md, **totals[""], "sources": sources},
+            setting=ref_energy,
             run_map=run_map,
-            finish=finish,
             progress=progress,
         )
 

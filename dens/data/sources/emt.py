@@ -126,7 +126,7 @@ def contacts(atoms: Atoms) -> np.ndarray:
 
 @cache
 def _slab(metal: str, facet: str) -> tuple[Atoms, float]:
-    """Make the relaxed clean slab, with tags and fixed atoms as in OC20, and compute its energy (eV)."""
+    """Make the relaxed clean slab, with tags and fixed atoms as in OC20, and its energy in eV."""
     build, size = FACETS[facet]
     slab = build(metal, size, vacuum=VACUUM)
     slab.pbc = True

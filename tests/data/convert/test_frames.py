@@ -31,8 +31,9 @@ from helpers.paths import ROOT
 from helpers.program import run_data as run
 from helpers.program import run_program
 
-from dens.data.convert.frames import Splitting, convert
+from dens.data.convert.frames import convert
 from dens.data.convert.labels import LabelRules
+from dens.data.convert.splits import Splitting
 from dens.data.references import References, load_references
 from dens.data.units import all_electron_energy, parse_units, suspected_units
 
@@ -41,6 +42,7 @@ STOPPING = """
 import sys, time
 from dens.data.convert.frames import convert
 from dens.data.convert.labels import LabelRules
+from dens.data.convert.splits import Splitting
 
 def stop(done, total):
     if done >= 60:

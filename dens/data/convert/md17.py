@@ -28,8 +28,8 @@ from dens.files import atomic_folder
 SPLITS = ("train", "val", "test")
 _PATH = click.Path(path_type=Path)
 _NORMALIZER = """\
-# Of the {count} frames of {molecule} in the folder train.
-# Their mean energy, {mean!r} eV, is already subtracted from the data,
+# Of the {0.counts[train]} frames of {0.molecule.name} in the folder train.
+# Their mean energy, {0.mean!r} eV, is already subtracted from the data,
 # so the mean that is left is 0. Forces are divided by the energies' standard deviation.
 dataset:
   train:
@@ -37,10 +37,10 @@ dataset:
       normalizer:
         energy:
           mean: 0.0
-          stdev: {stdev!r} # eV
+          stdev: {0.stdev!r} # eV
         forces:
           mean: 0.0
-          stdev: {stdev!r} # eV/Å
+          stdev: {0.stdev!r} # eV/Å
 """
 
 
@@ -215,15 +215,10 @@ def _write_split(
 
 
 def _write_normalizers(folder: Path, summary: Md17Summary) -> None:
+    mean, stdev = np.float32(0), np.float32(summary.stdev)
     for target in ("energy", "forces"):
-        stdev = np.float32(summary.stdev)
-        np.savez(folder / f"normalizer_{target}.npz", mean=np.float32(0), rmsd=stdev)
-    text = _NORMALIZER.format(
-        count=summary.counts["train"],
-        molecule=summary.molecule.name,
-        mean=summary.mean,
-        stdev=summary.stdev,
-    )
+        np.savez(folder / f"normalizer_{target}.npz", mean=mean, rmsd=stdev)
+    text = _NORMALIZER.format(summary)
     (folder / "normalizer.yml").write_text(text, encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ It counts as MD if its origin has the word ``md``, with no letter on either side
 from __future__ import annotations
 
 import lzma
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from dens.data.store.lmdb import count_records, open_lmdb
 CHUNK = 256  # LMDB records per task
 
 _MD = re.compile(r"(?<![a-z])md(?![a-z])", re.IGNORECASE)
-_LINE = re.compile(r"(.*?random(\d+)),.*?frame(\d+)(?:,([^,]*))?")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_LINE = re.compile(rf"\s*(.*?random(\d+)),.*?frame(\d+)(?:,\s*({_NUMBER})?)?\s*")
 
 
 def says_md(origin: str) -> bool:
@@ -39,24 +39,6 @@ class Line:
     md: bool
 
 
-def parse_line(text: str) -> Line:
-    """Parse a line like ``random1234,frame56,-101.2``.
-
-    Raises:
-        ValueError: another form.
-    """
-    match = _LINE.fullmatch(text.strip())
-    if match:
-        system, sid, fid, reference = match.groups()
-        try:
-            energy = float(reference) if reference else None
-        except ValueError:
-            energy = math.nan
-        if energy is None or math.isfinite(energy):
-            return Line(int(sid), int(fid), energy, says_md(system))
-    raise ValueError(f"expected a line like random1234,frame56,-101.2, got {text.strip()!r}")
-
-
 def read_text(path: str | Path) -> list[str]:
     """Read the lines of a text file, which may be compressed.
 
@@ -71,17 +53,21 @@ def read_text(path: str | Path) -> list[str]:
 
 
 def read_lines(path: str) -> list[Line]:
-    """Read the text file of a pair.
+    """Read the text file of a pair, with lines like ``random1234,frame56,-101.2``.
 
     Raises:
         ValueError: it cannot be read, or a line has another form.
     """
     lines = []
     for number, text in enumerate(read_text(path), start=1):
-        try:
-            lines.append(parse_line(text))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"{path}, line {number}: expected a line like random1234,frame56,-101.2, got "
+                f"{text.strip()!r}"
+            )
+        system, sid, fid, reference = match.groups()
+        lines.append(Line(int(sid), int(fid), reference and float(reference), says_md(system)))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Bad input: one clear line for each, and nothing that looks like a data set afterwards."""
+"""Test that bad input gives one clear line of error and leaves no data set behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CASES: dict[str, tuple[Callable[[Path], list], str]] = {}
 
 
 def case(name: str, message: str):
-    """Adds a case: a function that makes the input in a folder and gives the arguments."""
+    """Register a case: a function that makes the input in a folder and returns the arguments."""
 
     def add(make: Callable[[Path], list]) -> Callable[[Path], list]:
         CASES[name] = (make, message)
@@ -30,7 +30,7 @@ def case(name: str, message: str):
 
 
 def changed(change: Callable[[Atoms], object], name: str = "a.traj") -> Callable[[Path], list]:
-    """Converts three frames, of which the last one is changed."""
+    """Convert three frames after changing the last one."""
 
     def make(path: Path) -> list:
         frames = slabs(3)
@@ -44,7 +44,7 @@ def changed(change: Callable[[Atoms], object], name: str = "a.traj") -> Callable
 
 
 def options(*more: object) -> Callable[[Path], list]:
-    """Converts good frames with bad options; ``PATH`` in them is the folder."""
+    """Convert good frames with bad options, in which ``PATH`` is the folder."""
 
     def make(path: Path) -> list:
         write_traj(path / "a.traj", 5)
@@ -335,7 +335,7 @@ def test_one_line_and_no_output(tmp_path, name):
     assert line.startswith(message.replace("PATH", str(source))) or (
         message.startswith("frame") and message in line
     )
-    # what is finished may stay for another try, hidden
+    # finished shards may stay in a hidden folder, for the next run to resume
     assert not out.parent.exists() or {p.name for p in out.parent.iterdir()} <= {".out.pieces"}
 
 

@@ -1,4 +1,4 @@
-"""Files of structures to LMDB: what arrives, where, and that nothing else does."""
+"""Test ``dens data convert``: records, splits, references, and resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from dens.data.convert.splits import Splitting
 from dens.data.references import References, load_references
 from dens.data.units import all_electron_energy, parse_units, suspected_units
 
-# converts with two workers, and stops for good after so many frames
+# converts with two workers, and hangs after 60 frames
 STOPPING = """
 import sys, time
 from dens.data.convert.frames import convert
@@ -55,7 +55,7 @@ if __name__ == "__main__":
 
 
 def read(path: Path) -> list:
-    """The records as fairchem's loader gives them."""
+    """Read the records with fairchem's loader."""
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset
 
     dataset = LmdbDataset({"src": str(path)})
@@ -71,7 +71,7 @@ def info(folder: Path) -> dict:
 
 
 def to_atoms(batch) -> Atoms:
-    """A batch of one structure, back in ASE."""
+    """Convert a batch of one structure back to ASE."""
     assert len(batch.natoms) == 1
     atoms = Atoms(
         batch.atomic_numbers.int().numpy(), batch.pos.numpy(), cell=batch.cell[0].numpy(), pbc=True
@@ -159,7 +159,7 @@ def test_vasp_folders(tmp_path):
     for record in (first, second):
         assert torch.equal(record.force, torch.tensor([[0.1, 0, -0.5], [-0.1, 0, 0.5]]))
     assert first.fixed.tolist() == [1, 0]
-    # what was inferred is said
+    # inferred tags are reported
     assert first.tags.tolist() == [0, 1]
     assert second.tags.tolist() == [0, 0]
     assert "1 structures without tags: fixed atoms have tag 0 now, free ones 1" in output
@@ -211,7 +211,7 @@ def test_units(tmp_path, name, energy, length):
     ("numbers", "hartree"),
     [([8, 1, 1], -76.4), ([6] * 6 + [1] * 6, -232.2), ([6, 6, 8] + [1] * 6, -154.9)],
 )
-def test_energies_of_all_electrons_tell_their_units(numbers, hartree):
+def test_all_electron_energies_reveal_their_units(numbers, hartree):
     assert all_electron_energy(numbers) == pytest.approx(hartree * units.Hartree, rel=0.05)
     for name in ("kcal/mol", "meV", "Hartree-Bohr"):
         energy = hartree * units.Hartree / parse_units(name).energy
@@ -220,7 +220,7 @@ def test_energies_of_all_electrons_tell_their_units(numbers, hartree):
     assert suspected_units(numbers, -6.0 * len(numbers)) is None  # as plane-wave codes give them
 
 
-def test_fitted_references_leave_the_rest(tmp_path):
+def test_fitted_references_are_subtracted(tmp_path):
     for i, (metal, oxygens) in enumerate([("Cu", 1), ("Cu", 2), ("Au", 1), ("Au", 3)]):
         write_traj(tmp_path / "in" / f"{i}.traj", 50, seed=i, metal=metal, oxygens=oxygens)
     out = tmp_path / "out"
@@ -234,7 +234,7 @@ def test_fitted_references_leave_the_rest(tmp_path):
 
 
 def test_references_come_before_float32(tmp_path):
-    """-900 eV in float32 would have lost what is looked for here."""
+    """In float32, -900 eV would lose the 1e-7 eV that this test looks for."""
     coeff = np.zeros(100)
     coeff[29], coeff[8] = -100.0, -7.0
     coeff[79] = 4e11  # absent, as the published files mark it
@@ -249,7 +249,7 @@ def test_references_come_before_float32(tmp_path):
         load_references(tmp_path / "ref.npz").energy(np.array([79, 29, 1]))
 
 
-def test_a_fit_does_not_know_other_elements():
+def test_fit_refuses_elements_it_never_saw():
     coeff = np.full(119, np.nan)
     coeff[1] = -1.0
     references = References(coeff, "the fit")
@@ -332,7 +332,7 @@ def test_large_forces_on_free_atoms_are_dropped(tmp_path):
     assert "3 structures, 1 dropped" in output
 
 
-def test_number_of_neighbors_is_that_of_fairchem(tmp_path):
+def test_number_of_neighbors_equals_fairchems(tmp_path):
     from fairchem.core.common.utils import radius_graph_pbc
     from torch_geometric.data import Batch
 
@@ -359,7 +359,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out1", "out2"}
 
 
-def test_killed_conversion_goes_on_where_it_was(tmp_path):
+def test_killed_conversion_is_resumed(tmp_path):
     write_traj(tmp_path / "a.traj", 150)
     out, pieces = tmp_path / "out", tmp_path / ".out.pieces"
     arguments = [sys.executable, "-c", STOPPING, str(tmp_path / "a.traj"), str(out)]
@@ -369,7 +369,7 @@ def test_killed_conversion_goes_on_where_it_was(tmp_path):
             assert process.stdout.readline() == b"stopped\n"
         finally:
             process.send_signal(signal.SIGKILL)
-        # the workers, which hold the pipe, end by themselves
+        # the workers, which hold the pipe, end without being killed
         assert process.communicate(timeout=60)[0] == b""
     assert not out.exists()
     finished = {file.stat().st_ino for file in pieces.glob("[!.]*/lmdb/data.0000.lmdb")}

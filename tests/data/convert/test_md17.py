@@ -1,4 +1,4 @@
-"""MD17 to LMDB: every layout it comes in, the splits, the numbers, and what is refused."""
+"""Test ``dens data md17``: file layouts, splits, values, download and error messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {"n_train": 20, "n_val": 5}
 
 
 def frames(n: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
-    """Ethanol in the units of MD17, kcal/mol and Å."""
+    """Make frames of ethanol in the units of MD17, kcal/mol and Å."""
     rng = np.random.default_rng(seed)
     return {
         "R": 2 * rng.normal(size=(n, 9, 3)),
@@ -72,7 +72,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def check_against_source(out: Path, values: dict[str, np.ndarray], tolerance: float = 0) -> None:
-    """Every record against the frame that its fid names, in float32 of the shifted value."""
+    """Compare each record with the frame that its fid names, in float32 of the shifted value."""
     info = json.loads((out / "dens_info.json").read_text())
     energy = values["E"].ravel() * KCAL
     train = np.loadtxt(out / "index_train.txt", dtype=int)
@@ -184,8 +184,8 @@ def test_index_files(tmp_path):
         convert_md17("ethanol", tmp_path / "rmd17", tmp_path / "x", n_val=5, index_files=files)
 
 
-def test_what_a_config_takes(tmp_path):
-    """Both forms of the normaliser, as fairchem reads them, and a training set of mean zero."""
+def test_normalizers_for_a_config(tmp_path):
+    """Check both forms of the normaliser, as fairchem reads them; the training mean is zero."""
     from fairchem.core.common.utils import load_config
     from fairchem.core.modules.normalization.normalizer import create_normalizer
 
@@ -312,7 +312,7 @@ def test_bad_input_gives_one_line_and_no_output(tmp_path, make, options, message
 
 
 def test_download(tmp_path, monkeypatch):
-    """The site's files are stood in for by local ones: what is kept, and what is refused."""
+    """Check which downloads are kept and which are refused; local files replace the site's."""
     site = tmp_path / "site"
     site.mkdir()
     source = write_npz(site / "md17_ethanol.npz")
@@ -348,7 +348,7 @@ REAL = {
 @pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
 @pytest.mark.parametrize("name", REAL)
 def test_real_files_read_back(tmp_path, name):
-    """Energies and forces of real files, within float32 of the referenced value."""
+    """Compare energies and forces of real files, within float32 of the shifted value."""
     source = Path(os.environ["DENS_DATA"], "md17", name)
     molecule, unit, factor = REAL[name]
     convert_md17(molecule, source, tmp_path / "out", units=unit, n_train=850, n_val=50, n_test=100)
@@ -366,7 +366,7 @@ def test_real_files_read_back(tmp_path, name):
 
 
 def real_arrays(source: Path):
-    """Energies, forces and positions, read without the code under test."""
+    """Read energies, forces and positions without the code under test."""
     if source.suffix == ".npz":
         file = np.load(source)
         return file["E"].ravel(), file["F"], file["R"]

@@ -1,3 +1,5 @@
+"""Test writing of LMDB folders: bytes, atomicity, and records that fairchem reads."""
+
 from __future__ import annotations
 
 import pickle
@@ -36,7 +38,7 @@ with LmdbWriter(sys.argv[1], shard_size=300) as writer:
 
 
 def slab(seed: int = 0, calculator: bool = True) -> Atoms:
-    """A small labelled slab with six fixed atoms, partly outside its cell."""
+    """Make a small labelled slab with six fixed atoms, partly outside its cell."""
     rng = np.random.default_rng(seed)
     atoms = fcc111("Cu", (2, 3, 3), vacuum=6.0)
     atoms.pbc = True

@@ -35,58 +35,6 @@ def parse_fractions(text: str) -> dict[str, float]:
     return fractions
 
 
-def split_by_system(
-    groups: Sequence[str], fractions: Mapping[str, float], seed: int
-) -> dict[str, np.ndarray]:
-    """Assign whole groups to splits at random; the fractions count groups, not frames.
-
-    Args:
-        groups: the group of each frame.
-
-    Returns:
-        By split, the numbers of its frames in ascending order.
-
-    Raises:
-        ValueError: a split without a group.
-    """
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    return _draw(group_of, len(names), fractions, seed, "systems")
-
-
-def split_by_block(
-    counts: Sequence[int], fractions: Mapping[str, float], seed: int, length: int = BLOCK
-) -> dict[str, np.ndarray]:
-    """Assign blocks of consecutive frames of a source to splits at random.
-
-    Args:
-        counts: number of frames of each source.
-        length: number of frames in a block; the last block of a source may be shorter.
-
-    Raises:
-        ValueError: a split without a block.
-    """
-    n_blocks = np.array([-(-count // length) for count in counts])
-    first = np.cumsum(n_blocks) - n_blocks
-    block_of = [start + np.arange(n) // length for start, n in zip(first, counts, strict=True)]
-    return _draw(np.concatenate(block_of), n_blocks.sum(), fractions, seed, "blocks of frames")
-
-
-def _draw(
-    unit_of: np.ndarray, n_units: int, fractions: Mapping[str, float], seed: int, what: str
-) -> dict[str, np.ndarray]:
-    order = np.random.default_rng(seed).permutation(n_units)
-    ends = np.rint(np.cumsum(list(fractions.values())) * n_units).astype(int)
-    starts = [0, *ends[:-1]]
-    splits = {}
-    for name, start, end in zip(fractions, starts, ends, strict=True):
-        if start == end:
-            raise ValueError(
-                f"split {name} is empty: {fractions[name]:g} of {n_units} {what} is none"
-            )
-        splits[name] = np.flatnonzero(np.isin(unit_of, order[start:end]))
-    return splits
-
-
 def read_index(path: str | Path, n_frames: int) -> np.ndarray:
     """Read frame numbers from a file: text with one per line, ``.npy``, or ``.npz`` with one array.
 
@@ -163,22 +111,42 @@ class Splitting:
     ) -> dict[str, np.ndarray]:
         """Find, by split, the ascending numbers of its frames over all sources.
 
+        By system or by block, whole units are drawn at random; the fractions count units.
+
         Args:
-            sources: number of frames by the name of the source.
+            sources: number of frames by the name of the source, at least 1 each.
             groups: the group of each frame, if there is a `group_key`.
 
         Raises:
-            ValueError: see the functions above.
+            ValueError: see `read_index`; a split without frames.
         """
-        names, counts = list(sources), list(sources.values())
+        counts = np.array(list(sources.values()))
         if self.index:
-            return split_by_index(self.index, sum(counts))
+            return split_by_index(self.index, counts.sum())
         if self.rule == "by-block":
-            return split_by_block(counts, self.fractions, self.seed, self.block)
+            n_blocks = -(-counts // self.block)
+            firsts = np.cumsum(n_blocks) - n_blocks
+            block_of = [
+                first + np.arange(n) // self.block for first, n in zip(firsts, counts, strict=True)
+            ]
+            return self._draw(np.concatenate(block_of), "blocks of frames")
         if self.rule == "by-system":
-            groups = np.repeat(names, counts) if groups is None else groups
-            return split_by_system(groups, self.fractions, self.seed)
-        return {"": np.arange(sum(counts))}
+            groups = np.repeat(list(sources), counts) if groups is None else groups
+            return self._draw(np.unique(groups, return_inverse=True)[1], "systems")
+        return {"": np.arange(counts.sum())}
+
+    def _draw(self, unit_of: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        n_units = unit_of.max() + 1
+        order = np.random.default_rng(self.seed).permutation(n_units)
+        ends = np.rint(np.cumsum(list(self.fractions.values())) * n_units).astype(int)
+        splits = {}
+        for (name, fraction), start, end in zip(
+            self.fractions.items(), [0, *ends[:-1]], ends, strict=True
+        ):
+            if start == end:
+                raise ValueError(f"split {name} is empty: {fraction:g} of {n_units} {what} is none")
+            splits[name] = np.flatnonzero(np.isin(unit_of, order[start:end]))
+        return splits
 
     def describe(self) -> dict:
         """Return the settings in plain values."""

@@ -137,15 +137,9 @@ def read_molecule(path: Path, molecule: Molecule, units: str | None = None) -> M
 
 
 def _read_xyz(path: Path) -> MoleculeFrames:
-    def read(number, atoms):
-        energy, forces = read_labels(atoms)
-        if forces.shape != atoms.positions.shape:
-            raise ValueError(f"forces must be {atoms.positions.shape}, got {forces.shape}")
-        return atoms, energy, forces
-
-    structures, energy, forces = zip(
-        *map_frames(read, index_source(make_source(path, path.stem))), strict=True
-    )
+    frames = index_source(make_source(path, path.stem))
+    labelled = map_frames(lambda number, atoms: (atoms, *read_labels(atoms)), frames)
+    structures, energy, forces = zip(*labelled, strict=True)
     first = structures[0]
     for index, atoms in enumerate(structures):
         if not np.array_equal(atoms.numbers, first.numbers):
@@ -159,11 +153,8 @@ def _read_xyz(path: Path) -> MoleculeFrames:
 
 
 def _check(frames: MoleculeFrames, molecule: Molecule, units: str) -> None:
-    for name, values in (
-        ("positions", frames.pos),
-        ("energies", frames.energy),
-        ("forces", frames.forces),
-    ):
+    arrays = {"positions": frames.pos, "energies": frames.energy, "forces": frames.forces}
+    for name, values in arrays.items():
         good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not good.all():
             raise ValueError(f"{name} must be finite, got NaN or infinity in frame {good.argmin()}")

@@ -87,16 +87,11 @@ def read_npz(path: str | Path) -> MoleculeFrames:
 
 
 def _read_units(arrays: dict[str, np.ndarray]) -> str | None:
-    energy, length = (_text(arrays[key]) if key in arrays else None for key in ("e_unit", "r_unit"))
+    energy, length = (  # bytes or text
+        arrays[key].astype(str).item() if key in arrays else None for key in ("e_unit", "r_unit")
+    )
     if length is not None and length.lower() not in _ANGSTROM:
         raise ValueError(f"expected positions in Å, got r_unit {length!r}")
-    if energy is None:
-        return None
-    if energy.lower() not in _UNITS:
+    if energy is not None and energy.lower() not in _UNITS:
         raise ValueError(f"e_unit must be one of {', '.join(_UNITS)}, got {energy!r}")
-    return _UNITS[energy.lower()]
-
-
-def _text(value: np.ndarray) -> str:
-    item = value.item()
-    return item.decode() if isinstance(item, bytes) else str(item)
+    return energy and _UNITS[energy.lower()]

@@ -62,6 +62,12 @@ def _read_groups(key: str, frames: FrameSelection) -> list[str]:
     return list(map_frames(lambda number, atoms: _read_group(atoms, key), frames))
 
 
+def _read_all_groups(key: str, sources: Sequence[FrameSelection], run_map: Map) -> list[str]:
+    everything = np.arange(sum(len(frames.numbers) for frames in sources))
+    parts = run_map(partial(_read_groups, key), make_tasks(sources, everything))
+    return [group for part in parts for group in part]
+
+
 def _read_energies(rules: LabelRules, frames: FrameSelection) -> list[tuple[np.ndarray, float]]:
     """Read the atomic numbers and the energy (eV) of each frame that is kept."""
 
@@ -122,15 +128,10 @@ def convert(
     rules = _settle_units(found, rules)
     with parallel_map(workers) as run_map:
         indexed = list(run_map(index_source, found))
-        groups = None
-        if splitting.rule == "by-system" and splitting.group_key is not None:
-            everything = np.arange(sum(len(frames.numbers) for frames in indexed))
-            parts = run_map(
-                partial(_read_groups, splitting.group_key), make_tasks(indexed, everything)
-            )
-            groups = [group for part in parts for group in part]
         names = {frames.source.name: len(frames.numbers) for frames in indexed}
-        splits = splitting.assign(names, groups)
+        splits = splitting.assign(
+            names, partial(_read_all_groups, splitting.group_key, indexed, run_map)
+        )
         if fit:
             rules = replace(rules, references=_fit(indexed, splits, rules, run_map))
         files = [{"sid": name, "frames": count} for name, count in names.items()]

@@ -100,11 +100,7 @@ class LabelRules:
             data.y -= self.references.energy(atoms.numbers)
         data.y -= reference
         counts[tags_from] += 1
-        counts["periodic" if atoms.pbc.any() else "open"] += 1
-        if any(not isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
-            counts["other_constraints"] += 1
-        if atoms.cell.any() and not atoms.pbc.any():
-            counts["cells_dropped"] += 1
+        _count_assumptions(atoms, counts)
         return data
 
     def make_metadata(self, data: Data) -> dict[str, int]:
@@ -124,6 +120,15 @@ def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
     cell = data.cell.view(3, 3).double().numpy() if "cell" in data else np.zeros((3, 3))
     periodic = bool(data.pbc.any()) if "pbc" in data else bool(cell.any())
     return data.pos.double().numpy(), cell if periodic else None
+
+
+def _count_assumptions(atoms: Atoms, counts: Counter) -> None:
+    is_periodic = atoms.pbc.any()
+    counts["periodic" if is_periodic else "open"] += 1
+    if any(not isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
+        counts["other_constraints"] += 1
+    if atoms.cell.any() and not is_periodic:
+        counts["cells_dropped"] += 1
 
 
 def _add_tags(atoms: Atoms) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -107,7 +107,7 @@ class Splitting:
     block: int = BLOCK
 
     def assign(
-        self, sources: Mapping[str, int], groups: Sequence[str] | None = None
+        self, sources: Mapping[str, int], read_groups: Callable[[], Sequence[str]]
     ) -> dict[str, np.ndarray]:
         """Find, by split, the ascending numbers of its frames over all sources.
 
@@ -115,7 +115,7 @@ class Splitting:
 
         Args:
             sources: number of frames by the name of the source, at least 1 each.
-            groups: the group of each frame, if there is a `group_key`.
+            read_groups: reads the group of each frame; called if there is a `group_key`.
 
         Raises:
             ValueError: see `read_index`; a split without frames.
@@ -131,7 +131,7 @@ class Splitting:
             ]
             return self._draw(np.concatenate(block_of), "blocks of frames")
         if self.rule == "by-system":
-            groups = np.repeat(list(sources), counts) if groups is None else groups
+            groups = read_groups() if self.group_key else np.repeat(list(sources), counts)
             return self._draw(np.unique(groups, return_inverse=True)[1], "systems")
         return {"": np.arange(counts.sum())}
 

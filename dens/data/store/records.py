@@ -55,12 +55,7 @@ def atoms_to_data(
             a field that training would refuse (see `dens.data.soundness.find_fault`).
     """
     where = f"structure sid={sid} fid={fid}"
-    is_open = not atoms.pbc.any()
-    if not is_open and (not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6):
-        raise ValueError(
-            f"{where}: expected pbc in all three directions and a cell with a volume, or no pbc, "
-            f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
-        )
+    is_open = _is_open(atoms, where)
     try:
         if energy is None:
             energy = atoms.get_potential_energy(apply_constraint=False)
@@ -85,11 +80,26 @@ def atoms_to_data(
         data.pbc = torch.zeros(1, 3, dtype=torch.bool)
     if md is not None:
         data.md = int(md)
+    _check(data, where)
+    return data
+
+
+def _is_open(atoms: Atoms, where: str) -> bool:
+    if not atoms.pbc.any():
+        return True
+    if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
+        raise ValueError(
+            f"{where}: expected pbc in all three directions and a cell with a volume, or no pbc, "
+            f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
+        )
+    return False
+
+
+def _check(data: Data, where: str) -> None:
     fault = find_fault(data, _LABEL_LEVELS)
     if fault:
         name, _, rest = fault.partition(" ")
         raise ValueError(f"{where}: {_PLAIN_NAMES.get(name, name)} {rest}")
-    return data
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray:

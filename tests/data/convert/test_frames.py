@@ -31,6 +31,7 @@ from helpers.paths import ROOT
 from helpers.program import run_data as run
 from helpers.program import run_program
 
+import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.convert.frames import convert
 from dens.data.convert.labels import LabelRules
 from dens.data.convert.splits import Splitting

@@ -43,7 +43,6 @@ STOPPING = """
 import sys, time
 from dens.data.convert.frames import convert
 from dens.data.convert.labels import LabelRules
-from dens.data.convert.splits import Splitting
 
 def stop(done, total):
     if done >= 60:

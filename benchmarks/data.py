@@ -23,7 +23,7 @@ from ase.constraints import FixAtoms
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.convert.frames import convert
-from dens.data.convert.labels import Recipe
+from dens.data.convert.labels import LabelRules
 from dens.data.units import parse_units
 from dens.graphs.radius import periodic_radius_graph
 
@@ -51,7 +51,7 @@ def make_up(path: Path) -> Path:
 
 
 def time_conversion(
-    sources: list[Path], out: Path, recipe: Recipe, workers: int
+    sources: list[Path], out: Path, recipe: LabelRules, workers: int
 ) -> tuple[int, float]:
     """Structures converted, and the seconds from the first finished ones to the last: without the
     start of the workers, which a large conversion does not feel."""
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = Recipe(units=parse_units(arguments.units) if arguments.units else None)
+    recipe = LabelRules(units=parse_units(arguments.units) if arguments.units else None)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
         sources = arguments.data or [make_up(Path(folder, "made_up.traj"))]

@@ -1,8 +1,8 @@
-"""The demo data set: adsorbates on metal slabs, labelled with ASE's EMT potential.
+"""Make the demo data set: adsorbates on metal slabs, labelled with ASE's EMT potential.
 
 It has the form and the variety of OC20's S2EF data at a size that trains on two CPU cores: three
 facets, nine adsorbates, fixed bottom layers, frames of relaxations and of molecular dynamics. EMT
-is cheap, and no description of real adsorption: the data show that training works, nothing else.
+is cheap, and no description of real adsorption: the data only show that training works.
 
 The energy ``y`` is the adsorption energy as OC20 defines it, with EMT in place of DFT:
 
@@ -18,56 +18,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms, units
-from ase.build import fcc100, fcc110, fcc111, molecule
-from ase.calculators.emt import EMT
-from ase.constraints import FixAtoms
-from ase.data import covalent_radii
-from ase.optimize import FIRE
 
+from dens.data.sources.emt import (
+    ADSORBATES,
+    FACETS,
+    contacts,
+    reference_energy,
+    run_frames,
+    start_structure,
+)
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data, fixed_atoms
 from dens.files import atomic_folder
 
 METALS = ("Ni", "Cu", "Pd", "Pt", "Au", "Al")
 HELD_OUT_METAL = "Ag"
-# facet: (builder, size); the bottom layers are fixed, the two upper ones free
-FACETS = {
-    "111": (fcc111, (2, 3, 3)),
-    "100": (fcc100, (2, 3, 3)),
-    "110": (fcc110, (2, 2, 4)),
-}
-# adsorbate: EMT's bond length, Å (None for a single atom)
-ADSORBATES = {
-    "H": None,
-    "C": None,
-    "N": None,
-    "O": None,
-    "OH": 1.03,
-    "CH": 1.07,
-    "NH": 1.06,
-    "CO": 1.06,
-    "NO": 1.06,
-}
-FREE_LAYERS = 2
-VACUUM = 6.0  # Å, on either side of the slab
-
 MAX_FORCE = 20.0  # eV/Å, on a free atom; frames above are dropped
 MIN_CONTACT = 0.5  # pairs closer than this times the sum of their covalent radii overlap
-START_CONTACT = 0.9  # the same for a start, between adsorbate and slab
-
-RELAX_STEPS = 30
-RELAX_FMAX = 0.05  # eV/Å
-MD_STEPS = 30
-MD_TIMESTEP = 2.0 * units.fs
-MD_FRICTION = 0.02 / units.fs
-MD_TEMPERATURES = (300.0, 1000.0)  # K
-
 # split: (metals, frames taken from each system), in the order that seeds them
 SPLITS = {
     "train": (METALS, 20),
@@ -78,7 +49,7 @@ SPLITS = {
 
 @dataclass
 class SplitSummary:
-    """What one split holds. Forces are those on free atoms, in eV/Å; energies in eV."""
+    """Contents of one split. Forces are those on free atoms, in eV/Å; energies in eV."""
 
     systems: int = 0
     md_frames: int = 0
@@ -92,8 +63,8 @@ class SplitSummary:
         return len(self.energies)
 
     def statistics(self) -> dict[str, float]:
-        """Mean and standard deviation of the energies, and the forces' mean and largest norm and
-        root mean square component (the last is the ``stdev`` a config's normaliser takes)."""
+        """Compute mean and standard deviation of the energies, and mean norm, largest norm and root
+        mean square component of the forces (the latter is ``stdev`` in a config's normaliser)."""
         forces = np.concatenate(self.forces)
         norms = np.linalg.norm(forces, axis=1)
         return {
@@ -108,25 +79,24 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What `make_demo_data` made: the folder, the seed, and the splits by name."""
+    """Summary of a demo data set: its folder, its seed, and its splits by name."""
 
     path: Path
     seed: int
     splits: dict[str, SplitSummary]
 
     def table(self) -> str:
-        """The counts and statistics of the splits, one line each."""
+        """Return the counts and statistics of the splits, one line each."""
         lines = [
             "split    frames   md  systems  dropped  atoms  energy mean   std [eV]  "
             "free-atom force: mean norm  rms component  max norm [eV/Å]"
         ]
         for name, split in self.splits.items():
-            s = split.statistics()
             lines.append(
                 f"{name:8s} {split.frames:6d} {split.md_frames:4d} {split.systems:8d} "
-                f"{split.dropped:8d} {s['natoms_mean']:6.1f} {s['energy_mean']:12.3f} "
-                f"{s['energy_std']:10.3f} {s['force_mean']:27.3f} {s['force_rms']:14.3f} "
-                f"{s['force_max']:9.2f}"
+                f"{split.dropped:8d} "
+                "{natoms_mean:6.1f} {energy_mean:12.3f} {energy_std:10.3f} {force_mean:27.3f} "
+                "{force_rms:14.3f} {force_max:9.2f}".format(**split.statistics())
             )
         return "\n".join(lines)
 
@@ -137,14 +107,13 @@ def make_demo_data(
     *,
     train_frames: int = 2400,
     val_frames: int = 200,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> DemoSummary:
     """Make the demo data set: ``out/train``, ``out/val_id``, ``out/val_ood``, ``out/README.txt``.
 
     ``val_id`` has other random starts of the metals of ``train``; ``val_ood`` has a metal that
-    ``train`` does not have. `out` appears as a whole, once everything in it is complete. The same
-    arguments give the same bytes with the same versions of Python, numpy, ASE and PyTorch Geometric
-    on the same kind of machine.
+    ``train`` does not have. `out` appears once it is complete. Equal arguments give equal bytes
+    with equal versions of Python, numpy, ASE and PyTorch Geometric on one kind of machine.
 
     Args:
         out: the folder to make; it must not exist.
@@ -156,11 +125,8 @@ def make_demo_data(
     Raises:
         ValueError: `out` exists or cannot be made, a negative seed, or less than one frame.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("train_frames", train_frames, 1),
-        ("val_frames", val_frames, 1),
-    ):
+    limits = {"seed": (seed, 0), "train_frames": (train_frames, 1), "val_frames": (val_frames, 1)}
+    for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     summary = DemoSummary(Path(out), seed, {name: SplitSummary() for name in SPLITS})
@@ -169,8 +135,7 @@ def make_demo_data(
             n_frames = train_frames if name == "train" else val_frames
             with LmdbWriter(folder / name) as writer:
                 for _ in _fill_split(writer, name, split, n_frames, (seed, index)):
-                    if progress is not None:
-                        progress(name, split.frames, n_frames)
+                    progress(name, split.frames, n_frames)
         (folder / "README.txt").write_text(_readme(summary), encoding="utf-8")
     return summary
 
@@ -178,7 +143,7 @@ def make_demo_data(
 def _fill_split(
     writer: LmdbWriter, name: str, split: SplitSummary, n_frames: int, seed: tuple[int, int]
 ) -> Iterator[None]:
-    """Add systems to the split until it has its frames. Yields after each one."""
+    """Add systems to the split until it has all its frames. Yields after each system."""
     metals, frames_per_system = SPLITS[name]
     kinds = list(product(metals, FACETS, ADSORBATES))
     np.random.default_rng(seed).shuffle(kinds)
@@ -186,154 +151,25 @@ def _fill_split(
         sid = seed[1] * 1_000_000 + split.systems
         metal, facet, adsorbate = kinds[split.systems % len(kinds)]
         split.systems += 1
-        # From 1 on: numpy takes (seed, index) and (seed, index, 0) for the same seed.
+        # From 1 on: numpy takes (seed, index) and (seed, index, 0) as one seed.
         rng = np.random.default_rng((*seed, split.systems))
-        atoms = _start(metal, facet, adsorbate, rng)
-        reference = _slab(metal, facet)[1] + sum(
-            _atom_references()[symbol] for symbol in atoms.symbols[atoms.get_tags() == 2]
-        )
+        atoms = start_structure(metal, facet, adsorbate, rng)
+        reference = reference_energy(atoms, metal, facet)
         free = ~fixed_atoms(atoms)
-        for frame in _frames(atoms, rng, frames_per_system)[: n_frames - split.frames]:
+        for frame in run_frames(atoms, rng, frames_per_system)[: n_frames - split.frames]:
             atoms.positions[:] = frame.positions
-            if _is_bad(atoms, frame.forces[free]):
+            norms = np.linalg.norm(frame.forces[free], axis=1)
+            if contacts(atoms).min() < MIN_CONTACT or norms.max() > MAX_FORCE:
                 split.dropped += 1
                 continue
-            energy = frame.energy - reference
-            data = atoms_to_data(
-                atoms, sid=sid, fid=frame.fid, energy=energy, forces=frame.forces, md=frame.md
-            )
+            labels = {"energy": frame.energy - reference, "forces": frame.forces}
+            data = atoms_to_data(atoms, sid=sid, fid=frame.fid, md=frame.md, **labels)
             writer.write(data, md=data.md)
             split.md_frames += data.md
             split.natoms.append(len(atoms))
-            split.energies.append(energy)
+            split.energies.append(data.y)
             split.forces.append(frame.forces[free])
         yield
-
-
-@dataclass(frozen=True)
-class _Frame:
-    fid: int
-    md: bool
-    positions: np.ndarray  # (n_atoms, 3), Å
-    energy: float  # eV
-    forces: np.ndarray  # (n_atoms, 3), eV/Å, constraints not applied
-
-
-def _frames(atoms: Atoms, rng: np.random.Generator, count: int) -> list[_Frame]:
-    """`count` frames of a relaxation and of the molecular dynamics that goes on from its end, half
-    of them each, evenly spaced in steps."""
-    relaxation = [_snapshot(atoms, fid, False) for fid, _ in enumerate(_relax(atoms, RELAX_STEPS))]
-    start = len(relaxation)
-    temperature = rng.uniform(*MD_TEMPERATURES)
-    dynamics = [
-        _snapshot(atoms, start + step, True)
-        for step, _ in enumerate(_langevin(atoms, temperature, rng))
-    ]
-    return [*_spread(relaxation, count // 2), *_spread(dynamics, count - count // 2)]
-
-
-def _snapshot(atoms: Atoms, fid: int, md: bool) -> _Frame:
-    """The structure with the labels just computed for it (asking `atoms` for them again makes ASE
-    compare it with the calculator's copy, which costs as much as EMT on a few atoms)."""
-    results = atoms.calc.results
-    return _Frame(fid, md, atoms.positions.copy(), results["energy"], results["forces"].copy())
-
-
-def _spread(frames: list[_Frame], count: int) -> list[_Frame]:
-    """`count` frames, the first and the last among them, or all where there are no more."""
-    picks = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
-    return [frames[i] for i in picks]
-
-
-def _relax(atoms: Atoms, steps: int) -> Iterator[bool]:
-    """Relax in place; yields at the start and after every step. (FIRE needs no linear algebra, so
-    that the numbers do not depend on the number of threads.)"""
-    return FIRE(atoms, logfile=None).irun(fmax=RELAX_FMAX, steps=steps)
-
-
-def _langevin(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Iterator[None]:
-    """Langevin dynamics of the free atoms in place; yields after every step.
-
-    The BAOAB scheme of Leimkuhler and Matthews, doi:10.1093/amrx/abs010. ASE's own has changed its
-    arguments, and with them the trajectory, from version to version.
-    """
-    free = ~fixed_atoms(atoms)
-    mass = atoms.get_masses()[free, None]
-    thermal = np.sqrt(units.kB * temperature / mass)
-    decay = np.exp(-MD_FRICTION * MD_TIMESTEP)
-    velocity = thermal * rng.normal(size=(free.sum(), 3))
-    force = atoms.get_forces()[free]
-    for _ in range(MD_STEPS):
-        velocity += 0.5 * MD_TIMESTEP * force / mass
-        atoms.positions[free] += 0.5 * MD_TIMESTEP * velocity
-        velocity = decay * velocity + np.sqrt(1 - decay**2) * thermal * rng.normal(
-            size=velocity.shape
-        )
-        atoms.positions[free] += 0.5 * MD_TIMESTEP * velocity
-        force = atoms.get_forces()[free]
-        velocity += 0.5 * MD_TIMESTEP * force / mass
-        yield
-
-
-def _start(metal: str, facet: str, adsorbate: str, rng: np.random.Generator) -> Atoms:
-    """A rattled slab with the adsorbate somewhere above it, at a random height and orientation."""
-    slab = _slab(metal, facet)[0].copy()
-    free = ~fixed_atoms(slab)
-    slab.positions[free] += rng.normal(scale=rng.uniform(0.02, 0.15), size=(free.sum(), 3))
-    bond = ADSORBATES[adsorbate]
-    while True:
-        axis = rng.normal(size=3)
-        axis /= np.linalg.norm(axis)
-        added = Atoms(adsorbate, [[0, 0, 0]] if bond is None else [[0, 0, 0], bond * axis])
-        added.set_tags(2)
-        added.positions[:, 2] += slab.positions[:, 2].max() - added.positions[:, 2].min()
-        added.positions += rng.uniform(size=2) @ slab.cell.array[:2]
-        added.positions[:, 2] += rng.uniform(1.0, 2.0)
-        atoms = slab + added
-        if _contacts(atoms)[len(slab) :, : len(slab)].min() > START_CONTACT:
-            break
-    atoms.calc = EMT()
-    return atoms
-
-
-def _is_bad(atoms: Atoms, free_forces: np.ndarray) -> bool:
-    overlap = _contacts(atoms).min() < MIN_CONTACT
-    return overlap or np.linalg.norm(free_forces, axis=1).max() > MAX_FORCE
-
-
-def _contacts(atoms: Atoms) -> np.ndarray:
-    """(n_atoms, n_atoms): distances over the sums of covalent radii; infinite on the diagonal."""
-    radii = covalent_radii[atoms.numbers]
-    contacts = atoms.get_all_distances(mic=True) / (radii[:, None] + radii)
-    np.fill_diagonal(contacts, np.inf)
-    return contacts
-
-
-@cache
-def _slab(metal: str, facet: str) -> tuple[Atoms, float]:
-    """The relaxed clean slab, tagged and constrained as OC20 does it, and its energy in eV."""
-    build, size = FACETS[facet]
-    slab = build(metal, size, vacuum=VACUUM)
-    slab.pbc = True
-    layer = slab.get_tags()  # ASE counts layers from 1 at the top
-    slab.set_tags(np.where(layer == 1, 1, 0))
-    slab.set_constraint(FixAtoms(mask=layer > FREE_LAYERS))
-    return slab, _relaxed_energy(slab)
-
-
-@cache
-def _atom_references() -> dict[str, float]:
-    """The energy of each adsorbate element in eV, from relaxed molecules, as in OC20."""
-    h2, n2, h2o, co = (_relaxed_energy(molecule(name)) for name in ("H2", "N2", "H2O", "CO"))
-    oxygen = h2o - h2
-    return {"H": h2 / 2, "N": n2 / 2, "O": oxygen, "C": co - oxygen}
-
-
-def _relaxed_energy(atoms: Atoms) -> float:
-    atoms.calc = EMT()
-    for _ in _relax(atoms, 500):
-        pass
-    return float(atoms.get_potential_energy())
 
 
 def _readme(summary: DemoSummary) -> str:

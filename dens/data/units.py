@@ -1,4 +1,4 @@
-"""Units of labelled structures, and a guess of wrong ones."""
+"""Units of labelled structures, and a check for wrong ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ase import units
 
 @dataclass(frozen=True)
 class Units:
-    """Units of a source: one of its energies is ``energy`` eV, one of its lengths ``length`` Å."""
+    """Units of a source, in eV per unit of energy and Å per unit of length."""
 
     name: str
     energy: float
@@ -34,10 +34,10 @@ UNITS = {
 
 
 def parse_units(name: str) -> Units:
-    """The units of that name: eV-A (or eV-Å), kcal/mol, meV (the last two with Å), Hartree-Bohr.
+    """Look up units: eV-A (or eV-Å), kcal/mol, meV (the last two with Å), Hartree-Bohr.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: unknown name.
     """
     for unit in UNITS.values():
         if unit.name.lower() == name.replace("Å", "A").lower():
@@ -46,12 +46,12 @@ def parse_units(name: str) -> Units:
 
 
 def all_electron_energy(numbers: np.ndarray) -> float:
-    r"""The energy in eV, within some percent, that a calculation of all electrons would give.
+    r"""Estimate the total energy of an all-electron calculation, in eV, within some percent.
 
     .. math:: E \approx -\sum_i (0.7687 Z_i^{7/3} - Z_i^2 / 2 + 0.2699 Z_i^{5/3}) E_h
 
     the large-Z expansion for atoms (Thomas-Fermi, Scott, Schwinger: doi:10.1103/PhysRevA.22.1827).
-    Binding energies are small against it.
+    Binding energies are negligible beside it.
 
     Args:
         numbers: (n_atoms,) atomic numbers.
@@ -61,16 +61,21 @@ def all_electron_energy(numbers: np.ndarray) -> float:
     return -float(terms.sum()) * units.Hartree
 
 
-def suspected_units(numbers: np.ndarray, energy: float) -> str | None:
-    """The units that an energy, taken for eV, seems to have instead; None where there is no sign.
+def suspected_units(numbers: np.ndarray, energy: float, assumed: str = "eV-A") -> str | None:
+    """Name the units that a total energy is in, if they are not the assumed ones.
 
-    An energy of all electrons tells its unit, since its size is known. Energies of valence
-    electrons or relative to references tell nothing.
+    Only all-electron energies tell their unit, because their size is known. Energies of valence
+    electrons, or relative to references, fit no unit.
 
     Args:
         numbers: (n_atoms,) atomic numbers.
-        energy: eV, if the units are right.
+        energy: as it stands in the source.
+        assumed: key of `UNITS`.
+
+    Returns:
+        A key of `UNITS`; None if the energy fits `assumed`, or no unit.
     """
     ratio = energy / all_electron_energy(numbers)
-    others = (unit for unit in UNITS.values() if unit.energy != 1.0)
-    return next((u.name for u in others if 0.9 < ratio * u.energy < 1.1), None)
+    fitting = (unit.name for unit in UNITS.values() if 0.9 < ratio * unit.energy < 1.1)
+    found = next(fitting, assumed)
+    return None if found == assumed else found

@@ -1,3 +1,5 @@
+"""Test the demo data set: determinism, splits, marks and labels."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -25,7 +27,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def splits(demo):
-    """The records of each split, as fairchem reads them."""
+    """Read the records of each split with fairchem."""
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset
 
     datasets = {name: LmdbDataset({"src": str(demo.path / name)}) for name in demo.splits}

@@ -1,4 +1,4 @@
-"""Pickles that do something when they are read without restriction, and the files they come in."""
+"""Malicious pickles, which run code when they are read without restriction, and files of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 
 class Call:
-    """Calls a function when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable, *args) -> None:
         self._reduced = function, args
@@ -32,7 +32,7 @@ def touch(path: Path) -> Call:
 
 
 def _raw(module: str, name: str, argument: str, protocol: int) -> bytes:
-    """A call of a function by any name, dotted ones too, which ``pickle.dumps`` refuses."""
+    """Pickle a call of a function by any name, even dotted, which ``pickle.dumps`` refuses."""
     text = b"X" + len(argument).to_bytes(4, "little") + argument.encode()
     if protocol < 4:
         named = f"c{module}\n{name}\n".encode()
@@ -48,7 +48,7 @@ def _saved(content: object, zipped: bool) -> bytes:
 
 
 def _module(sentinel: Path) -> str:
-    """A module beside the sentinel that makes it when it is imported."""
+    """Write a module that creates the sentinel file when it is imported."""
     (sentinel.parent / "users_module.py").write_text(
         f"open({str(sentinel)!r}, 'w').close()\nclass Thing:\n    def __init__(self, text): pass\n"
     )
@@ -60,8 +60,8 @@ _ARRAYS = "numpy.core.multiarray._reconstruct"
 if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
     _ARRAYS = "numpy._core.multiarray._reconstruct"
 
-# name -> (what to pickle, or the pickle, for a file to make and a protocol; what a record's reader
-# refuses; what a checkpoint's refuses, where that is another)
+# name -> (function of sentinel file and protocol that makes the object to pickle, or the pickle;
+# name that the reader of records refuses; name that the reader of checkpoints refuses, if another)
 HOSTILE: dict[str, tuple] = {
     "os.system": (lambda s, p: touch(s), "posix.system"),
     "eval": (lambda s, p: Call(eval, f"open({str(s)!r}, 'w').close()"), "builtins.eval"),
@@ -102,13 +102,13 @@ RUNS = ("os.system", "eval", "exec", "Popen", "user's module", "dotted", *list(H
 
 
 def payload(name: str, sentinel: Path, protocol: int = 4) -> bytes:
-    """The pickle of an entry of :data:`HOSTILE`."""
+    """Pickle an entry of :data:`HOSTILE`."""
     made = HOSTILE[name][0](sentinel, protocol)
     return made if isinstance(made, bytes) else pickle.dumps(made, protocol)
 
 
 def write_checkpoint(path: Path, pickled: bytes, zipped: bool) -> None:
-    """A file as ``torch.save`` writes it, of a pickle of protocol 2."""
+    """Write a file like ``torch.save`` around a pickle of protocol 2."""
     if not zipped:
         head = (pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
         path.write_bytes(b"".join([*head, pickled, pickle.dumps([], 2)]))

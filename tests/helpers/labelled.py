@@ -1,4 +1,4 @@
-"""Labelled structures and the files they come in, for the tests of the data commands."""
+"""Make labelled structures and source files for the tests of the data commands."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ase.build import fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-# eV per atom; with them, the energies of `slabs` are totals as DFT gives them
+# eV per atom; `slabs` adds them up, so that its energies look like DFT totals
 REFERENCES = {"Cu": -3.5, "O": -7.25, "Au": -3.0}
 
 
 def slabs(n: int, seed: int = 0, metal: str = "Cu", oxygens: int = 1, **info) -> list[Atoms]:
-    """Frames of a slab with tags and three fixed atoms, partly outside their cell."""
+    """Make frames of a slab with tags and three fixed atoms, partly outside their cell."""
     rng = np.random.default_rng(seed)
     frames = []
     for _ in range(n):
@@ -36,7 +36,7 @@ def slabs(n: int, seed: int = 0, metal: str = "Cu", oxygens: int = 1, **info) ->
 
 
 def molecules(n: int, seed: int = 0) -> list[Atoms]:
-    """Frames of ethanol, without a box, with energies of a few eV."""
+    """Make frames of ethanol without a box, with energies of a few eV."""
     rng = np.random.default_rng(seed)
     frames = []
     for _ in range(n):
@@ -47,13 +47,13 @@ def molecules(n: int, seed: int = 0) -> list[Atoms]:
 
 
 def label(atoms: Atoms, energy: float, forces: np.ndarray) -> Atoms:
-    """The structure, with labels: eV, and (n_atoms, 3) eV/Å."""
+    """Label a structure: energy in eV, forces (n_atoms, 3) in eV/Å."""
     atoms.calc = SinglePointCalculator(atoms, energy=float(energy), forces=forces)
     return atoms
 
 
 def write_traj(path: Path, n: int = 5, **kwargs) -> list[Atoms]:
-    """A trajectory of `slabs`."""
+    """Write a trajectory of `slabs`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = slabs(n, **kwargs)
     ase.io.write(path, frames)
@@ -63,7 +63,7 @@ def write_traj(path: Path, n: int = 5, **kwargs) -> list[Atoms]:
 def write_oc20(
     folder: Path, number: int, frames: list[Atoms], lines: list[str], packed: bool = False
 ) -> None:
-    """A pair of files as OC20's download has them."""
+    """Write a pair of files like OC20's download."""
     folder.mkdir(parents=True, exist_ok=True)
     structures, text = folder / f"{number}.extxyz", folder / f"{number}.txt"
     ase.io.write(structures, frames, format="extxyz")
@@ -75,13 +75,13 @@ def write_oc20(
 
 
 def write_vasprun(path: Path) -> None:
-    """A vasprun.xml with one step: Cu (fixed) and O, -7.45 eV."""
+    """Write a vasprun.xml with one step: Cu (fixed) and O, -7.45 eV."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_VASPRUN)
 
 
 def write_outcar(path: Path) -> None:
-    """An OUTCAR with the same step."""
+    """Write an OUTCAR with the step of `write_vasprun`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_OUTCAR)
 

@@ -1,10 +1,9 @@
-"""Build a data set in pieces that survive an interruption.
+"""Build a data set that can be resumed after an interruption.
 
-A piece is one LMDB file of one split. Pieces are made in the hidden folder ``.NAME.pieces`` beside
-the output, each all or nothing, under a name that is the hash of whatever decides its contents. A
-run that is interrupted leaves its finished pieces there, and the next run takes those it needs too,
-instead of making them again. Once all are there, they are moved into the output, which appears as a
-whole.
+A data set consists of shards: LMDB files of one split. They are built in the hidden folder
+``.NAME.pieces`` beside the output, each all or nothing, under a name that hashes everything that
+decides its contents. After an interruption the finished shards stay there, and the next run reuses
+those that it needs. Once all are there, they are moved into the output, which appears as a whole.
 """
 
 from __future__ import annotations
@@ -17,163 +16,200 @@ import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ase
 import numpy as np
 import torch
+import torch_geometric
+from torch_geometric.data import Data
 
-from dens.data.store.lmdb import LmdbWriter
+import dens
+from dens.data.convert.labels import LabelRules
+from dens.data.references import References
+from dens.data.store.lmdb import LmdbWriter, join_folders
 from dens.files import atomic_folder
 
-Mapped = Callable[[Callable, Iterable], Iterator]
+Map = Callable[[Callable, Iterable], Iterator]
+# yields the structures of a task with the metadata of each, and adds to counts for the report
+Converter = Callable[[Any, Counter], Iterable[tuple[Data, dict[str, int]]]]
 
 _AHEAD = 2  # tasks per worker that are handed out before the first of them is written
 
 
-@dataclass
-class Prepared:
-    """What a task gives: pickled records, what `LmdbWriter.write_bytes` takes beside each of them,
-    and counts to report."""
-
-    payloads: list[bytes] = field(default_factory=list)
-    metadata: list[dict[str, int]] = field(default_factory=list)
-    counts: Counter = field(default_factory=Counter)
-
-
 @dataclass(frozen=True)
-class Piece:
-    """One LMDB file: the split it belongs to ("" is the output folder itself), and its tasks, whose
-    repr tells all that decides their contents."""
+class Shard:
+    """One file to write: its split ("" for the output folder itself), the number of frames to
+    read, and its tasks, whose repr shows everything that decides their contents."""
 
     split: str
+    frames: int
     tasks: tuple
 
 
 def build(
     out: str | Path,
-    pieces: Sequence[Piece],
-    prepare: Callable[[Any], Prepared],
+    shards: Sequence[Shard],
+    convert: Converter,
+    rules: LabelRules,
+    command: str,
+    describe: Callable[[dict[str, Counter]], dict],
     *,
-    settings: str,
-    mapped: Mapped = map,
-    finish: Callable[[Path, dict[str, Counter]], None],
-    progress: Callable[[int], None] = lambda done: None,
+    setting: Any = None,
+    run_map: Map = map,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Counter]:
-    """Make the folder `out` with all pieces, in their order.
+    """Make the folder `out` with all shards, in their order, and ``dens_info.json``.
 
     Args:
         out: the folder to make; it must not exist.
-        pieces: every split has at least one.
-        prepare: makes the records of a task; picklable, for worker processes.
-        settings: whatever else decides the records: a piece that was made with other settings is
-            made again.
-        mapped: ``map``, or what `mapper` gives. The bytes written do not depend on it.
-        finish: called with the folder and the counts by split before the folder gets its name, to
-            add files.
-        progress: called after every task with the number of frames that are done.
+        shards: at least one for every split.
+        convert: converts a task; it must be picklable, for worker processes, and count ``frames``.
+        rules: rules that `convert` applies.
+        command: name of the command, for ``dens_info.json``.
+        describe: gives further entries of ``dens_info.json`` from the counts by split.
+        setting: any other value that decides the records: a shard that was made with other rules or
+            another setting is made again.
+        run_map: ``map``, or a parallel map from `parallel_map`. The bytes do not depend on it.
+        progress: called after every task with the frames done and in all.
 
     Returns:
-        The sum of the tasks' counts by split, and ``records``.
+        By split, the sums of the converter's counts, and the number of ``records``.
 
     Raises:
-        ValueError: `out` exists or cannot be made; a split without records; whatever `prepare`
-            raises.
+        ValueError: `out` exists or cannot be made; a split without records; structures with and
+            without periodic boundaries; an error of `convert`.
     """
     out = Path(os.path.abspath(out))
-    store = out.with_name(f".{out.name}.pieces")
+    cache = out.with_name(f".{out.name}.pieces")
+    total, done = sum(shard.frames for shard in shards), 0
     with atomic_folder(out) as folder:
-        folders = [store / _key(piece, settings) for piece in pieces]
-        _prune(store, folders)
-        done = 0
+        settings = json.dumps([versions(), rules.describe(), setting])
+        paths = [cache / _key(shard, settings) for shard in shards]
+        _prune(cache, paths)
         try:
-            for piece, path in zip(pieces, folders, strict=True):
+            for shard, path in zip(shards, paths, strict=True):
                 if not (path / "counts.json").exists():
-                    _make(path, mapped(prepare, piece.tasks), lambda n, d=done: progress(d + n))
-                done += _counts(path)["frames"]
-                progress(done)
-            totals = _collect(folder, pieces, folders)
-            finish(folder, totals)
+                    results = run_map(partial(_encode, convert), shard.tasks)
+                    _write(path, results, lambda n, d=done: progress(d + n, total))
+                done += _read_counts(path)["frames"]
+                progress(done, total)
+            counts = _collect(folder, shards, paths)
+            check_boundaries(counts)
+            info = {**rules.describe(), **describe(counts)}
+            write_info(folder, command, info, rules.references)
         finally:
-            if store.exists() and not any(store.iterdir()):
-                store.rmdir()
-    shutil.rmtree(store, ignore_errors=True)
-    return totals
+            if cache.exists() and not any(cache.iterdir()):
+                cache.rmdir()
+    shutil.rmtree(cache, ignore_errors=True)
+    return counts
 
 
-def _key(piece: Piece, settings: str) -> str:
-    return hashlib.sha256(f"{settings}\n{piece!r}".encode()).hexdigest()[:32]
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the bytes written."""
+    modules = {"ase": ase, "dens": dens, "numpy": np, "torch": torch, "pyg": torch_geometric}
+    return {name: module.__version__ for name, module in modules.items()}
 
 
-def _prune(store: Path, wanted: list[Path]) -> None:
-    """Remove what other settings, other data or an interrupted write left."""
-    store.mkdir(exist_ok=True)
-    for path in set(store.iterdir()) - set(wanted):
+def write_info(folder: Path, command: str, info: dict, references: References | None) -> None:
+    """Write ``dens_info.json``, which describes the data, and ``references.npz`` if there are any
+    references."""
+    stored = "as in the source"
+    if references:
+        stored = "minus the reference of each element (eV per atom)"
+        np.savez(folder / "references.npz", coeff=references.coeff)
+    known = {"command": command, "stored_units": "eV, Å, eV/Å", "energy": stored}
+    text = json.dumps({**known, **info, "versions": versions()}, indent=1, ensure_ascii=False)
+    (folder / "dens_info.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_boundaries(totals: Mapping[str, Counter]) -> None:
+    """Refuse structures with and without periodic boundaries in one data set: a batch holds either.
+
+    Raises:
+        ValueError: they are mixed.
+    """
+    total = sum(totals.values(), Counter())
+    if total["open"] and total["periodic"]:
+        raise ValueError(
+            f"expected structures with periodic boundaries or without, got {total['periodic']} "
+            f"with and {total['open']} without: convert them to folders of their own"
+        )
+
+
+def _key(shard: Shard, settings: str) -> str:
+    return hashlib.sha256(f"{settings}\n{shard!r}".encode()).hexdigest()[:32]
+
+
+def _prune(cache: Path, wanted: list[Path]) -> None:
+    """Remove shards of other settings or other data, and unfinished ones."""
+    cache.mkdir(exist_ok=True)
+    for path in set(cache.iterdir()) - set(wanted):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _make(path: Path, results: Iterable[Prepared], progress: Callable[[int], None]) -> None:
+def _encode(convert: Converter, task: Any) -> tuple[list[tuple[bytes, dict[str, int]]], Counter]:
+    """Convert a task and encode its records, in a worker process."""
+    counts: Counter = Counter()
+    records = [
+        (LmdbWriter.encode(data), {"natoms": len(data.pos), **metadata})
+        for data, metadata in convert(task, counts)
+    ]
+    counts["records"] = len(records)
+    return records, counts
+
+
+def _write(path: Path, results: Iterable, progress: Callable[[int], None]) -> None:
     counts: Counter = Counter()
     with atomic_folder(path) as folder:
         with ExitStack() as stack:
             writer = None
-            for result in results:
-                counts.update(result.counts)
-                counts["records"] += len(result.payloads)
-                for payload, metadata in zip(result.payloads, result.metadata, strict=True):
-                    if writer is None:
-                        writer = stack.enter_context(LmdbWriter(folder / "lmdb"))
+            for records, more in results:
+                counts.update(more)
+                if records and writer is None:
+                    writer = stack.enter_context(LmdbWriter(folder / "lmdb"))
+                for payload, metadata in records:
                     writer.write_bytes(payload, **metadata)
                 progress(counts["frames"])
         (folder / "counts.json").write_text(json.dumps(counts))
 
 
-def _counts(path: Path) -> Counter:
+def _read_counts(path: Path) -> Counter:
     return Counter(json.loads((path / "counts.json").read_text()))
 
 
-def _collect(folder: Path, pieces: Sequence[Piece], paths: list[Path]) -> dict[str, Counter]:
-    """Move the LMDB files of all pieces into the folder, and join their metadata."""
+def _collect(folder: Path, shards: Sequence[Shard], paths: list[Path]) -> dict[str, Counter]:
+    """Move the finished shards into the output folder; return the counts by split."""
     totals: dict[str, Counter] = {}
-    columns: dict[str, list[dict[str, np.ndarray]]] = {}
-    shards: Counter = Counter()
-    moves = []
-    for piece, path in zip(pieces, paths, strict=True):
-        totals.setdefault(piece.split, Counter()).update(_counts(path))
-        if not (path / "lmdb").exists():
-            continue  # all its frames were dropped
-        with np.load(path / "lmdb" / "metadata.npz") as metadata:
-            columns.setdefault(piece.split, []).append(dict(metadata))
-        for shard in sorted((path / "lmdb").glob("*.lmdb")):
-            moves.append((shard, folder / piece.split / f"data.{shards[piece.split]:04d}.lmdb"))
-            shards[piece.split] += 1
+    parts: dict[str, list[Path]] = {}
+    for shard, path in zip(shards, paths, strict=True):
+        totals.setdefault(shard.split, Counter()).update(_read_counts(path))
+        if (path / "lmdb").exists():  # unless all its frames were dropped
+            parts.setdefault(shard.split, []).append(path / "lmdb")
     for split, counts in totals.items():
         if not counts["records"]:
             name = f"split {split}" if split else "the output"
             raise ValueError(f"{name} is empty: all of its {counts['frames']} frames were dropped")
-        _save_metadata(folder / split, columns[split])
-    for path in paths:  # from here on they are not complete
+    for path in paths:  # from here on they are incomplete
         (path / "counts.json").unlink()
-    for shard, target in moves:
-        shard.rename(target)
+    for split, lmdb_folders in parts.items():
+        join_folders(lmdb_folders, folder / split)
     return totals
 
 
-def _save_metadata(folder: Path, parts: list[dict[str, np.ndarray]]) -> None:
-    folder.mkdir(exist_ok=True)
-    names = parts[0].keys()
-    np.savez(folder / "metadata.npz", **{n: np.concatenate([p[n] for p in parts]) for n in names})
-
-
 @contextmanager
-def mapper(workers: int) -> Iterator[Mapped]:
-    """A ``map`` whose calls are made by that many processes; by this one, for 1. The order of the
-    results is that of the tasks.
+def parallel_map(workers: int) -> Iterator[Map]:
+    """Yield a ``map`` that runs in worker processes; results keep the order of the tasks.
+
+    Args:
+        workers: number of processes; 1 for the current process.
 
     Raises:
         ValueError: a worker process died.
@@ -182,11 +218,10 @@ def mapper(workers: int) -> Iterator[Mapped]:
         yield map
         return
     # spawned, since a fork after torch has started threads may hang
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     try:
-        yield lambda function, tasks: _ordered(pool, function, tasks, _AHEAD * workers)
+        yield partial(_map_in_order, pool, _AHEAD * workers)
     except BrokenProcessPool:
         raise ValueError(
             "a worker process died, perhaps for lack of memory: "
@@ -196,10 +231,10 @@ def mapper(workers: int) -> Iterator[Mapped]:
         pool.shutdown(cancel_futures=True)
 
 
-def _ordered(
-    pool: ProcessPoolExecutor, function: Callable, tasks: Iterable, ahead: int
+def _map_in_order(
+    pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable
 ) -> Iterator:
-    """The results in the order of the tasks, few at a time: they are large."""
+    """Yield results in the order of the tasks; hold only `ahead` of them: they are large."""
     pending: deque = deque()
     for task in tasks:
         pending.append(pool.submit(function, task))

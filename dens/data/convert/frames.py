@@ -1,173 +1,101 @@
-"""``dens data convert``: whatever ASE reads with energies and forces, to LMDB."""
+"""``dens data convert``: convert any labelled structures that ASE reads to LMDB."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import ase
 import click
 import numpy as np
+from ase import Atoms
+from torch_geometric.data import Data
 
-from dens.data.convert.build import Mapped, Piece, Prepared, build, mapper
-from dens.data.convert.info import check_boundaries, report, versions, write_info
-from dens.data.convert.labels import Recipe
-from dens.data.convert.options import SHARD_SIZE, common_options, recipe_from, show_progress
-from dens.data.convert.splits import (
-    BLOCK,
-    parse_fractions,
-    split_by_block,
-    split_by_index,
-    split_by_system,
-)
+from dens.data.convert.build import Map, Shard, build, parallel_map
+from dens.data.convert.command_line import common_options, report, show_progress, take_rules
+from dens.data.convert.labels import LabelRules
+from dens.data.convert.splits import BLOCK, Splitting, parse_fractions
 from dens.data.references import References, fit_references, load_references
 from dens.data.sources.ase import (
-    Frames,
-    Index,
+    FrameSelection,
     Source,
     find_sources,
     index_source,
-    named_units,
-    read_frames,
+    map_frames,
+    read_units,
 )
+from dens.data.store.lmdb import SHARD_SIZE
 from dens.data.units import parse_units
 
 CHUNK = 256  # frames per task
-WHOLE_CHUNK = 4096  # the same where a file is read as a whole for any of its frames
+WHOLE_CHUNK = 4096  # frames per task of a file that is read as a whole for any of its frames
 
 
-@dataclass(frozen=True)
-class ConvertFrames:
-    """Makes the records of some frames; ``group_key`` as in `convert`."""
+def convert_frames(
+    rules: LabelRules, group_key: str | None, frames: FrameSelection, counts: Counter
+) -> Iterator[tuple[Data, dict[str, int]]]:
+    """Convert a selection of frames, see `dens.data.convert.build.Converter`.
 
-    recipe: Recipe
-    group_key: str | None = None
+    Args:
+        group_key: see `Splitting`; the group of a frame becomes its sid.
+    """
 
-    def __call__(self, frames: Frames) -> Prepared:
-        prepared = Prepared()
-        for number, atoms in read_frames(frames):
-            with naming_frame(frames.source.path, number):
-                sid = frames.source.name
-                if self.group_key:
-                    sid = _group(atoms, self.group_key)
-                self.recipe.add(prepared, atoms, sid=sid, fid=number)
-        return prepared
+    def make_record(number: int, atoms: Atoms) -> Data | None:
+        sid = _read_group(atoms, group_key) if group_key else frames.source.name
+        return rules.make_record(atoms, counts, sid=sid, fid=number)
 
-
-@contextmanager
-def naming_frame(path: str, number: int) -> Iterator[None]:
-    """Name file and frame in errors."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}, frame {number}: {error}") from error
+    for data in map_frames(make_record, frames):
+        if data is not None:
+            yield data, rules.make_metadata(data)
 
 
-def _group(atoms: ase.Atoms, key: str) -> str:
+def _read_group(atoms: Atoms, key: str) -> str:
     if key not in atoms.info:
         known = ", ".join(map(str, atoms.info)) or "nothing"
         raise ValueError(f"expected the key {key!r} in its info, which has {known}")
     return str(atoms.info[key])
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Reads the group of each frame."""
-
-    key: str
-
-    def __call__(self, frames: Frames) -> list[str]:
-        groups = []
-        for number, atoms in read_frames(frames):
-            with naming_frame(frames.source.path, number):
-                groups.append(_group(atoms, self.key))
-        return groups
+def _read_groups(key: str, frames: FrameSelection) -> list[str]:
+    return list(map_frames(lambda number, atoms: _read_group(atoms, key), frames))
 
 
-@dataclass(frozen=True)
-class Energies:
-    """Reads what a fit of references needs: (atomic numbers, energy in eV) of each frame."""
-
-    recipe: Recipe
-
-    def __call__(self, frames: Frames) -> list[tuple[np.ndarray, float]]:
-        samples = []
-        for number, atoms in read_frames(frames):
-            with naming_frame(frames.source.path, number):
-                labels = self.recipe.labels(atoms)
-            if labels is not None:
-                samples.append((atoms.numbers, labels.energy))
-        return samples
+def _read_all_groups(key: str, sources: Sequence[FrameSelection], run_map: Map) -> list[str]:
+    everything = np.arange(sum(len(frames.numbers) for frames in sources))
+    parts = run_map(partial(_read_groups, key), make_tasks(sources, everything))
+    return [group for part in parts for group in part]
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """Which frames go where: by system (``group_key`` None: by source), by block, by index files,
-    or all of them into the output folder itself."""
+def _read_energies(rules: LabelRules, frames: FrameSelection) -> list[tuple[np.ndarray, float]]:
+    """Read the atomic numbers and the energy (eV) of each frame that is kept."""
 
-    rule: str | None = None
-    fractions: Mapping[str, float] | None = None
-    index: Mapping[str, Path] | None = None
-    group_key: str | None = None
-    seed: int = 0
-    block: int = BLOCK
+    def read(number: int, atoms: Atoms) -> tuple[np.ndarray, float] | None:
+        data = rules.make_record(atoms, Counter(), sid=frames.source.name, fid=number)
+        return data and (atoms.numbers, data.y)
 
-    def assign(self, indices: Sequence[Index], mapped: Mapped) -> dict[str, np.ndarray]:
-        """By split, the ascending numbers of its frames over all sources.
-
-        Raises:
-            ValueError: see `dens.data.convert.splits`.
-        """
-        counts = [index.count for index in indices]
-        if self.index:
-            return split_by_index(self.index, sum(counts))
-        if self.rule == "by-block":
-            return split_by_block(counts, self.fractions, self.seed, self.block)
-        if self.rule == "by-system":
-            names = np.repeat([index.source.name for index in indices], counts)
-            groups = names if self.group_key is None else self._read_groups(indices, mapped)
-            return split_by_system(groups, self.fractions, self.seed)
-        return {"": np.arange(sum(counts))}
-
-    def _read_groups(self, indices: Sequence[Index], mapped: Mapped) -> list[str]:
-        everything = np.arange(sum(index.count for index in indices))
-        parts = mapped(Groups(self.group_key), tasks(indices, everything))
-        return [group for groups in parts for group in groups]
-
-    def describe(self) -> dict:
-        """The settings in plain values."""
-        files = {name: str(path) for name, path in (self.index or {}).items()}
-        return {
-            "split": self.rule or ("by index files" if files else "none"),
-            "fractions": self.fractions and dict(self.fractions),
-            "index": files or None,
-            "group_key": self.group_key,
-            "seed": self.seed,
-            "block": self.block if self.rule == "by-block" else None,
-        }
+    return [sample for sample in map_frames(read, frames) if sample is not None]
 
 
-def tasks(indices: Sequence[Index], numbers: np.ndarray) -> Iterator[Frames]:
-    """The frames of these numbers over all sources, in portions of one source each."""
-    ends = np.cumsum([index.count for index in indices])
-    for index, end in zip(indices, ends, strict=True):
-        low, high = np.searchsorted(numbers, [end - index.count, end])
-        own = (numbers[low:high] - (end - index.count)).tolist()
-        packed = index.source.path.endswith((".xz", ".gz", ".bz2"))
-        whole = packed or index.source.kind in ("npz", "vasp", "ase")
+def make_tasks(sources: Sequence[FrameSelection], numbers: np.ndarray) -> Iterator[FrameSelection]:
+    """Divide frames, given by ascending numbers over all sources, into tasks of one source each."""
+    end = 0
+    for frames in sources:
+        start, end = end, end + len(frames.numbers)
+        low, high = np.searchsorted(numbers, [start, end])
+        own = (numbers[low:high] - start).tolist()
+        source = frames.source
+        whole = source.is_compressed or source.kind in ("npz", "vasp", "ase")
         chunk = WHOLE_CHUNK if whole else CHUNK
-        for start in range(0, len(own), chunk):
-            yield index.frames(own[start : start + chunk])
+        for first in range(0, len(own), chunk):
+            yield frames.select(own[first : first + chunk])
 
 
 def convert(
     sources: Sequence[str | Path],
     out: str | Path,
-    recipe: Recipe,
+    rules: LabelRules,
     *,
     splitting: Splitting | None = None,
     fit: bool = False,
@@ -180,95 +108,88 @@ def convert(
     Args:
         sources: files and folders, see `dens.data.sources.ase.find_sources`.
         out: the folder to make.
-        recipe: how structures become records.
+        rules: rules for labels.
         splitting: by default, all frames go to `out` itself; otherwise to a folder below, by split.
         fit: fit references to the split ``train`` (or to the first one) and subtract them.
-        shard_size: frames per LMDB file, and the most that an interruption costs.
+        shard_size: frames per LMDB file, and the most that an interruption loses.
         workers: processes; the bytes written do not depend on it.
         progress: called with the frames done and in all.
 
     Returns:
-        Counts by split: frames, records, and what `report` prints.
+        Counts by split: frames, records, and the counts that `report` prints.
 
     Raises:
-        ValueError: what cannot be read, is not labelled or makes no sense, with file and frame.
+        ValueError: unreadable, unlabelled or unsound structures, with file and frame.
     """
     if Path(out).exists():  # before minutes of reading
         raise ValueError(f"{out} already exists: remove it or choose another output folder")
     splitting = splitting or Splitting()
     found = find_sources(sources)
-    recipe = _settle_units(found, recipe)
-    with mapper(workers) as mapped:
-        return _convert(found, out, recipe, splitting, fit, shard_size, mapped, progress)
+    rules = _settle_units(found, rules)
+    with parallel_map(workers) as run_map:
+        indexed = list(run_map(index_source, found))
+        names = {frames.source.name: len(frames.numbers) for frames in indexed}
+        splits = splitting.assign(
+            names, partial(_read_all_groups, splitting.group_key, indexed, run_map)
+        )
+        if fit:
+            rules = replace(rules, references=_fit(indexed, splits, rules, run_map))
+        files = [{"sid": name, "frames": count} for name, count in names.items()]
+        return build(
+            out,
+            _make_shards(indexed, splits, shard_size),
+            partial(convert_frames, rules, splitting.group_key),
+            rules,
+            "convert",
+            lambda totals: {**splitting.describe(), "splits": totals, "sources": files},
+            setting=splitting.group_key,
+            run_map=run_map,
+            progress=progress,
+        )
 
 
-def _convert(
-    found: Sequence[Source],
-    out: str | Path,
-    recipe: Recipe,
-    splitting: Splitting,
-    fit: bool,
-    shard_size: int,
-    mapped: Mapped,
-    progress: Callable[[int, int], None],
-) -> dict[str, Counter]:
-    indices = list(mapped(index_source, found))
-    splits = splitting.assign(indices, mapped)
-    if fit:
-        recipe = replace(recipe, references=_fit(indices, splits, recipe, mapped))
-    pieces = [
-        Piece(split, tuple(tasks(indices, numbers[start : start + shard_size])))
+def _make_shards(
+    sources: Sequence[FrameSelection], splits: Mapping[str, np.ndarray], size: int
+) -> list[Shard]:
+    return [
+        Shard(split, len(part), tuple(make_tasks(sources, part)))
         for split, numbers in splits.items()
-        for start in range(0, len(numbers), shard_size)
+        for part in (numbers[start : start + size] for start in range(0, len(numbers), size))
     ]
-    total = sum(map(len, splits.values()))
-
-    def finish(folder: Path, totals: dict[str, Counter]) -> None:
-        check_boundaries(totals)
-        info = {**recipe.describe(), **splitting.describe(), "splits": totals}
-        info["sources"] = [{"sid": i.source.name, "frames": i.count} for i in indices]
-        write_info(folder, "convert", info, recipe.references)
-
-    return build(
-        out,
-        pieces,
-        ConvertFrames(recipe, splitting.group_key),
-        settings=json.dumps([versions(), recipe.describe(), splitting.group_key]),
-        mapped=mapped,
-        finish=finish,
-        progress=lambda done: progress(done, total),
-    )
 
 
 def _fit(
-    indices: Sequence[Index], splits: Mapping[str, np.ndarray], recipe: Recipe, mapped: Mapped
+    sources: Sequence[FrameSelection],
+    splits: Mapping[str, np.ndarray],
+    rules: LabelRules,
+    run_map: Map,
 ) -> References:
-    """References fitted to the split ``train``, or to the first one."""
+    """Fit references to the split ``train``, or to the first one."""
     chosen = "train" if "train" in splits else next(iter(splits))
-    parts = mapped(Energies(recipe), tasks(indices, splits[chosen]))
+    parts = run_map(partial(_read_energies, rules), make_tasks(sources, splits[chosen]))
     samples = (sample for part in parts for sample in part)
     return fit_references(samples, f"the fit to {chosen or 'all frames'}")
 
 
-def _settle_units(found: Sequence[Source], recipe: Recipe) -> Recipe:
-    """The recipe with the units that the files name, where none were given."""
+def _settle_units(sources: Sequence[Source], rules: LabelRules) -> LabelRules:
+    """Take the units that the files name, unless the user gave units; refuse contradictions."""
     named = {}
-    for source in found:
-        name = named_units(source)
-        if source.kind == "npz" and name is None and recipe.units is None:
+    for source in sources:
+        name = read_units(source)
+        if source.kind == "npz" and name is None and rules.units is None:
             raise ValueError(f"{source.path}: an .npz does not tell its units: give --units")
         known = "eV-A" if source.kind == "vasp" else name
-        if known and recipe.units and recipe.units.name != known:
+        if known and rules.units and rules.units.name != known:
             raise ValueError(
-                f"{source.path}: its units are {known}, but --units says {recipe.units.name}"
+                f"{source.path}: its units are {known}, but --units says {rules.units.name}"
             )
         named[name or "unnamed units"] = source.path
-    if recipe.units or named.keys() == {"unnamed units"}:
-        return recipe
+    if rules.units or named.keys() == {"unnamed units"}:
+        return rules
     if len(named) > 1:
         mixed = ", ".join(f"{name} in {path}" for name, path in named.items())
         raise ValueError(f"expected sources in the same units, got {mixed}")
-    return replace(recipe, units=parse_units(*named))
+    return replace(rules, units=parse_units(*named))
 
 
 @click.command("convert")
@@ -307,7 +228,7 @@ def convert_command(
     if len(files) < len(index) or not all(n.isidentifier() and f for n, f in files.items()):
         raise click.UsageError(f"--index must be NAME=FILE, each name once, got {' '.join(index)}")
     fit = references == "fit"
-    recipe = recipe_from(
+    rules = take_rules(
         options,
         units=parse_units(units) if units else None,
         references=load_references(references) if references and not fit else None,
@@ -315,6 +236,6 @@ def convert_command(
     fractions = parse_fractions(fractions) if split else None
     splitting = Splitting(split, fractions, files or None, group_key, seed, block)
     totals = convert(
-        sources, out, recipe, splitting=splitting, fit=fit, progress=show_progress, **options
+        sources, out, rules, splitting=splitting, fit=fit, progress=show_progress, **options
     )
     report(out, totals)

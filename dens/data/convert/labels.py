@@ -1,7 +1,8 @@
-"""From structures as ASE gives them to records: units, references, limits, tags."""
+"""Rules for labels: units, references, force limit and tags, from ASE structures to records."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,32 +11,24 @@ from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
-from dens.data.convert.build import Prepared
 from dens.data.references import References
 from dens.data.soundness import open_or_periodic
-from dens.data.store.records import atoms_to_data, fixed_atoms, pickle_record
+from dens.data.sources.ase import read_labels
+from dens.data.store.records import atoms_to_data, fixed_atoms
 from dens.data.units import UNITS, Units, suspected_units
 from dens.graphs.radius import count_neighbors
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Of one structure: ``energy`` eV, minus references if any; ``forces`` (n_atoms, 3) eV/Å."""
-
-    energy: float
-    forces: np.ndarray
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How structures become records.
+class LabelRules:
+    """Rules by which structures become records.
 
     Attributes:
-        units: those of the structures; None for eV-A unless an energy tells otherwise.
-        references: what to subtract from the energies.
+        units: units of the structures; None for eV-A unless an energy contradicts it.
+        references: subtracted from the energies.
         max_force: eV/Å; structures with a larger force on a free atom are dropped.
-        cutoff: Å; with it, the number of edges goes into ``metadata.npz`` as ``neighbors``.
-        max_neighbors: of each atom, for that number.
+        cutoff: Å; with it, ``metadata.npz`` gets the number of edges as ``neighbors``.
+        max_neighbors: limit per atom for that number.
     """
 
     units: Units | None = None
@@ -45,35 +38,52 @@ class Recipe:
     max_neighbors: int | None = None
 
     def describe(self) -> dict:
-        """What decides the records, in plain values."""
-        references = self.references
+        """Return everything that decides the records, in plain values."""
+        references = None
+        if self.references:
+            coeff = self.references.coeff
+            known = {chemical_symbols[z]: float(coeff[z]) for z in np.flatnonzero(~np.isnan(coeff))}
+            references = {"source": self.references.source, "coeff": known}
         return {
             "units": self.units.name if self.units else "eV-A",
-            "references": references and {"source": references.source, **self._coefficients()},
+            "references": references,
             "max_force": self.max_force,
             "cutoff": self.cutoff,
             "max_neighbors": self.max_neighbors,
         }
 
-    def _coefficients(self) -> dict:
-        coeff = self.references.coeff
-        present = np.flatnonzero(~np.isnan(coeff))
-        return {"coeff": {chemical_symbols[z]: float(coeff[z]) for z in present}}
+    def make_record(
+        self,
+        atoms: Atoms,
+        counts: Counter,
+        *,
+        sid: int | str,
+        fid: int,
+        reference: float = 0.0,
+        md: bool | None = None,
+    ) -> Data | None:
+        """Make the record of a structure, whose lengths become Å in place.
 
-    def labels(self, atoms: Atoms) -> Labels | None:
-        """The labels of a structure; None where it is to be dropped. Converts the structure's
-        lengths to Å in place.
+        Args:
+            atoms: with energy and forces in the results of its calculator.
+            counts: counts for the report, updated.
+            sid, fid, md: see `dens.data.store.records.atoms_to_data`.
+            reference: eV, subtracted from the energy.
+
+        Returns:
+            None if a force exceeds `max_force`.
 
         Raises:
-            ValueError: missing labels, no free atom, an element that is none or has no reference,
-                an energy in other units than it should have.
+            ValueError: missing or unsound labels, no free atom, an unknown element or one without
+                reference, or an energy that fits other units.
         """
         units = self.units or UNITS["eV-A"]
-        energy, forces = _read_labels(atoms)
-        _check_atoms(atoms)
+        energy, forces = read_labels(atoms)
         energy, forces = energy * units.energy, forces * units.force
         atoms.set_cell(atoms.cell.array * units.length)
         atoms.positions *= units.length
+        tags_from = _add_tags(atoms)
+        data = atoms_to_data(atoms, sid=sid, fid=fid, energy=energy, forces=forces, md=md)
         suspected = suspected_units(atoms.numbers, energy)
         if self.units is None and suspected:
             raise ValueError(
@@ -81,87 +91,40 @@ class Recipe:
                 f"give --units {suspected}, or --units eV-A if it is right as it is"
             )
         free = ~fixed_atoms(atoms)
+        if not free.any():
+            raise ValueError(f"expected at least one free atom, but all {len(atoms)} are fixed")
+        counts["frames"] += 1
         if self.max_force and np.linalg.norm(forces[free], axis=1).max() > self.max_force:
+            counts["dropped"] += 1
             return None
         if self.references:
-            energy -= self.references.energy(atoms.numbers)
-        return Labels(energy, forces)
+            data.y -= self.references.energy(atoms.numbers)
+        data.y -= reference
+        counts[tags_from] += 1
+        _count_assumptions(atoms, counts)
+        return data
 
-    def add(
-        self,
-        prepared: Prepared,
-        atoms: Atoms,
-        *,
-        sid: int | str,
-        fid: int,
-        reference: float = 0.0,
-        md: bool | None = None,
-    ) -> None:
-        """Add the record of a structure, with ``reference`` (eV) subtracted from its energy.
-
-        Raises:
-            ValueError: see `labels` and `dens.data.store.records.atoms_to_data`.
-        """
-        counts = prepared.counts
-        counts["frames"] += 1
-        labels = self.labels(atoms)
-        if labels is None:
-            counts["dropped"] += 1
-            return
-        counts[_settle_tags(atoms)] += 1
-        counts["periodic" if atoms.pbc.any() else "open"] += 1
-        if any(not isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
-            counts["other_constraints"] += 1
-        if atoms.cell.any() and not atoms.pbc.any():
-            counts["cells_dropped"] += 1
-        energy = labels.energy - reference
-        data = atoms_to_data(atoms, sid=sid, fid=fid, energy=energy, forces=labels.forces, md=md)
-        prepared.payloads.append(pickle_record(data))
-        prepared.metadata.append(self._metadata(data))
-
-    def _metadata(self, data: Data) -> dict[str, int]:
-        entry = {"natoms": data.natoms}
-        if "md" in data:
-            entry["md"] = data.md
+    def make_metadata(self, data: Data) -> dict[str, int]:
+        """Make the entries of ``metadata.npz`` beside ``natoms``."""
+        entry = {"md": data.md} if "md" in data else {}
         if self.cutoff is not None:
             counts = count_neighbors(*open_or_periodic(data), self.cutoff, self.max_neighbors)
             entry["neighbors"] = int(counts.sum())
         return entry
 
 
-def _read_labels(atoms: Atoms) -> tuple[float, np.ndarray]:
-    # straight from the calculator's results: asking the structure would compare it with a copy
-    results = getattr(atoms.calc, "results", {})
-    if results.get("energy") is None or results.get("forces") is None:
-        has = [name for name, value in results.items() if value is not None]
-        known = ", ".join(map(str, [*has, *atoms.info, *atoms.arrays]))
-        raise ValueError(f"expected energy and forces, got only {known}")
-    energy = np.asarray(results["energy"], dtype=float)
-    forces = np.asarray(results["forces"], dtype=float)
-    if energy.size != 1 or forces.shape != (len(atoms), 3):
-        raise ValueError(
-            f"expected one energy and forces ({len(atoms)}, 3), "
-            f"got {energy.shape} and {forces.shape}"
-        )
-    for name, values in (("energy", energy), ("forces", forces), ("positions", atoms.positions)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return energy.item(), forces
+def _count_assumptions(atoms: Atoms, counts: Counter) -> None:
+    is_periodic = atoms.pbc.any()
+    counts["periodic" if is_periodic else "open"] += 1
+    if any(not isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
+        counts["other_constraints"] += 1
+    if atoms.cell.any() and not is_periodic:
+        counts["cells_dropped"] += 1
 
 
-def _check_atoms(atoms: Atoms) -> None:
-    if len(atoms) == 0:
-        raise ValueError("expected atoms, got none")
-    for number in (atoms.numbers.min(), atoms.numbers.max()):
-        if not 1 <= number < len(chemical_symbols):
-            raise ValueError(f"atomic numbers must be in 1 .. 118, got {number}")
-    if fixed_atoms(atoms).all():
-        raise ValueError(f"expected at least one free atom, but all {len(atoms)} are fixed")
-
-
-def _settle_tags(atoms: Atoms) -> str:
-    """Give tags to a structure that has none: 0 to fixed atoms, 1 to free ones; 0 to all where none
-    is fixed. Returns what was done, for the report."""
+def _add_tags(atoms: Atoms) -> str:
+    """Give tags to a structure without any: 0 to fixed atoms and 1 to free ones, or 0 to all if no
+    atom is fixed. Return the source of the tags, for the report."""
     if atoms.has("tags"):
         return "tags_kept"
     fixed = fixed_atoms(atoms)

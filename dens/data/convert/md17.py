@@ -1,13 +1,14 @@
-"""``dens data md17``: a molecule of MD17, rMD17 or sGDML's CCSD(T) sets as LMDB folders.
+"""``dens data md17``: convert a molecule of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB folders.
 
-Energies of -17,000 eV leave float32 nothing below 1 meV, and fairchem's loader casts to float32.
-Stored is the energy minus the mean of the training set:
+At energies of -17,000 eV, float32 resolves nothing below 1 meV, and fairchem's loader casts to
+float32. So the mean energy of the training set is subtracted before storing:
 
 .. math:: y_k = E_k - \\frac{1}{n_{train}} \\sum_{j \\in train} E_j
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,18 +16,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-from ase import Atoms
 
 from dens.data.convert.splits import split_by_index
-from dens.data.sources.md17 import (
-    Frames,
-    Molecule,
-    download,
-    find_files,
-    find_molecule,
-    read_frames,
-    sha256,
-)
+from dens.data.sources.md17 import Molecule, download, find_files, find_molecule, read_molecule
+from dens.data.sources.npz import MoleculeFrames
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
 from dens.data.units import UNITS
@@ -34,12 +27,27 @@ from dens.files import atomic_folder
 
 SPLITS = ("train", "val", "test")
 _PATH = click.Path(path_type=Path)
+_NORMALIZER = """\
+# Of the {0.counts[train]} frames of {0.molecule.name} in the folder train.
+# Their mean energy, {0.mean!r} eV, is already subtracted from the data,
+# so the mean that is left is 0. Forces are divided by the energies' standard deviation.
+dataset:
+  train:
+    transforms:
+      normalizer:
+        energy:
+          mean: 0.0
+          stdev: {0.stdev!r} # eV
+        forces:
+          mean: 0.0
+          stdev: {0.stdev!r} # eV/Å
+"""
 
 
 @dataclass(frozen=True)
 class Md17Summary:
-    """What was written: mean and standard deviation of the training energies (eV), root mean
-    square force component (eV/Å), and the number of frames by split."""
+    """Summary of the data written: mean and standard deviation of the training energies (eV), root
+    mean square force component (eV/Å), and the number of frames by split."""
 
     path: Path
     molecule: Molecule
@@ -49,7 +57,7 @@ class Md17Summary:
     counts: dict[str, int]
 
     def text(self) -> str:
-        """The summary in one line."""
+        """Return the summary in one line."""
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         return (
             f"{self.path}: {self.molecule.name}, {counts}; training energies "
@@ -69,25 +77,25 @@ def convert_md17(
     seed: int = 0,
     index_files: Mapping[str, str | Path] | None = None,
     origin: Mapping[str, str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> Md17Summary:
-    """Write ``out/train``, ``out/val``, ``out/test`` and what a config needs beside them.
+    """Write ``out/train``, ``out/val``, ``out/test``, and the files that a config needs.
 
-    That is ``normalizer.yml`` (to include) and ``normalizer_energy.npz``, ``normalizer_forces.npz``
-    (to name in ``dataset.train.transforms.normalizer``): the training energies' mean, 0 after the
-    shift, and standard deviation, which also scales the forces; ``index_*.txt``, the frame numbers
-    of each split; ``dens_info.json``, where everything came from. `out` appears as a whole. The
-    same arguments give the same bytes.
+    These are ``normalizer.yml`` (to include) and ``normalizer_energy.npz``,
+    ``normalizer_forces.npz`` (for ``dataset.train.transforms.normalizer``): the training energies'
+    mean, 0 after the shift, and standard deviation, which also scales the forces; ``index_*.txt``,
+    the frame numbers of each split; ``dens_info.json``, the origin of everything. `out` appears
+    once it is complete. Equal arguments give equal bytes.
 
     Args:
         molecule: name or alias, see `find_molecule`.
         source: file or folder, see `find_files`.
         out: the folder to make; it must not exist.
-        units: see `read_frames`.
-        n_train, n_val: frames, drawn at random; of a set with a test file, from the other one.
+        units: see `read_molecule`.
+        n_train, n_val: frames, drawn at random from the file with all frames, or the train file.
         n_test: frames drawn at random from the rest (or the test file); None: all of them.
-        seed: for everything that is drawn.
-        index_files: by split, ``train`` (from which validation frames are drawn where there is no
+        seed: for all draws.
+        index_files: by split, ``train`` (from which validation frames are drawn if there is no
             ``val``), ``val``, ``test``; see `dens.data.convert.splits.read_index`. They replace
             `n_train`.
         origin: further facts for ``dens_info.json``.
@@ -102,31 +110,36 @@ def convert_md17(
         index = _split_by_files(frames, index_files, n_val, seed)
     else:
         index = _split_by_seed(frames, n_train, n_val, seed)
-    index["test"] = _some(index["test"], n_test, seed, frames["test"].path)
+    index["test"] = _draw_test(index["test"], n_test, seed, frames["test"].path)
     index = {name: numbers for name, numbers in index.items() if len(numbers)}
-    summary = _describe(Path(out), kind, frames["train"], index)
+    summary = _summarize(Path(out), kind, frames["train"], index)
     with atomic_folder(out) as folder:
         for name, numbers in index.items():
             _write_split(folder / name, kind, frames[name], numbers, summary.mean, progress)
             np.savetxt(folder / f"index_{name}.txt", numbers, fmt="%d")
         _write_normalizers(folder, summary)
-        info = _info(summary, frames, {} if index_files else {"seed": seed}, origin or {})
+        sources = {f.path: _describe_source(f) for f in frames.values()}
+        seeds = {} if index_files else {"seed": seed}
+        info = {**_describe(summary, frames), **seeds, "sources": [*sources.values()]}
+        info.update(origin or {})
         (folder / "dens_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
-def _read(source: Path, molecule: Molecule, units: str | None) -> dict[str, Frames]:
-    """By split, the frames it is taken from: the same ones, unless there is a test file."""
+def _read(source: Path, molecule: Molecule, units: str | None) -> dict[str, MoleculeFrames]:
+    """Read the frames that each split is taken from; all are equal unless there is a test file."""
     path, test_path = find_files(source, molecule)
-    main = test = read_frames(path, molecule, units)
+    main = test = read_molecule(path, molecule, units)
     if test_path is not None:
-        test = read_frames(test_path, molecule, units)
+        test = read_molecule(test_path, molecule, units)
         if not np.array_equal(test.numbers, main.numbers):
             raise ValueError(f"{test_path}: expected the atoms in the order of {path.name}")
     return {"train": main, "val": main, "test": test}
 
 
-def _split_by_seed(frames: dict[str, Frames], n_train: int, n_val: int, seed: int) -> dict:
+def _split_by_seed(
+    frames: dict[str, MoleculeFrames], n_train: int, n_val: int, seed: int
+) -> dict[str, np.ndarray]:
     main, test = frames["train"], frames["test"]
     if n_train < 2 or n_val < 1 or n_train + n_val > len(main):
         raise ValueError(
@@ -140,8 +153,8 @@ def _split_by_seed(frames: dict[str, Frames], n_train: int, n_val: int, seed: in
 
 
 def _split_by_files(
-    frames: dict[str, Frames], files: Mapping[str, str | Path], n_val: int, seed: int
-) -> dict:
+    frames: dict[str, MoleculeFrames], files: Mapping[str, str | Path], n_val: int, seed: int
+) -> dict[str, np.ndarray]:
     main = frames["train"]
     if frames["test"] is not main:
         raise ValueError(f"{main.path}: has a test file beside it, so index files do not fit it")
@@ -162,8 +175,8 @@ def _split_by_files(
     return {name: index[name] for name in SPLITS}
 
 
-def _some(rest: np.ndarray, count: int | None, seed: int, path: Path) -> np.ndarray:
-    """`count` of the frames, drawn at random; all of them for None."""
+def _draw_test(rest: np.ndarray, count: int | None, seed: int, path: Path) -> np.ndarray:
+    """Draw `count` test frames from the rest; None takes all of them."""
     if count is None and len(rest) == 0:
         raise ValueError(
             f"{path}: no frame is left for the test split: lower --train or --val, or say --test 0"
@@ -175,7 +188,7 @@ def _some(rest: np.ndarray, count: int | None, seed: int, path: Path) -> np.ndar
     return np.sort(np.random.default_rng(seed).permutation(rest)[:count])
 
 
-def _describe(out: Path, molecule: Molecule, frames: Frames, index: dict) -> Md17Summary:
+def _summarize(out: Path, molecule: Molecule, frames: MoleculeFrames, index: dict) -> Md17Summary:
     energy, forces = frames.energy[index["train"]], frames.forces[index["train"]]
     stdev = float(energy.std(ddof=1))
     if stdev < 1e-6:
@@ -188,50 +201,28 @@ def _describe(out: Path, molecule: Molecule, frames: Frames, index: dict) -> Md1
 def _write_split(
     path: Path,
     molecule: Molecule,
-    frames: Frames,
+    frames: MoleculeFrames,
     index: np.ndarray,
     shift: float,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     with LmdbWriter(path) as writer:
         for done, number in enumerate(index.tolist(), start=1):
-            data = atoms_to_data(
-                Atoms(frames.numbers, frames.pos[number]),  # no cell, no pbc
-                sid=molecule.name,
-                fid=number,
-                energy=frames.energy[number] - shift,
-                forces=frames.forces[number],
-            )
-            writer.write(data)
-            if progress is not None and (done % 1000 == 0 or done == len(index)):
+            labels = {"energy": frames.energy[number] - shift, "forces": frames.forces[number]}
+            writer.write(atoms_to_data(frames[number], sid=molecule.name, fid=number, **labels))
+            if done % 1000 == 0 or done == len(index):
                 progress(path.name, done, len(index))
 
 
 def _write_normalizers(folder: Path, summary: Md17Summary) -> None:
-    stdev, count, name = np.float32(summary.stdev), summary.counts["train"], summary.molecule.name
+    mean, stdev = np.float32(0), np.float32(summary.stdev)
     for target in ("energy", "forces"):
-        np.savez(folder / f"normalizer_{target}.npz", mean=np.float32(0), rmsd=stdev)
-    (folder / "normalizer.yml").write_text(
-        f"""# Of the {count} frames of {name} in the folder train.
-# Their mean energy, {summary.mean!r} eV, is already subtracted from the data,
-# so the mean that is left is 0. Forces are divided by the energies' standard deviation.
-dataset:
-  train:
-    transforms:
-      normalizer:
-        energy:
-          mean: 0.0
-          stdev: {summary.stdev!r} # eV
-        forces:
-          mean: 0.0
-          stdev: {summary.stdev!r} # eV/Å
-""",
-        encoding="utf-8",
-    )
+        np.savez(folder / f"normalizer_{target}.npz", mean=mean, rmsd=stdev)
+    text = _NORMALIZER.format(summary)
+    (folder / "normalizer.yml").write_text(text, encoding="utf-8")
 
 
-def _info(summary: Md17Summary, frames: dict[str, Frames], draw: dict, origin: dict) -> dict:
-    files = {f.path: f for f in frames.values()}
+def _describe(summary: Md17Summary, frames: dict[str, MoleculeFrames]) -> dict:
     return {
         "molecule": summary.molecule.name,
         "formula": summary.molecule.formula,
@@ -240,26 +231,21 @@ def _info(summary: Md17Summary, frames: dict[str, Frames], draw: dict, origin: d
         "energy_stdev": summary.stdev,
         "force_rms": summary.force_rms,
         "splits": {
-            name: {
-                "frames": count,
-                "source": frames[name].path.name,
-                "index": f"index_{name}.txt",
-            }
-            for name, count in summary.counts.items()
+            name: {"frames": n, "source": frames[name].path.name, "index": f"index_{name}.txt"}
+            for name, n in summary.counts.items()
         },
-        **draw,
-        "sources": [
-            {
-                "file": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-                "frames": len(f),
-                "units": f.units.name,
-            }
-            for path, f in files.items()
-        ],
-        **origin,
     }
+
+
+def _describe_source(frames: MoleculeFrames) -> dict:
+    path = frames.path
+    size = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {**size, "frames": len(frames), "units": frames.units}
+
+
+def sha256(path: Path) -> str:
+    """Compute the SHA-256 checksum of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @click.command("md17")
@@ -272,10 +258,10 @@ def _info(summary: Md17Summary, frames: dict[str, Frames], draw: dict, origin: d
 @click.option("--train", "n_train", default=950, show_default=True, help="Training frames.")
 @click.option("--val", "n_val", default=50, show_default=True, help="Validation frames.")
 @click.option("--test", "n_test", type=int, help="Test frames, 0 for none.  [default: the rest]")
-@click.option("--seed", default=0, show_default=True, help="Decides which frames go where.")
-@click.option("--train-index", type=_PATH, help="Frames to train on and, by --val, to validate.")
-@click.option("--val-index", type=_PATH, help="Frames to validate on.")
-@click.option("--test-index", type=_PATH, help="Frames to test on.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random splits.")
+@click.option("--train-index", type=_PATH, help="File of training frames, and of --val frames.")
+@click.option("--val-index", type=_PATH, help="File of validation frames.")
+@click.option("--test-index", type=_PATH, help="File of test frames.")
 def md17_command(molecule, out, source, fetch, checksum, **options) -> None:
     """Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.
 
@@ -288,37 +274,22 @@ def md17_command(molecule, out, source, fetch, checksum, **options) -> None:
     origin = {}
     if fetch:
         source = source or out.parent / f"{kind.file}.npz"
-        origin = {"url": fetch_once(kind, source)}
+        origin = {"url": kind.url}
+        if not source.exists():
+            click.echo(f"downloading {kind.url} to {source}", err=True)
+            download(kind, source)
     if source is None:
         raise ValueError("give --source FILE, or --download for the original MD17 set")
     if checksum is not None:
-        _check_sum(source, kind, checksum)
+        path, _ = find_files(source, kind)
+        if sha256(path) != checksum.strip().lower():
+            raise ValueError(f"{path}: expected SHA-256 {checksum}, got {sha256(path)}")
     files = {name: options.pop(f"{name}_index") for name in SPLITS}
+    index_files = {name: path for name, path in files.items() if path is not None}
     summary = convert_md17(
-        molecule,
-        source,
-        out,
-        index_files={name: path for name, path in files.items() if path is not None},
-        origin=origin,
-        progress=_show,
-        **options,
+        molecule, source, out, index_files=index_files, origin=origin, progress=_show, **options
     )
     click.echo(summary.text())
-
-
-def fetch_once(molecule: Molecule, path: Path) -> str:
-    """Download unless the file is there already; returns the URL."""
-    if not path.exists():
-        click.echo(f"downloading {molecule.url} to {path}", err=True)
-        download(molecule, path)
-    return molecule.url
-
-
-def _check_sum(source: Path, molecule: Molecule, expected: str) -> None:
-    path, _ = find_files(source, molecule)
-    found = sha256(path)
-    if found != expected.strip().lower():
-        raise ValueError(f"{path}: expected SHA-256 {expected}, got {found}")
 
 
 def _show(split: str, done: int, total: int) -> None:

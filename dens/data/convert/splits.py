@@ -1,20 +1,22 @@
-"""Which frame goes into which split. Frames are numbered from 0 over all sources, in order."""
+"""Assign frames to splits. Frames are numbered from 0 over all sources, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-BLOCK = 20  # frames; neighbours in an MD trajectory are too alike to be in different splits
+BLOCK = 20  # frames; consecutive MD frames are too alike to be in different splits
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """``train=0.8,val_id=0.1,test=0.1`` as a mapping.
+    """Parse ``train=0.8,val_id=0.1,test=0.1``.
 
     Raises:
-        ValueError: not of that form, a name twice, or a sum other than 1.
+        ValueError: another form, a repeated name, or a sum other than 1.
     """
     fractions: dict[str, float] = {}
     for item in text.split(","):
@@ -33,68 +35,14 @@ def parse_fractions(text: str) -> dict[str, float]:
     return fractions
 
 
-def split_by_system(
-    groups: Sequence[str], fractions: Mapping[str, float], seed: int
-) -> dict[str, np.ndarray]:
-    """Whole groups into each split, drawn at random; the fractions are those of the groups.
-
-    Args:
-        groups: the group of each frame.
-
-    Returns:
-        By split, the numbers of its frames in ascending order.
-
-    Raises:
-        ValueError: a split without a group.
-    """
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    return _draw(group_of, len(names), fractions, seed, "systems")
-
-
-def split_by_block(
-    counts: Sequence[int], fractions: Mapping[str, float], seed: int, length: int = BLOCK
-) -> dict[str, np.ndarray]:
-    """Blocks of consecutive frames of a source, drawn at random.
-
-    Args:
-        counts: number of frames of each source.
-        length: number of frames in a block; the last one of a source may have fewer.
-
-    Raises:
-        ValueError: a split without a block.
-    """
-    block_of: list[np.ndarray] = []
-    n_blocks = 0
-    for count in counts:
-        block_of.append(n_blocks + np.arange(count) // length)
-        n_blocks += -(-count // length)
-    return _draw(np.concatenate(block_of), n_blocks, fractions, seed, "blocks of frames")
-
-
-def _draw(
-    unit_of: np.ndarray, n_units: int, fractions: Mapping[str, float], seed: int, what: str
-) -> dict[str, np.ndarray]:
-    order = np.random.default_rng(seed).permutation(n_units)
-    ends = np.rint(np.cumsum(list(fractions.values())) * n_units).astype(int)
-    starts = [0, *ends[:-1]]
-    splits = {}
-    for name, start, end in zip(fractions, starts, ends, strict=True):
-        if start == end:
-            raise ValueError(
-                f"split {name} is empty: {fractions[name]:g} of {n_units} {what} is none"
-            )
-        splits[name] = np.flatnonzero(np.isin(unit_of, order[start:end]))
-    return splits
-
-
 def read_index(path: str | Path, n_frames: int) -> np.ndarray:
-    """The frame numbers in a file: text with one per line, ``.npy``, or ``.npz`` with one array.
+    """Read frame numbers from a file: text with one per line, ``.npy``, or ``.npz`` with one array.
 
     Returns:
-        Ascending, each once.
+        Ascending, without duplicates.
 
     Raises:
-        ValueError: not such a file, a number twice or outside 0 .. n_frames - 1, or none at all.
+        ValueError: another kind of file, no numbers, one twice or outside 0 .. n_frames - 1.
     """
     path = Path(path)
     try:
@@ -125,16 +73,89 @@ def read_index(path: str | Path, n_frames: int) -> np.ndarray:
 
 
 def split_by_index(files: Mapping[str, str | Path], n_frames: int) -> dict[str, np.ndarray]:
-    """The frames that a file lists for each split; frames that no file lists are left out.
+    """Read the frames of each split from a file; frames that no file lists are left out.
 
     Raises:
         ValueError: see `read_index`; a frame in two splits.
     """
     splits = {name: read_index(path, n_frames) for name, path in files.items()}
-    owner: dict[int, str] = {}
-    for name, index in splits.items():
-        for frame in index.tolist():
-            if frame in owner:
-                raise ValueError(f"frame {frame} is in both splits, {owner[frame]} and {name}")
-            owner[frame] = name
+    for (one, first), (other, second) in combinations(splits.items(), 2):
+        common = np.intersect1d(first, second)
+        if len(common):
+            raise ValueError(f"frame {common[0]} is in both splits, {one} and {other}")
     return splits
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """Rule for the split of each frame.
+
+    Attributes:
+        rule: by-system or by-block; None for `index`, or for one output folder without splits.
+        fractions: by split, see `parse_fractions`.
+        index: by split, a file with frame numbers.
+        group_key: key in ``atoms.info`` that names the system; None: every source is a system.
+        seed: for random splits.
+        block: number of consecutive frames in a block.
+    """
+
+    rule: str | None = None
+    fractions: Mapping[str, float] | None = None
+    index: Mapping[str, Path] | None = None
+    group_key: str | None = None
+    seed: int = 0
+    block: int = BLOCK
+
+    def assign(
+        self, sources: Mapping[str, int], read_groups: Callable[[], Sequence[str]]
+    ) -> dict[str, np.ndarray]:
+        """Find, by split, the ascending numbers of its frames over all sources.
+
+        By system or by block, whole units are drawn at random; the fractions count units.
+
+        Args:
+            sources: number of frames by the name of the source, at least 1 each.
+            read_groups: reads the group of each frame; called if there is a `group_key`.
+
+        Raises:
+            ValueError: see `read_index`; a split without frames.
+        """
+        counts = np.array(list(sources.values()))
+        if self.index:
+            return split_by_index(self.index, counts.sum())
+        if self.rule == "by-block":
+            n_blocks = -(-counts // self.block)
+            firsts = np.cumsum(n_blocks) - n_blocks
+            block_of = [
+                first + np.arange(n) // self.block for first, n in zip(firsts, counts, strict=True)
+            ]
+            return self._draw(np.concatenate(block_of), "blocks of frames")
+        if self.rule == "by-system":
+            groups = read_groups() if self.group_key else np.repeat(list(sources), counts)
+            return self._draw(np.unique(groups, return_inverse=True)[1], "systems")
+        return {"": np.arange(counts.sum())}
+
+    def _draw(self, unit_of: np.ndarray, what: str) -> dict[str, np.ndarray]:
+        n_units = unit_of.max() + 1
+        order = np.random.default_rng(self.seed).permutation(n_units)
+        ends = np.rint(np.cumsum(list(self.fractions.values())) * n_units).astype(int)
+        splits = {}
+        for (name, fraction), start, end in zip(
+            self.fractions.items(), [0, *ends[:-1]], ends, strict=True
+        ):
+            if start == end:
+                raise ValueError(f"split {name} is empty: {fraction:g} of {n_units} {what} is none")
+            splits[name] = np.flatnonzero(np.isin(unit_of, order[start:end]))
+        return splits
+
+    def describe(self) -> dict:
+        """Return the settings in plain values."""
+        files = {name: str(path) for name, path in (self.index or {}).items()}
+        return {
+            "split": self.rule or ("by index files" if files else "none"),
+            "fractions": self.fractions and dict(self.fractions),
+            "index": files or None,
+            "group_key": self.group_key,
+            "seed": self.seed,
+            "block": self.block if self.rule == "by-block" else None,
+        }

@@ -1,1 +1,1 @@
-"""Read labelled structures from files: ASE's formats, MD17, OC20's download."""
+"""Read or make labelled structures: ASE's formats, MD17, OC20's download, EMT on slabs."""

@@ -1,35 +1,28 @@
-"""Files with labelled structures: finding them, counting their frames, reading some of them.
+"""Find files with labelled structures, count their frames, and read a selection of frames.
 
-ASE reads all of them. This module adds what a large conversion needs: the number of frames before
-they are read, and any part of a file without the rest where the format allows it.
+ASE reads all formats. This module adds what a large conversion needs: the number of frames before
+they are read, and random access where the format allows it.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 import ase.db
 import ase.io
+import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import Trajectory
+from ase.io.formats import get_compression, open_with_compression
 
-from dens.data.sources.md17 import read_npz
+from dens.data.sources.npz import read_npz
 
-_PACKED: dict[str, Callable[[str], BinaryIO]] = {
-    ".xz": lzma.open,
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-}
 _KINDS = {
     ".traj": "traj",
     ".xyz": "xyz",
@@ -38,12 +31,13 @@ _KINDS = {
     ".aselmdb": "db",
     ".npz": "npz",
 }
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Source:
     """One file. ``name`` is unique among the sources and becomes the sid of its frames; ``size``
-    (bytes) and ``mtime`` (ns) tell whether it changed."""
+    (bytes) and ``mtime`` (ns) show whether it changed."""
 
     path: str
     name: str
@@ -52,50 +46,42 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """traj, xyz (extended, maybe packed), db, npz, vasp, or ase: whatever else ASE reads."""
-        return kind_of(self.path)
+        """traj, xyz (extended), db, npz, vasp, or ase: any other format that ASE reads."""
+        name, _ = get_compression(os.path.basename(self.path))
+        if name.startswith(("vasprun", "OUTCAR")):
+            return "vasp"
+        return _KINDS.get(os.path.splitext(name)[1], "ase")
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it ends in .xz, .gz or .bz2."""
+        return get_compression(self.path)[1] is not None
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Some frames of a source: their numbers, and what finds each of them in the file (the first
-    and the last byte of an xyz frame, the id of a row), if anything."""
+class FrameSelection:
+    """A selection of frames of one file, with the byte ranges (xyz) or row ids (db) to read them;
+    ``keys`` is empty for other kinds."""
 
     source: Source
-    numbers: tuple[int, ...]
-    keys: tuple
+    numbers: Sequence[int]
+    keys: tuple = ()
 
-
-@dataclass(frozen=True)
-class Index:
-    """Where the frames of a source are: how many there are, and their keys (see `Frames`)."""
-
-    source: Source
-    count: int
-    keys: tuple | None
-
-    def frames(self, numbers: Sequence[int]) -> Frames:
-        """The frames of these numbers."""
-        keys = () if self.keys is None else tuple(self.keys[i] for i in numbers)
-        return Frames(self.source, tuple(numbers), keys)
-
-
-def kind_of(path: str | Path) -> str | None:
-    """The kind of a file by its name, see `Source`."""
-    path = Path(path)
-    if path.suffix in _PACKED:
-        path = path.with_suffix("")
-    if path.name.startswith(("vasprun", "OUTCAR")):
-        return "vasp"
-    return _KINDS.get(path.suffix, "ase")
+    def select(self, numbers: Sequence[int]) -> FrameSelection:
+        """Select frames by number, out of all frames of a file."""
+        keys = tuple(self.keys[i] for i in numbers) if self.keys else ()
+        return FrameSelection(self.source, tuple(numbers), keys)
 
 
 def find_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """The files under the given paths. A file stands for itself; a folder for the files of known
-    kinds in and below it (with both, vasprun.xml counts and the OUTCAR beside it does not).
+    """Find the files under the given paths.
+
+    Args:
+        paths: files, and folders that are searched for files of known kinds, subfolders included.
+            An OUTCAR beside a vasprun.xml is left out.
 
     Returns:
-        In the order given, folders sorted by name. Names are relative to the common folder.
+        In the order given, each folder sorted by name. Names are relative to the common folder.
 
     Raises:
         ValueError: a path that does not exist, a folder without such files, a file given twice.
@@ -119,181 +105,168 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
 
 
 def _search(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _is_known(path))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_known(path)]
     with_xml = {path.parent for path in files if path.name.startswith("vasprun")}
     return [p for p in files if not (p.name.startswith("OUTCAR") and p.parent in with_xml)]
 
 
 def _is_known(path: Path) -> bool:
-    kind = kind_of(path)
-    return kind != "ase" and (path.suffix not in _PACKED or kind in ("xyz", "vasp"))
+    source = Source(str(path), "", 0, 0)
+    return source.kind in ("xyz", "vasp") or (source.kind != "ase" and not source.is_compressed)
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Unique, without suffixes where that is enough to tell the files apart."""
+    """Name the files uniquely, without suffixes where that is enough to tell them apart."""
     root = os.path.commonpath([path.parent for path in paths])
     full = [os.path.relpath(path, root) for path in paths]
-    short = [
-        os.path.join(os.path.dirname(name), os.path.basename(name).split(".")[0]) for name in full
-    ]
+    short = [os.path.join(os.path.dirname(n), os.path.basename(n).split(".")[0]) for n in full]
     return short if len(set(short)) == len(short) else full
 
 
 def make_source(path: Path, name: str) -> Source:
-    """The source at a path."""
+    """Make the source of a file, with its size and time."""
     status = path.stat()
     return Source(str(path), name, status.st_size, status.st_mtime_ns)
 
 
-def named_units(source: Source) -> str | None:
-    """The units that a file names, which only an ``.npz`` may do.
+def read_units(source: Source) -> str | None:
+    """Read the units that a file names; only an ``.npz`` may name any.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     if source.kind != "npz":
         return None
-    with _explained(source.path):
-        return read_npz(Path(source.path))[-1]
+    with naming_file(source.path):
+        return read_npz(source.path).units
 
 
-def index_source(source: Source) -> Index:
-    """Count the frames of a source.
+def index_source(source: Source) -> FrameSelection:
+    """Find all frames of a source.
 
     Raises:
-        ValueError: it cannot be read, is cut off, or has no frame.
+        ValueError: the file cannot be read, is truncated, or has no frame.
     """
-    with _explained(source.path):
-        count, keys = _COUNT.get(source.kind, _count_all)(source.path)
+    with naming_file(source.path):
+        keys = ()
+        if source.kind == "xyz":
+            keys = tuple(_find_xyz_frames(source.path))
+        elif source.kind == "db":
+            with _connect(source.path) as database:
+                keys = tuple(row.id for row in database.select(include_data=False))
+        if source.kind in ("xyz", "db"):
+            count = len(keys)
+        else:
+            with _open_sequence(source) as structures:
+                count = len(structures)
     if count == 0:
         raise ValueError(f"{source.path}: expected structures, got an empty file")
-    return Index(source, count, keys)
+    return FrameSelection(source, range(count), keys)
 
 
-def _count_traj(path: str) -> tuple[int, None]:
-    with Trajectory(path) as trajectory:
-        return len(trajectory), None
-
-
-def _count_xyz(path: str) -> tuple[int, tuple]:
-    keys = []
-    with open_packed(path) as file:
-        start = 0
-        while line := file.readline():
-            if not line.strip():  # ASE also ends there
-                break
+def _find_xyz_frames(path: str) -> Iterator[tuple[int, int]]:
+    """Find the first byte of each frame, and the first byte after it."""
+    with open_with_compression(path, "rb") as file:
+        number = end = 0
+        while (line := file.readline()).strip():  # ASE also ends at an empty line
             if not line.strip().isdigit():
                 raise ValueError(
-                    f"frame {len(keys)}: expected the number of atoms, got {line[:40].decode()!r}"
+                    f"frame {number}: expected the number of atoms, got {line[:40].decode()!r}"
                 )
-            end = start + len(line)
+            start, end = end, end + len(line)
             for read in range(int(line) + 1):
                 line = file.readline()
                 if not line:
-                    raise ValueError(f"frame {len(keys)} is cut off after {read} lines")
+                    raise ValueError(f"frame {number} is cut off after {read} lines")
                 end += len(line)
-            keys.append((start, end))
-            start = end
-    return len(keys), tuple(keys)
+            yield start, end
+            number += 1
 
 
-def _count_db(path: str) -> tuple[int, tuple]:
-    with _connect(path) as database:
-        ids = tuple(row.id for row in database.select(include_data=False))
-    return len(ids), ids
-
-
-def _count_npz(path: str) -> tuple[int, None]:
-    _, pos, *_ = read_npz(Path(path))
-    return len(pos), None
-
-
-def _count_all(path: str) -> tuple[int, None]:
-    return len(ase.io.read(path, ":")), None
-
-
-_COUNT = {"traj": _count_traj, "xyz": _count_xyz, "db": _count_db, "npz": _count_npz}
-
-
-def read_frames(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    """Read frames: their numbers and the structures.
+def read_frames(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
+    """Read frames: the number and the structure of each.
 
     ``atoms.info`` also has the key-value pairs of a database.
 
     Raises:
         ValueError: the file cannot be read.
     """
-    with _explained(frames.source.path):
-        yield from _READ.get(frames.source.kind, _iter_all)(frames)
+    source = frames.source
+    with naming_file(source.path):
+        if source.kind == "xyz":
+            with open_with_compression(source.path, "rb") as file:
+                for number, (start, end) in zip(frames.numbers, frames.keys, strict=True):
+                    file.seek(start)
+                    text = io.StringIO(file.read(end - start).decode())
+                    yield number, ase.io.read(text, format="extxyz")
+        elif source.kind == "db":
+            with _connect(source.path) as database:
+                for number, row_id in zip(frames.numbers, frames.keys, strict=True):
+                    row = database.get(id=row_id)
+                    atoms = row.toatoms()
+                    atoms.info.update(row.key_value_pairs)
+                    yield number, atoms
+        else:
+            with _open_sequence(source) as structures:
+                yield from ((number, structures[number]) for number in frames.numbers)
 
 
-def _iter_traj(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    with Trajectory(frames.source.path) as trajectory:
-        for number in frames.numbers:
-            yield number, trajectory[number]
+def map_frames(
+    function: Callable[[int, Atoms], _Result], frames: FrameSelection
+) -> Iterator[_Result]:
+    """Call a function with the number and the structure of each frame.
+
+    Raises:
+        ValueError: a file that cannot be read, or an error of `function`, with file and frame.
+    """
+    for number, atoms in read_frames(frames):
+        with naming_frame(frames.source.path, number):
+            result = function(number, atoms)
+        yield result
 
 
-def _iter_xyz(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    with open_packed(frames.source.path) as file:
-        for number, (start, end) in zip(frames.numbers, frames.keys, strict=True):
-            file.seek(start)
-            text = io.StringIO(file.read(end - start).decode())
-            yield number, ase.io.read(text, format="extxyz")
+def read_labels(atoms: Atoms) -> tuple[float, np.ndarray]:
+    """Read the energy, and the forces, (n_atoms, 3), from the results of a calculator.
+
+    Raises:
+        ValueError: there are none, or several energies.
+    """
+    # asking the structure itself would compare it with the calculator's copy, which is slow
+    results = getattr(atoms.calc, "results", {})
+    if results.get("energy") is None or results.get("forces") is None:
+        has = [name for name, value in results.items() if value is not None]
+        known = ", ".join(map(str, [*has, *atoms.info, *atoms.arrays]))
+        raise ValueError(f"expected energy and forces, got only {known}")
+    energy = np.asarray(results["energy"], dtype=float)
+    if energy.size != 1:
+        raise ValueError(f"expected one energy, got {energy.shape}")
+    return energy.item(), np.asarray(results["forces"], dtype=float)
 
 
-def _iter_db(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    with _connect(frames.source.path) as database:
-        for number, row_id in zip(frames.numbers, frames.keys, strict=True):
-            row = database.get(id=row_id)
-            atoms = row.toatoms()
-            atoms.info.update(row.key_value_pairs)
-            yield number, atoms
-
-
-def _iter_npz(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    numbers, pos, energy, forces, _ = read_npz(Path(frames.source.path))
-    if not (pos.shape == forces.shape == (len(energy), len(numbers), 3)):
-        raise ValueError(
-            f"expected positions and forces ({len(energy)}, {len(numbers)}, 3) for its energies "
-            f"and atoms, got {pos.shape} and {forces.shape}"
-        )
-    for number in frames.numbers:
-        atoms = Atoms(numbers, pos[number])
-        labels = {"energy": energy[number], "forces": forces[number]}
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        yield number, atoms
-
-
-def _iter_all(frames: Frames) -> Iterator[tuple[int, Atoms]]:
-    structures = ase.io.read(frames.source.path, ":")
-    for number in frames.numbers:
-        yield number, structures[number]
-
-
-_READ = {"traj": _iter_traj, "xyz": _iter_xyz, "db": _iter_db, "npz": _iter_npz}
-
-
-def open_packed(path: str | Path) -> BinaryIO:
-    """Open a file for reading bytes, unpacking .xz, .gz and .bz2."""
-    return _PACKED.get(Path(path).suffix, lambda name: open(name, "rb"))(str(path))
+def _open_sequence(source: Source):
+    """Open a file as a sequence of structures."""
+    if source.kind == "traj":
+        return Trajectory(source.path)
+    if source.kind == "npz":
+        return nullcontext(read_npz(source.path))
+    return nullcontext(ase.io.read(source.path, ":"))
 
 
 @contextmanager
 def _connect(path: str):
-    if path.endswith(".aselmdb"):
-        with ase.db.connect(path, readonly=True) as database:
-            yield database
-    else:
+    options = {"readonly": True} if path.endswith(".aselmdb") else {}
+    if not options:
         with open(path, "rb") as file:  # ASE would make a database of an empty file
             if file.read(6) != b"SQLite":
                 raise ValueError("expected an SQLite database as ASE writes it")
-        with ase.db.connect(path) as database:
-            yield database
+    with ase.db.connect(path, **options) as database:
+        yield database
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Name the file in whatever its reader raises; readers raise anything on broken files."""
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Turn any error of a reader into a ValueError that names the file: on damaged files, readers
+    raise anything."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -302,3 +275,12 @@ def _explained(path: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: {reason}") from error
+
+
+@contextmanager
+def naming_frame(path: str, number: int) -> Iterator[None]:
+    """Name file and frame in the ValueErrors of a block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}, frame {number}: {error}") from error

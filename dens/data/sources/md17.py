@@ -1,42 +1,31 @@
-"""The molecules of MD17 and the files they come in: download, find, read, check."""
+"""Molecules of MD17: find, download, read and check their files."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
-import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 from ase.formula import Formula
 
-from dens.data.units import UNITS, Units, all_electron_energy, parse_units
+from dens.data.sources.ase import index_source, make_source, map_frames, naming_file, read_labels
+from dens.data.sources.npz import MoleculeFrames, read_npz
+from dens.data.units import UNITS, parse_units, suspected_units
+from dens.files import atomic_file
 
 # the official site, arXiv:1611.04678
 URL = "http://www.quantum-machine.org/gdml/data/npz/{name}.npz"
 
-# units of sGDML's files, in lower case
-_UNIT_NAMES = {"kcal/mol": "kcal/mol", "ev": "eV-A", "mev": "meV"}
-_ANGSTROM = ("ang", "angstrom", "å")
-
-# the keys of positions, energies, forces, atomic numbers
-_LAYOUTS = (
-    ("R", "E", "F", "z"),  # original MD17 and sGDML's CCSD(T) sets
-    ("coords", "energies", "forces", "nuclear_charges"),  # revised MD17
-)
-
-_TOLERANCE = 0.1  # of a total energy against the estimate from its atoms
-
 
 @dataclass(frozen=True)
 class Molecule:
-    """One of the eight molecules: its name, formula, and frames in the original MD17."""
+    """One of the eight molecules: name, formula, and number of frames in the original MD17."""
 
     name: str
     formula: str
@@ -53,7 +42,7 @@ class Molecule:
         return Formula(self.formula).count()
 
 
-# https://www.quantum-machine.org/gdml; the same numbers of frames are in PyTorch Geometric's table
+# https://www.quantum-machine.org/gdml; PyTorch Geometric's table has equal numbers of frames
 MOLECULES = (
     Molecule("aspirin", "C9H8O4", 211_762, "md17_aspirin"),
     Molecule("benzene", "C6H6", 627_983, "md17_benzene2017", ("benzene2017", "benzene_old")),
@@ -67,10 +56,10 @@ MOLECULES = (
 
 
 def find_molecule(name: str) -> Molecule:
-    """The molecule of that name or alias, in any case, with spaces or hyphens for underscores.
+    """Look up a molecule by name or alias, in any case, with spaces or hyphens for underscores.
 
     Raises:
-        ValueError: no such molecule; lists them.
+        ValueError: unknown name; lists the molecules.
     """
     wanted = re.sub(r"[\s-]+", "_", name.strip().lower())
     for molecule in MOLECULES:
@@ -80,43 +69,26 @@ def find_molecule(name: str) -> Molecule:
     raise ValueError(f"molecule must be one of {names}, got {name!r}")
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Labelled frames of one molecule from one file."""
-
-    path: Path
-    numbers: np.ndarray  # (n_atoms,) atomic numbers
-    pos: np.ndarray  # (n_frames, n_atoms, 3), Å
-    energy: np.ndarray  # (n_frames,), eV
-    forces: np.ndarray  # (n_frames, n_atoms, 3), eV/Å
-    units: Units  # in the file
-
-    def __len__(self) -> int:
-        return len(self.energy)
-
-
 def find_files(source: Path, molecule: Molecule) -> tuple[Path, Path | None]:
-    """The file with all frames, or the train and the test file of a set that has both.
+    """Find the file with all frames, or the train and the test file of a set that has both.
 
     Args:
         source: a file; or a folder with sGDML's ``*-train.npz`` and ``*-test.npz`` of the molecule,
             or with one other ``.npz`` of it, at any depth (as unpacked from rMD17's archive).
 
     Raises:
-        ValueError: there is nothing, or more than one choice.
+        ValueError: no such file, or more than one choice.
     """
     if source.is_file():
         return source, None
     if not source.is_dir():
         raise ValueError(f"{source}: expected a file or folder with MD17 data, there is none")
     files = [f for f in sorted(source.rglob("*.npz")) if molecule.name in f.stem]
-    train = [f for f in files if f.stem.endswith("-train")]
-    test = [f for f in files if f.stem.endswith("-test")]
-    whole = [f for f in files if f not in train + test]
-    if len(train) == len(test) == 1 and not whole:
-        return train[0], test[0]
-    if len(whole) == 1 and not train + test:
-        return whole[0], None
+    by_ending = {f.stem.rpartition("-")[2]: f for f in files}
+    if len(files) == 2 and by_ending.keys() == {"train", "test"}:
+        return by_ending["train"], by_ending["test"]
+    if len(files) == 1 and not by_ending.keys() & {"train", "test"}:
+        return files[0], None
     found = ", ".join(str(f.relative_to(source)) for f in files) or "none"
     raise ValueError(
         f"{source}: expected one .npz file of {molecule.name}, or its -train and -test files, "
@@ -124,178 +96,106 @@ def find_files(source: Path, molecule: Molecule) -> tuple[Path, Path | None]:
     )
 
 
-def read_frames(path: Path, molecule: Molecule, units: str | None = None) -> Frames:
+def read_molecule(path: Path, molecule: Molecule, units: str | None = None) -> MoleculeFrames:
     """Read and check a file.
 
     Args:
         path: ``.npz`` in the layout of MD17 or rMD17, else extended XYZ.
-        molecule: what it must hold.
-        units: a key of `dens.data.units.UNITS`; None for what the file says, or for kcal/mol in an
-            ``.npz`` that says nothing, since both layouts are published in it.
+        molecule: the molecule that it must hold.
+        units: a key of `dens.data.units.UNITS`; None for those that the file names, or kcal/mol for
+            an ``.npz`` that names none, since both layouts are published in it.
+
+    Returns:
+        Positions in Å, energies in eV, forces in eV/Å; ``units`` are those of the file.
 
     Raises:
         ValueError: unreadable, incomplete, not finite, another molecule, or units that are unknown
             or contradict the file or the size of the energies. One line that names the file.
     """
-    given = None if units is None else parse_units(units)
-    read = read_npz if path.suffix == ".npz" else _read_xyz
-    try:
-        numbers, pos, energy, forces, named = read(path)
-        unit = _choose_units(given, named, path.suffix == ".npz")
-        _check_arrays(numbers, pos, energy, forces)
-        _check_molecule(numbers, molecule)
-        _check_size(numbers, energy, unit)
-    except _BadFile as error:
-        raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # damaged files make zipfile, zlib, numpy and ASE raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read, it may be truncated: {reason}") from error
-    return Frames(path, numbers, pos * unit.length, energy * unit.energy, forces * unit.force, unit)
+    units = units and parse_units(units).name
+    is_npz = path.suffix == ".npz"
+    if is_npz:
+        with naming_file(path):
+            frames = read_npz(path)
+    else:
+        frames = _read_xyz(path)
+    with naming_file(path):
+        if units is None and frames.units is None and not is_npz:
+            raise ValueError(f"does not name its units: give --units, one of {', '.join(UNITS)}")
+        if units is not None and frames.units not in (None, units):
+            raise ValueError(f"its own e_unit says {frames.units}, got --units {units}")
+        units = units or frames.units or "kcal/mol"
+        _check(frames, molecule, units)
+    unit = UNITS[units]
+    return replace(
+        frames,
+        pos=frames.pos * unit.length,
+        energy=frames.energy * unit.energy,
+        forces=frames.forces * unit.force,
+        units=units,
+    )
 
 
-class _BadFile(ValueError):
-    """What is wrong with a file, without its name."""
-
-
-def read_npz(path: Path):
-    """Atomic numbers (n_atoms,), positions and energies and forces of the frames as they stand in
-    an ``.npz`` of MD17's or rMD17's layout, and the units it names, or None.
-
-    Raises:
-        ValueError: another layout, or several molecules; does not name the file.
-    """
-    with np.load(path) as file:
-        for keys in _LAYOUTS:
-            if keys[0] in file:
-                break
-        missing = [key for key in keys if key not in file]
-        if missing:
-            raise _BadFile(
-                f"expected the keys R, E, F, z or coords, energies, forces, nuclear_charges, "
-                f"got {', '.join(file.files)} (no {', '.join(missing)})"
+def _read_xyz(path: Path) -> MoleculeFrames:
+    frames = index_source(make_source(path, path.stem))
+    labelled = map_frames(lambda number, atoms: (atoms, *read_labels(atoms)), frames)
+    structures, energy, forces = zip(*labelled, strict=True)
+    first = structures[0]
+    for index, atoms in enumerate(structures):
+        if not np.array_equal(atoms.numbers, first.numbers):
+            raise ValueError(
+                f"{path}: expected the same atoms in every frame, got "
+                f"{first.get_chemical_formula()} in frame 0 and {atoms.get_chemical_formula()} in "
+                f"frame {index}, or another order of atoms"
             )
-        pos, energy, forces, numbers = (np.asarray(file[key]) for key in keys)
-        unit = _text(file["e_unit"]) if "e_unit" in file else None
-        length = _text(file["r_unit"]) if "r_unit" in file else "Ang"
-    if length.lower() not in _ANGSTROM:
-        raise _BadFile(f"expected positions in Å, got r_unit {length!r}")
-    if unit is not None and unit.lower() not in _UNIT_NAMES:
-        raise _BadFile(f"e_unit must be one of {', '.join(_UNIT_NAMES)}, got {unit!r}")
-    if numbers.ndim == 2:
-        if len(numbers) == 0 or (numbers != numbers[0]).any():
-            raise _BadFile("expected the same atoms in every frame, got several molecules")
-        numbers = numbers[0]
-    if energy.ndim == 2 and energy.shape[1] == 1:
-        energy = energy[:, 0]
-    named = None if unit is None else _UNIT_NAMES[unit.lower()]
-    as_float = (values.astype(np.float64) for values in (pos, energy, forces))
-    return numbers.astype(np.int64), *as_float, named
+    pos = np.array([atoms.positions for atoms in structures])
+    return MoleculeFrames(path, first.numbers, pos, np.array(energy), np.array(forces), None)
 
 
-def _text(value: np.ndarray) -> str:
-    item = value.item()
-    return item.decode() if isinstance(item, bytes) else str(item)
-
-
-def _read_xyz(path: Path):
-    frames = []
-    for index, atoms in enumerate(ase.io.iread(path, format="extxyz")):
-        results = atoms.calc.results if atoms.calc is not None else {}
-        missing = [name for name in ("energy", "forces") if name not in results]
-        if missing:
-            raise _BadFile(f"frame {index} has no {' and no '.join(missing)}")
-        if index and not np.array_equal(atoms.numbers, frames[0][0]):
-            raise _BadFile(
-                f"expected the same atoms in every frame, got {frames[0][3]} in frame 0 and "
-                f"{atoms.get_chemical_formula()} in frame {index}, or another order of atoms"
-            )
-        entry = (atoms.numbers, atoms.positions, results["energy"], atoms.get_chemical_formula())
-        frames.append((*entry, results["forces"]))
-    if not frames:
-        raise _BadFile("expected extended XYZ, got no frame")
-    numbers, pos, energy, _, forces = zip(*frames, strict=True)
-    return numbers[0], np.array(pos), np.array(energy, dtype=np.float64), np.array(forces), None
-
-
-def _choose_units(given: Units | None, named: str | None, is_npz: bool) -> Units:
-    """The units from the option and from the file, of which either may say nothing."""
-    if given is None and named is None and not is_npz:
-        raise _BadFile(f"does not name its units: give --units, one of {', '.join(UNITS)}")
-    if given is None:
-        return UNITS[named or "kcal/mol"]
-    if named not in (None, given.name):
-        raise _BadFile(f"its own e_unit says {named}, got --units {given.name}")
-    return given
-
-
-def _check_arrays(numbers, pos, energy, forces) -> None:
-    shape = (len(energy), len(numbers), 3)
-    if energy.ndim != 1 or pos.shape != shape or forces.shape != shape or len(energy) == 0:
-        raise _BadFile(
-            "expected (n_frames, n_atoms, 3) positions and forces, (n_frames,) energies and "
-            f"(n_atoms,) atomic numbers, got {pos.shape}, {forces.shape}, {energy.shape} and "
-            f"{numbers.shape}"
-        )
-    for name, values in (("positions", pos), ("energies", energy), ("forces", forces)):
+def _check(frames: MoleculeFrames, molecule: Molecule, units: str) -> None:
+    arrays = {"positions": frames.pos, "energies": frames.energy, "forces": frames.forces}
+    for name, values in arrays.items():
         good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not good.all():
-            raise _BadFile(f"{name} must be finite, got NaN or infinity in frame {good.argmin()}")
-
-
-def _check_molecule(numbers: np.ndarray, molecule: Molecule) -> None:
+            raise ValueError(f"{name} must be finite, got NaN or infinity in frame {good.argmin()}")
+    numbers = frames.numbers
     known = (numbers > 0) & (numbers < len(chemical_symbols))
     if not known.all():
-        raise _BadFile(f"expected atomic numbers, got {numbers[~known][0]}")
+        raise ValueError(f"expected atomic numbers, got {numbers[~known][0]}")
     found = Counter(chemical_symbols[number] for number in numbers)
     if found != molecule.composition:
         formula = Formula.from_dict(found).format("hill")
-        raise _BadFile(f"expected {molecule.name}, {molecule.formula}, got {formula}")
-
-
-def _check_size(numbers: np.ndarray, energy: np.ndarray, unit: Units) -> None:
-    """Refuse total energies that fit the molecule in other units only. Shifted ones fit none."""
-    expected = all_electron_energy(numbers)
-    deviation = {u.name: abs(energy.mean() * u.energy / expected - 1) for u in UNITS.values()}
-    fitting = [name for name, value in deviation.items() if value < _TOLERANCE]
-    if fitting and unit.name not in fitting:
-        raise _BadFile(
-            f"its mean energy, {energy.mean():.0f}, fits the molecule in {fitting[0]}, not in "
-            f"{unit.name}: give --units {fitting[0]}"
+        raise ValueError(f"expected {molecule.name}, {molecule.formula}, got {formula}")
+    # total energies that fit the molecule in other units; shifted ones fit none
+    mean = frames.energy.mean()
+    suspected = suspected_units(numbers, mean, units)
+    if suspected:
+        raise ValueError(
+            f"its mean energy, {mean:.0f}, fits the molecule in {suspected}, not in {units}: "
+            f"give --units {suspected}"
         )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 checksum of a file, in hexadecimal."""
-    checksum = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()
 
 
 def download(molecule: Molecule, path: Path) -> None:
     """Fetch the original MD17 set of a molecule to ``path``, which appears once it is complete.
 
-    Complete means readable, with the composition and the number of frames that are known for it.
-    The site publishes no checksum of its files.
+    Complete means readable, with the known composition and number of frames. The site publishes no
+    checksum of its files.
 
     Raises:
         ValueError: the site cannot be reached, or sends something else.
     """
     url = molecule.url
-    partial = path.with_name(f".{path.name}.partial.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, open(partial, "wb") as file:
-            shutil.copyfileobj(response, file, 1 << 20)
-        try:
-            count = len(read_frames(partial, molecule))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(partial), url)) from None
-        if count != molecule.frames:
-            raise ValueError(f"{url}: expected {molecule.frames} frames, got {count}")
-        partial.rename(path)
+        with atomic_file(path) as file:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                shutil.copyfileobj(response, file, 1 << 20)
+            file.flush()
+            with naming_file(url):
+                frames = read_npz(file.name)
+                _check(frames, molecule, frames.units or "kcal/mol")
+                if len(frames) != molecule.frames:
+                    raise ValueError(f"expected {molecule.frames} frames, got {len(frames)}")
     except (OSError, HTTPException) as error:
         raise ValueError(f"{url}: cannot be downloaded: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The texts of OC20: lines for frames, and the word that marks molecular dynamics.
+"""Find and read OC20's S2EF files: pairs of extxyz and text, or LMDB folders with their logs.
 
-OC20's files do not say whether a structure comes from a relaxation or from MD. It counts as MD
-where its origin has the word ``md``, with no letter on either side of it, in any case:
+OC20's files do not say whether a structure comes from a relaxation or from molecular dynamics (MD).
+It counts as MD if its origin has the word ``md``, with no letter on either side of it, in any case:
 ``s2ef_md/0.extxyz``, ``md/random1234,frame56``, ``MD_3``; but not ``cmd`` or ``mdf``.
 """
 
@@ -12,20 +12,26 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dens.data.sources.ase import open_packed
+from ase.io.formats import open_with_compression
+
+from dens.data.sources.ase import Source, make_source
+from dens.data.store.lmdb import count_records, open_lmdb
+
+CHUNK = 256  # LMDB records per task
 
 _MD = re.compile(r"(?<![a-z])md(?![a-z])", re.IGNORECASE)
-_LINE = re.compile(r"(.*?random(\d+)),.*?frame(\d+)(?:,([^,]*))?")
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_LINE = re.compile(rf"\s*(.*?random(\d+)),.*?frame(\d+)(?:,\s*({_NUMBER})?)?\s*")
 
 
 def says_md(origin: str) -> bool:
-    """Whether the origin of a structure has the word ``md``, see above."""
+    """Tell whether the origin of a structure has the word ``md``, see above."""
     return _MD.search(origin) is not None
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a line of text says about its frame; ``reference`` is in eV."""
+    """Identifiers of a frame, its reference energy (eV), and whether it comes from MD."""
 
     sid: int
     fid: int
@@ -33,45 +39,135 @@ class Line:
     md: bool
 
 
-def parse_line(text: str) -> Line:
-    """Read ``random1234,frame56,-101.2``.
-
-    Raises:
-        ValueError: another form.
-    """
-    match = _LINE.fullmatch(text.strip())
-    try:
-        system, sid, fid, reference = match.groups()
-        return Line(int(sid), int(fid), reference and float(reference), says_md(system))
-    except (AttributeError, ValueError) as error:
-        raise ValueError(
-            f"expected a line like random1234,frame56,-101.2, got {text.strip()!r}"
-        ) from error
-
-
 def read_text(path: str | Path) -> list[str]:
-    """The lines of a text, which may be packed.
+    """Read the lines of a text file, which may be compressed.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        with open_packed(path) as file:
+        with open_with_compression(str(path), "rb") as file:
             return file.read().decode().splitlines()
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def read_lines(path: str) -> list[Line]:
-    """The lines of a text of the download.
+    """Read the text file of a pair, with lines like ``random1234,frame56,-101.2``.
 
     Raises:
         ValueError: it cannot be read, or a line has another form.
     """
     lines = []
     for number, text in enumerate(read_text(path), start=1):
-        try:
-            lines.append(parse_line(text))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"{path}, line {number}: expected a line like random1234,frame56,-101.2, got "
+                f"{text.strip()!r}"
+            )
+        system, sid, fid, reference = match.groups()
+        lines.append(Line(int(sid), int(fid), reference and float(reference), says_md(system)))
     return lines
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of files of the download, and the origin of its structures.
+
+    ``md`` tells whether they come from MD; None if the origin, or the text, tells it.
+    """
+
+    structures: Source
+    text: Source
+    origin: str
+    md: bool | None
+    count: int
+
+
+def find_pairs(folder: Path, md: bool | None) -> list[Pair]:
+    """Find the pairs of files in and below a folder, in the order of their numbers.
+
+    Raises:
+        ValueError: a file without its partner.
+    """
+    partners: dict[Path, dict[str, Path]] = {}
+    for path in sorted(folder.rglob("*")):  # so that an uncompressed file goes before its .xz
+        match = re.fullmatch(r"(.+)\.(extxyz|txt)(\.xz)?", path.name)
+        if match and path.is_file():
+            partners.setdefault(path.with_name(match[1]), {}).setdefault(match[2], path)
+    pairs = []
+    for stem in sorted(partners, key=lambda p: (p.parent, not p.name.isdigit(), len(p.name), p)):
+        files = partners[stem]
+        if "extxyz" not in files and not stem.name.isdigit():
+            continue  # an unrelated text file
+        missing = {"extxyz", "txt"} - files.keys()
+        if missing:
+            raise ValueError(
+                f"{stem}.{missing.pop()} is missing: expected {stem.name}.extxyz "
+                f"and {stem.name}.txt (or .xz) side by side"
+            )
+        origin = str(Path(folder.resolve().name, files["extxyz"].relative_to(folder)))
+        structures, text = (make_source(files[kind], origin) for kind in ("extxyz", "txt"))
+        pairs.append(Pair(structures, text, origin, md, len(read_text(text.path))))
+    return pairs
+
+
+@dataclass(frozen=True)
+class LmdbRecords:
+    """Records ``start`` .. ``stop - 1`` of an LMDB file, and its log if there is one.
+
+    ``md`` tells whether they come from MD; None if the log tells it.
+    """
+
+    file: Source
+    log: Source | None
+    start: int
+    stop: int
+    md: bool | None
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+
+def find_lmdb_records(folder: Path, logs: Path | None, md: bool | None) -> list[LmdbRecords]:
+    """Find the records of the LMDB files of a folder, in chunks.
+
+    ``data_log.0000.txt`` is the log of ``data.0000.lmdb``, and so on: one line per record, in the
+    order of the keys, with its origin. Logs as fairchem writes them, ``random1234,frame56``, never
+    have the word md; if no line of a folder has it, the user has to give `md`.
+
+    Args:
+        folder: with ``*.lmdb``.
+        logs: the folder of the logs; by default `folder`.
+        md: for all records; None: as the logs say.
+
+    Raises:
+        ValueError: a log that is missing or has another length, or logs that never say md.
+    """
+    chunks = []
+    told = md is not None
+    for path in sorted(folder.glob("*.lmdb")):
+        log = (logs or folder) / f"{path.stem.replace('data', 'data_log')}.txt"
+        lines = read_text(log) if log.exists() else None
+        if lines is None and md is None:
+            raise ValueError(
+                f"{log} is missing, which tells the MD structures: or give --md yes|no"
+            )
+        with open_lmdb(path) as environment, environment.begin() as records:
+            count = count_records(records, path)
+        if lines is not None and len(lines) != count:
+            raise ValueError(
+                f"{log}: expected a line for each of {count} records, got {len(lines)}"
+            )
+        told = told or any(map(says_md, lines))
+        file, text = make_source(path, path.stem), lines and make_source(log, log.stem)
+        for start in range(0, count, CHUNK):
+            chunks.append(LmdbRecords(file, text, start, min(start + CHUNK, count), md))
+    if not told:
+        raise ValueError(
+            f"{logs or folder}: no line of its data_log files says md, so they may not tell it: "
+            "give --md yes|no"
+        )
+    return chunks

@@ -1,39 +1,43 @@
-"""Write LMDB folders in OC20's form: all or nothing, and the same bytes for the same records."""
+"""Write and open LMDB folders in OC20's form.
+
+Writing is atomic, and equal records give equal bytes. Files from elsewhere are opened safely: a
+truncated file is refused, and the record count that it states is checked.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 from array import array
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lmdb
 import numpy as np
+from torch_geometric.data import Data
 
 from dens.data.store.records import PICKLE_PROTOCOL, pickle_record
 from dens.files import atomic_folder
+from dens.safe.pickles import BadRecord, loads
 
-if TYPE_CHECKING:
-    from torch_geometric.data import Data
-
-# All three are part of what decides the bytes.
+# The bytes written depend on all three.
 SHARD_SIZE = 100_000  # records per LMDB file
 BATCH_SIZE = 256  # records per transaction
-MAP_SIZE = 1 << 24  # bytes an LMDB file may grow to at first; doubled when it is full
+MAP_SIZE = 1 << 24  # bytes: initial limit of an LMDB file; doubled when it is full
 
-MAX_SHARDS = 10_000  # data.9999.lmdb is the last name that sorts in the order of the numbers
+MAX_SHARDS = 10_000  # data.9999.lmdb is the last name that sorts by number
 
 
 class LmdbWriter:
-    """Writes one split: a folder of LMDB shards and ``metadata.npz``, as fairchem reads it.
+    """Writer of one split: a folder of LMDB shards and ``metadata.npz``, as fairchem reads it.
 
-    The folder has ``data.0000.lmdb``, ``data.0001.lmdb``, ...: each one LMDB file with the records
-    under the keys ``0`` .. ``n-1`` and their number under ``length``. ``metadata.npz`` has, for
-    ``natoms`` and for whatever else is given, one int64 entry per record, in that order.
+    The shards are ``data.0000.lmdb``, ``data.0001.lmdb``, ...: each an LMDB file with records under
+    the keys ``0`` .. ``n-1`` and their number under ``length``. ``metadata.npz`` has one int64
+    array for ``natoms`` and for every other metadata name, with one entry per record.
 
-    It appears under its own name when the ``with`` block ends without an exception, and not before
-    (see `atomic_folder`). The bytes depend on nothing but the sequence of records.
+    The folder gets its name when the ``with`` block ends without an exception (see
+    `dens.files.atomic_folder`). Its bytes depend only on the sequence of records.
 
     >>> with LmdbWriter("data/train") as writer:
     ...     writer.write(data, md=1)
@@ -45,6 +49,8 @@ class LmdbWriter:
     Raises:
         ValueError: on entering, see `atomic_folder`; on leaving, if no record was written.
     """
+
+    encode: Callable[[Data], bytes] = staticmethod(pickle_record)
 
     def __init__(self, path: str | Path, *, shard_size: int = SHARD_SIZE) -> None:
         self.path = Path(path)
@@ -66,22 +72,22 @@ class LmdbWriter:
         return self._stack.__exit__(*exc)
 
     def write(self, data: Data, **metadata: int) -> None:
-        """Append a record; ``natoms`` is taken from it.
+        """Append a record; ``natoms`` is added to its metadata.
 
         Args:
-            data: the record, with fields that are tensors, numbers or strings.
-            metadata: further entries for ``metadata.npz``, the same names for every record.
+            data: the record, whose fields are tensors, numbers or strings.
+            metadata: further entries for ``metadata.npz``, with equal names for all records.
 
         Raises:
-            ValueError: a field of another type, or other metadata names than before.
+            ValueError: a field of another type, or different metadata names than before.
         """
-        self.write_bytes(pickle_record(data), natoms=data.natoms, **metadata)
+        self.write_bytes(self.encode(data), natoms=data.natoms, **metadata)
 
     def write_bytes(self, payload: bytes, *, natoms: int, **metadata: int) -> None:
-        """Append a record that is already pickled (by `dens.data.store.records.pickle_record`).
+        """Append a record that `encode` has encoded.
 
         Raises:
-            ValueError: other metadata names than before.
+            ValueError: different metadata names than before.
         """
         entry = {"natoms": natoms, **metadata}
         columns = self._metadata or {name: array("q") for name in entry}
@@ -106,7 +112,7 @@ class LmdbWriter:
         self._batch = []
 
     def _put(self, items: dict[bytes, bytes]) -> None:
-        """Put the items into the open shard in one transaction, opening one where none is."""
+        """Write items to the open shard in one transaction; open a shard if there is none."""
         if self._env is None:
             self._env = self._open_shard()
         while True:
@@ -124,19 +130,12 @@ class LmdbWriter:
                 f"{self.path}: expected at most {MAX_SHARDS} shards of {self._shard_size} records, "
                 "got more: use a larger shard_size"
             )
-        name = f"data.{self._n_shards:04d}.lmdb"
+        path = self._folder / _shard_name(self._n_shards)
         self._n_shards += 1
-        # No LMDB lock or sync: nobody else sees the file before it is synced and renamed.
+        # No LMDB lock or sync: no other process sees the file before it is synced and renamed.
         # meminit: without it, the unused ends of pages hold whatever was in memory.
-        return lmdb.open(
-            str(self._folder / name),
-            subdir=False,
-            map_size=MAP_SIZE,
-            mode=0o644,
-            lock=False,
-            sync=False,
-            meminit=True,
-        )
+        options = {"map_size": MAP_SIZE, "mode": 0o644, "lock": False, "sync": False}
+        return lmdb.open(str(path), subdir=False, meminit=True, **options)
 
     def _close_shard(self) -> None:
         self._commit()
@@ -155,3 +154,69 @@ class LmdbWriter:
             self._close_shard()
         arrays = {name: np.array(column, dtype=np.int64) for name, column in self._metadata.items()}
         np.savez(self._folder / "metadata.npz", **arrays)
+
+
+def _shard_name(number: int) -> str:
+    return f"data.{number:04d}.lmdb"
+
+
+def join_folders(parts: Sequence[Path], out: Path) -> None:
+    """Move the shards of several folders of `LmdbWriter` into one, and join their metadata."""
+    out.mkdir(exist_ok=True)
+    columns: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        with np.load(part / "metadata.npz") as metadata:
+            for name, column in metadata.items():
+                columns.setdefault(name, []).append(column)
+    np.savez(out / "metadata.npz", **{n: np.concatenate(c) for n, c in columns.items()})
+    shards = (shard for part in parts for shard in sorted(part.glob("*.lmdb")))
+    for number, shard in enumerate(shards):
+        shard.rename(out / _shard_name(number))
+
+
+def open_lmdb(
+    path: str | Path, opener: Callable[[], lmdb.Environment] | None = None
+) -> lmdb.Environment:
+    """Open an LMDB file for reading, unless it is truncated.
+
+    Args:
+        opener: function that opens it; by default ``lmdb.open`` without locks.
+
+    Raises:
+        ValueError: not an LMDB file, or truncated: reading past its end would kill the process.
+    """
+    options = {"subdir": False, "readonly": True, "lock": False, "max_readers": 1}
+    try:
+        environment = opener() if opener else lmdb.open(str(path), **options)
+    except lmdb.Error as error:
+        raise ValueError(f"{path}: not an LMDB file: {error}") from None
+    page = environment.stat()["psize"]
+    needed, found = (environment.info()["last_pgno"] + 1) * page, os.path.getsize(path)
+    # LMDB may leave out the very last pages if they are free
+    if needed - found > min(64 * page, needed // 100):
+        environment.close()
+        raise ValueError(f"{path} is cut off: it has {found} bytes of {needed}")
+    return environment
+
+
+def count_records(transaction: lmdb.Transaction, path: str | Path) -> int:
+    """Count the records of an LMDB file: its entry ``length``, or all entries without one.
+
+    Raises:
+        ValueError: ``length`` is not a number, or far from the number of entries.
+    """
+    entries = transaction.stat()["entries"]
+    length = transaction.get(b"length")
+    if length is None:
+        return entries
+    try:
+        count = loads(length)
+    except BadRecord as error:
+        raise ValueError(f"{path}: the entry length: {error}") from None
+    # some records may be missing: reading those is an error of its own
+    if isinstance(count, bool) or not hasattr(count, "__index__") or not 0 <= count < 2 * entries:
+        raise ValueError(
+            f"{path}: the entry length must be the number of records, some {entries - 1}, got "
+            f"{count!r:.40}"
+        )
+    return int(count)

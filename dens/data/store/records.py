@@ -1,23 +1,25 @@
-"""Records in OC20's form: ASE structures as PyTorch Geometric ``Data``, and their pickled bytes."""
+"""Records in OC20's form: make PyTorch Geometric ``Data`` from ASE structures, and pickle them."""
 
 from __future__ import annotations
 
 import io
 import pickle
 import struct
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.geometry import wrap_positions
 from torch_geometric.data import Data
 
-if TYPE_CHECKING:
-    from ase import Atoms
+from dens.data.soundness import find_fault
 
 # Fixed, because the highest protocol differs between Python versions.
 PICKLE_PROTOCOL = 4
+
+_LABEL_LEVELS = {"y": "system", "force": "atom", "fixed": "atom"}
+_PLAIN_NAMES = {"y": "energy", "force": "forces", "pos": "positions"}  # for messages
 
 
 def atoms_to_data(
@@ -29,10 +31,10 @@ def atoms_to_data(
     forces: np.ndarray | None = None,
     md: bool | None = None,
 ) -> Data:
-    """A labelled structure as an S2EF record with the fields and types of OC20.
+    """Make an S2EF record with the fields and types of OC20 from a labelled structure.
 
     ``pos`` (n_atoms, 3) float32, Å, wrapped into the cell, since fairchem's neighbour search misses
-    pairs of atoms that lie outside; ``cell`` (1, 3, 3) float32, Å, rows are vectors;
+    pairs with an atom outside it; ``cell`` (1, 3, 3) float32, Å, rows are vectors;
     ``atomic_numbers`` (n_atoms,) float32; ``natoms`` int; ``tags`` (n_atoms,) int64;
     ``fixed`` (n_atoms,) float32, 1 for atoms held by an ASE ``FixAtoms``; ``y`` float, eV;
     ``force`` (n_atoms, 3) float32, eV/Å; ``sid``; ``fid``; and ``md`` (0 or 1) where it is known.
@@ -44,22 +46,23 @@ def atoms_to_data(
         atoms: periodic in all three directions or in none.
         sid: identifier of the system.
         fid: number of the frame within the system.
-        energy: eV; by default the one of the structure's calculator.
-        forces: (n_atoms, 3), eV/Å; by default the calculator's, constraints not applied.
-        md: whether the frame comes from molecular dynamics; None if that is not known.
+        energy: eV; by default from the structure's calculator.
+        forces: (n_atoms, 3), eV/Å; by default from the calculator, constraints not applied.
+        md: whether the frame comes from molecular dynamics; None if unknown.
 
     Raises:
-        ValueError: periodic in some directions only, a periodic cell without volume, or missing,
-            misshapen or non-finite labels.
+        ValueError: periodic in some directions only, a periodic cell without volume, no labels, or
+            a field that training would refuse (see `dens.data.soundness.find_fault`).
     """
     where = f"structure sid={sid} fid={fid}"
-    is_open = not atoms.pbc.any()
-    if not is_open and (not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6):
-        raise ValueError(
-            f"{where}: expected pbc in all three directions and a cell with a volume, or no pbc, "
-            f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
-        )
-    energy, forces = _labels(atoms, energy, forces, where)
+    is_open = _is_open(atoms, where)
+    try:
+        if energy is None:
+            energy = atoms.get_potential_energy(apply_constraint=False)
+        if forces is None:
+            forces = atoms.get_forces(apply_constraint=False)
+    except RuntimeError as error:  # ASE's error for a missing calculator or property
+        raise ValueError(f"{where}: no energy or no forces: {error}") from error
     pos, cell = atoms.positions, atoms.cell.array
     data = Data(
         pos=_float32(pos if is_open else wrap_positions(pos, cell, pbc=True, eps=0)),
@@ -68,7 +71,7 @@ def atoms_to_data(
         natoms=len(atoms),
         tags=torch.tensor(atoms.get_tags(), dtype=torch.int64),
         fixed=_float32(fixed_atoms(atoms)),
-        y=energy,
+        y=float(energy),
         force=_float32(forces),
         sid=sid,
         fid=int(fid),
@@ -77,11 +80,30 @@ def atoms_to_data(
         data.pbc = torch.zeros(1, 3, dtype=torch.bool)
     if md is not None:
         data.md = int(md)
+    _check(data, where)
     return data
 
 
+def _is_open(atoms: Atoms, where: str) -> bool:
+    if not atoms.pbc.any():
+        return True
+    if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
+        raise ValueError(
+            f"{where}: expected pbc in all three directions and a cell with a volume, or no pbc, "
+            f"got pbc {atoms.pbc.tolist()} and cell {atoms.cell.array.tolist()}"
+        )
+    return False
+
+
+def _check(data: Data, where: str) -> None:
+    fault = find_fault(data, _LABEL_LEVELS)
+    if fault:
+        name, _, rest = fault.partition(" ")
+        raise ValueError(f"{where}: {_PLAIN_NAMES.get(name, name)} {rest}")
+
+
 def fixed_atoms(atoms: Atoms) -> np.ndarray:
-    """(n_atoms,) bool: which atoms an ASE ``FixAtoms`` holds. Other constraints do not count."""
+    """Mark the atoms held by an ASE ``FixAtoms``, (n_atoms,) bool; ignore other constraints."""
     fixed = np.zeros(len(atoms), dtype=bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
@@ -90,10 +112,11 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
 
 
 def pickle_record(data: Data) -> bytes:
-    """The pickled record, which plain ``pickle.loads`` reads; equal records give equal bytes.
+    """Pickle a record reproducibly; plain ``pickle.loads`` reads it.
 
-    ``pickle.dumps`` does not do that: torch writes each storage's memory address, a view brings its
-    whole storage along, and pickle abbreviates strings that happen to be the same object.
+    Equal records give equal bytes, unlike with ``pickle.dumps``: torch writes each storage's memory
+    address, a view includes its whole storage, and pickle abbreviates strings that happen to be the
+    same object.
 
     Raises:
         ValueError: a field is neither a tensor, nor a number, nor a string.
@@ -105,7 +128,7 @@ def pickle_record(data: Data) -> bytes:
 
 
 class _RecordPickler(pickle.Pickler):
-    """Pickles tensors as torch does, with the key "0" in place of the storage's address."""
+    """Pickler that writes tensors as torch does, with "0" for the storage's memory address."""
 
     def reducer_override(self, obj):
         if not isinstance(obj, torch.storage.TypedStorage):
@@ -121,7 +144,7 @@ def _pickled_text(text: bytes) -> bytes:
 
 
 def _canonical(key: str, value):
-    """An equal value that shares no memory with another one."""
+    """Copy a value, so that it shares no memory with others."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(value, np.generic):
@@ -133,24 +156,6 @@ def _canonical(key: str, value):
     raise ValueError(
         f"record field {key} must be a tensor, a number or a string, got {type(value).__name__}"
     )
-
-
-def _labels(
-    atoms: Atoms, energy: float | None, forces: np.ndarray | None, where: str
-) -> tuple[float, np.ndarray]:
-    try:
-        if energy is None:
-            energy = atoms.get_potential_energy(apply_constraint=False)
-        if forces is None:
-            forces = atoms.get_forces(apply_constraint=False)
-    except RuntimeError as error:  # what ASE raises for no calculator and for no such property
-        raise ValueError(f"{where}: no energy or no forces: {error}") from error
-    forces = np.asarray(forces)
-    if forces.shape != (len(atoms), 3):
-        raise ValueError(f"{where}: forces must be ({len(atoms)}, 3), got {forces.shape}")
-    if not (np.isfinite(energy) and np.isfinite(forces).all()):
-        raise ValueError(f"{where}: energy and forces must be finite, got NaN or infinity")
-    return float(energy), forces
 
 
 def _float32(values: np.ndarray) -> torch.Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import lmdb_dataset
 
-from dens.data.store.lmdb_files import count_records, open_lmdb
+from dens.data.store.lmdb import count_records, open_lmdb
 from dens.safe.pickles import BadRecord, load, load_record, loads, trusted
 
 SAFE_FORMATS = {

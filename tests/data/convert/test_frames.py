@@ -1,4 +1,4 @@
-"""Files of structures to LMDB: what arrives, where, and that nothing else does."""
+"""Test ``dens data convert``: records, splits, references, and resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from click.testing import CliRunner
 from helpers.labelled import (
     REFERENCES,
     label,
@@ -29,18 +28,21 @@ from helpers.labelled import (
     write_vasprun,
 )
 from helpers.paths import ROOT
+from helpers.program import run_data as run
+from helpers.program import run_program
 
-from dens.data.cli import data as command
-from dens.data.convert.frames import Splitting, convert
-from dens.data.convert.labels import Recipe
+import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.convert.frames import convert
+from dens.data.convert.labels import LabelRules
+from dens.data.convert.splits import Splitting
 from dens.data.references import References, load_references
 from dens.data.units import all_electron_energy, parse_units, suspected_units
 
-# converts with two workers, and stops for good after so many frames
+# converts with two workers, and hangs after 60 frames
 STOPPING = """
 import sys, time
-from dens.data.convert import convert
-from dens.data.recipe import Recipe
+from dens.data.convert.frames import convert
+from dens.data.convert.labels import LabelRules
 
 def stop(done, total):
     if done >= 60:
@@ -48,18 +50,12 @@ def stop(done, total):
         time.sleep(1000)
 
 if __name__ == "__main__":
-    convert([sys.argv[1]], sys.argv[2], Recipe(), shard_size=20, workers=2, progress=stop)
+    convert([sys.argv[1]], sys.argv[2], LabelRules(), shard_size=20, workers=2, progress=stop)
 """
 
 
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def read(path: Path) -> list:
-    """The records as fairchem's loader gives them."""
+    """Read the records with fairchem's loader."""
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset
 
     dataset = LmdbDataset({"src": str(path)})
@@ -75,7 +71,7 @@ def info(folder: Path) -> dict:
 
 
 def to_atoms(batch) -> Atoms:
-    """A batch of one structure, back in ASE."""
+    """Convert a batch of one structure back to ASE."""
     assert len(batch.natoms) == 1
     atoms = Atoms(
         batch.atomic_numbers.int().numpy(), batch.pos.numpy(), cell=batch.cell[0].numpy(), pbc=True
@@ -163,7 +159,7 @@ def test_vasp_folders(tmp_path):
     for record in (first, second):
         assert torch.equal(record.force, torch.tensor([[0.1, 0, -0.5], [-0.1, 0, 0.5]]))
     assert first.fixed.tolist() == [1, 0]
-    # what was inferred is said
+    # inferred tags are reported
     assert first.tags.tolist() == [0, 1]
     assert second.tags.tolist() == [0, 0]
     assert "1 structures without tags: fixed atoms have tag 0 now, free ones 1" in output
@@ -215,7 +211,7 @@ def test_units(tmp_path, name, energy, length):
     ("numbers", "hartree"),
     [([8, 1, 1], -76.4), ([6] * 6 + [1] * 6, -232.2), ([6, 6, 8] + [1] * 6, -154.9)],
 )
-def test_energies_of_all_electrons_tell_their_units(numbers, hartree):
+def test_all_electron_energies_reveal_their_units(numbers, hartree):
     assert all_electron_energy(numbers) == pytest.approx(hartree * units.Hartree, rel=0.05)
     for name in ("kcal/mol", "meV", "Hartree-Bohr"):
         energy = hartree * units.Hartree / parse_units(name).energy
@@ -224,7 +220,7 @@ def test_energies_of_all_electrons_tell_their_units(numbers, hartree):
     assert suspected_units(numbers, -6.0 * len(numbers)) is None  # as plane-wave codes give them
 
 
-def test_fitted_references_leave_the_rest(tmp_path):
+def test_fitted_references_are_subtracted(tmp_path):
     for i, (metal, oxygens) in enumerate([("Cu", 1), ("Cu", 2), ("Au", 1), ("Au", 3)]):
         write_traj(tmp_path / "in" / f"{i}.traj", 50, seed=i, metal=metal, oxygens=oxygens)
     out = tmp_path / "out"
@@ -238,7 +234,7 @@ def test_fitted_references_leave_the_rest(tmp_path):
 
 
 def test_references_come_before_float32(tmp_path):
-    """-900 eV in float32 would have lost what is looked for here."""
+    """In float32, -900 eV would lose the 1e-7 eV that this test looks for."""
     coeff = np.zeros(100)
     coeff[29], coeff[8] = -100.0, -7.0
     coeff[79] = 4e11  # absent, as the published files mark it
@@ -253,7 +249,7 @@ def test_references_come_before_float32(tmp_path):
         load_references(tmp_path / "ref.npz").energy(np.array([79, 29, 1]))
 
 
-def test_a_fit_does_not_know_other_elements():
+def test_fit_refuses_elements_it_never_saw():
     coeff = np.full(119, np.nan)
     coeff[1] = -1.0
     references = References(coeff, "the fit")
@@ -336,7 +332,7 @@ def test_large_forces_on_free_atoms_are_dropped(tmp_path):
     assert "3 structures, 1 dropped" in output
 
 
-def test_number_of_neighbors_is_that_of_fairchem(tmp_path):
+def test_number_of_neighbors_equals_fairchems(tmp_path):
     from fairchem.core.common.utils import radius_graph_pbc
     from torch_geometric.data import Batch
 
@@ -357,13 +353,13 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     for workers in (1, 2):
         out = tmp_path / f"out{workers}"
         options = {"splitting": splitting, "fit": True, "shard_size": 8, "workers": workers}
-        convert([tmp_path / "in"], out, Recipe(), **options)
+        convert([tmp_path / "in"], out, LabelRules(), **options)
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
     assert len(list((tmp_path / "out1" / "train").glob("*.lmdb"))) > 1
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out1", "out2"}
 
 
-def test_killed_conversion_goes_on_where_it_was(tmp_path):
+def test_killed_conversion_is_resumed(tmp_path):
     write_traj(tmp_path / "a.traj", 150)
     out, pieces = tmp_path / "out", tmp_path / ".out.pieces"
     arguments = [sys.executable, "-c", STOPPING, str(tmp_path / "a.traj"), str(out)]
@@ -373,16 +369,16 @@ def test_killed_conversion_goes_on_where_it_was(tmp_path):
             assert process.stdout.readline() == b"stopped\n"
         finally:
             process.send_signal(signal.SIGKILL)
-        # the workers, which hold the pipe, end by themselves
+        # the workers, which hold the pipe, end without being killed
         assert process.communicate(timeout=60)[0] == b""
     assert not out.exists()
     finished = {file.stat().st_ino for file in pieces.glob("[!.]*/lmdb/data.0000.lmdb")}
     assert len(finished) == 2
 
-    convert([tmp_path / "a.traj"], out, Recipe(), shard_size=20)
+    convert([tmp_path / "a.traj"], out, LabelRules(), shard_size=20)
     assert finished < {file.stat().st_ino for file in out.glob("*.lmdb")}  # not made again
     assert {path.name for path in tmp_path.iterdir()} == {"a.traj", "out"}
-    convert([tmp_path / "a.traj"], tmp_path / "undisturbed", Recipe(), shard_size=20)
+    convert([tmp_path / "a.traj"], tmp_path / "undisturbed", LabelRules(), shard_size=20)
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert [record.fid for record in read(out)] == list(range(150))
 
@@ -396,24 +392,22 @@ def test_other_data_are_not_mixed_with_those_of_an_interrupted_run(tmp_path):
     write_traj(tmp_path / "a.traj", 20)
     options = {"shard_size": 10, "progress": stop_after_first}
     with pytest.raises(KeyboardInterrupt):
-        convert([tmp_path / "a.traj"], tmp_path / "out", Recipe(), **options)
+        convert([tmp_path / "a.traj"], tmp_path / "out", LabelRules(), **options)
     assert not (tmp_path / "out").exists()
     (tmp_path / "a.traj").unlink()
     frames = write_traj(tmp_path / "a.traj", 20, seed=1)
-    convert([tmp_path / "a.traj"], tmp_path / "out", Recipe(), shard_size=10)
+    convert([tmp_path / "a.traj"], tmp_path / "out", LabelRules(), shard_size=10)
     energies = [frame.calc.results["energy"] for frame in frames]
     assert [record.y for record in read(tmp_path / "out")] == energies
 
 
-def test_reached_from_the_program(tmp_path, capsys):
-    from dens.cli import main
-
+def test_exit_status_of_the_program(tmp_path):
     write_traj(tmp_path / "a.traj", 2)
-    for expected in (0, 2):
-        with pytest.raises(SystemExit) as end:
-            main(["data", "convert", str(tmp_path / "a.traj"), "--out", str(tmp_path / "out")])
-        assert end.value.code == expected
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out'} already exists: ")
+    words = ["data", "convert", tmp_path / "a.traj", "--out", tmp_path / "out"]
+    assert run_program(*words)[0] == 0
+    status, output = run_program(*words)
+    assert status == 2
+    assert output.startswith(f"error: {tmp_path / 'out'} already exists: ")
 
 
 @pytest.fixture(scope="module")

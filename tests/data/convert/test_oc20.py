@@ -1,4 +1,4 @@
-"""OC20's download and LMDB folders made of it: energies, identifiers, and the mark ``md``."""
+"""Test ``dens data oc20``: energies, identifiers and the mark ``md``, from extxyz and LMDB."""
 
 from __future__ import annotations
 
@@ -10,26 +10,14 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers.labelled import slabs, write_oc20, write_traj
+from helpers.program import refused_data as refusal
+from helpers.program import run_data as run
 from helpers.trainers import DENS, trainer_config
 from torch_geometric.data import Data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
 from dens.data.sources.oc20 import says_md
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refusal(*arguments: object) -> str:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code != 0, result.output
-    return result.output.removeprefix("Error: ").rstrip()
 
 
 def read(path: Path) -> list:
@@ -40,7 +28,7 @@ def read(path: Path) -> list:
 
 
 def make_download(folder: Path, packed: bool = False, first: int = 0, n: int = 2) -> list:
-    """`n` pairs of files of three frames each; the reference of a frame is -30 minus its number."""
+    """Write `n` pairs of files of three frames each; frame i has the reference -30.25 eV - i."""
     frames = []
     for number in range(n):
         frames.append(slabs(3, seed=first + number))
@@ -77,7 +65,7 @@ def test_energies_and_identifiers(tmp_path, packed, ref_energy):
     )
 
 
-def test_pairs_come_in_the_order_of_their_numbers(tmp_path):
+def test_pairs_are_ordered_by_number(tmp_path):
     make_download(tmp_path / "in", n=11)
     run("oc20", tmp_path / "in", "--out", tmp_path / "out", "--shard-size", 7)
     assert [r.sid for r in read(tmp_path / "out")] == [1000 + i for i in range(11) for _ in "abc"]
@@ -98,7 +86,7 @@ def test_the_word_md(origin, expected):
     assert says_md(origin) is expected
 
 
-def test_molecular_dynamics_are_told_by_names(tmp_path):
+def test_names_mark_molecular_dynamics(tmp_path):
     make_download(tmp_path / "md" / "s2ef_train")  # a folder above the given one says nothing
     make_download(tmp_path / "s2ef_md", first=5)
     sources = [tmp_path / "md" / "s2ef_train", tmp_path / "s2ef_md"]
@@ -110,7 +98,7 @@ def test_molecular_dynamics_are_told_by_names(tmp_path):
     assert {r.md for r in read(tmp_path / "none")} == {0}
 
 
-def test_molecular_dynamics_are_told_by_the_text(tmp_path):
+def test_text_marks_molecular_dynamics(tmp_path):
     lines = ["md/random7,frame0,-1.5", "random7,frame1,-1.5"]
     write_oc20(tmp_path / "in", 0, slabs(2), lines)
     run("oc20", tmp_path / "in", "--out", tmp_path / "out")
@@ -118,7 +106,7 @@ def test_molecular_dynamics_are_told_by_the_text(tmp_path):
 
 
 def write_lmdb(path: Path, sids: list[int]) -> None:
-    """An LMDB file as fairchem's preprocessing writes it: names of its own, no md."""
+    """Write an LMDB file like fairchem's preprocessing: fields under its names, no md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = lmdb.open(str(path), subdir=False, map_size=1 << 24)
     with file, file.begin(write=True) as transaction:
@@ -148,7 +136,7 @@ def test_logs_beside_lmdb_files(tmp_path):
     assert (metadata["natoms"].tolist(), metadata["md"].tolist()) == ([2, 2, 2], [0, 1, 0])
 
 
-def test_logs_that_do_not_tell(tmp_path):
+def test_logs_without_the_word_md(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     write_lmdb(source / "data.0000.lmdb", [4, 5])
     log = source / "data_log.0000.txt"

@@ -1,3 +1,5 @@
+"""Test writing of LMDB folders: bytes, atomicity, and records that fairchem reads."""
+
 from __future__ import annotations
 
 import pickle
@@ -36,7 +38,7 @@ with LmdbWriter(sys.argv[1], shard_size=300) as writer:
 
 
 def slab(seed: int = 0, calculator: bool = True) -> Atoms:
-    """A small labelled slab with six fixed atoms, partly outside its cell."""
+    """Make a small labelled slab with six fixed atoms, partly outside its cell."""
     rng = np.random.default_rng(seed)
     atoms = fcc111("Cu", (2, 3, 3), vacuum=6.0)
     atoms.pbc = True
@@ -133,8 +135,8 @@ def test_given_labels_go_before_the_calculator():
         ({"pbc": (True, True, False)}, "expected pbc in all three directions"),
         ({"cell": np.zeros((3, 3))}, "a cell with a volume"),
         ({"calc": None}, "no energy or no forces"),
-        ({"forces": np.zeros((3, 18))}, r"forces must be \(18, 3\), got \(3, 18\)"),
-        ({"energy": float("nan")}, "must be finite"),
+        ({"forces": np.zeros((3, 18))}, r"forces must be \(18, .*\), got shape \(3, 18\)"),
+        ({"energy": float("nan")}, "energy must be finite"),
     ],
 )
 def test_unusable_structures_are_refused(change, message):

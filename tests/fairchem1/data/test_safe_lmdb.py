@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
 from dens.data.checked import CheckedRecords, checked, parse_on_bad
-from dens.data.store.lmdb import LmdbWriter
-from dens.data.store.lmdb_files import open_lmdb
+from dens.data.store.lmdb import LmdbWriter, open_lmdb
 from dens.data.store.records import atoms_to_data
 from dens.data.survey.samples import FolderReader, LmdbFolder
 from dens.fairchem1 import DeNSTrainer

@@ -79,7 +79,7 @@ def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float
         for batch, fields, out in passes:
             zeros = {name: torch.zeros_like(value) for name, value in out.items()}
             for column, predicted in zip(totals, (out, zeros), strict=True):
-                for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
+                for name, mean in trainer.denoising_metrics(predicted, batch, fields).items():
                     column[name] = column.get(name, Ratio(0, 0)) + mean
     errors, of_zeros = ({name: mean.value for name, mean in c.items()} for c in totals)
     return errors, of_zeros

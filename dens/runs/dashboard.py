@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dens.denoising.metrics import QUALITY, denoising_metric_names
+from dens.denoising.metrics import VALIDATED, denoising_metric_names
 from dens.metrics import ENERGY_MAE, FORCES_MAE, GRADIENT_SHARE, LOSS_TERM, METRICS, level_pattern
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
                 title=f"{_title(name)}, val" + ", forces hidden" * hidden,
                 metric_regex=f"val/{level_pattern(name, forces_hidden=hidden)}$",
             )
-            for name in QUALITY
+            for name in VALIDATED
             for hidden in (False, True)
         ]
         + [_line(wr, name, "train") for name in denoising_metric_names()],

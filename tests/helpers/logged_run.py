@@ -14,7 +14,8 @@ from dens.runs.wandb_files import read_records
 
 def log_steps(kind: str, folder: str, first: int, last: int, killed: bool = False) -> None:
     """Log steps ``first`` to ``last``, with an evaluation every fourth step."""
-    from fairchem.core.common.registry import registry  # after dens
+    import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies its imports
+    from fairchem.core.common.registry import registry
 
     config = {
         "cmd": {"timestamp_id": "the-run", "identifier": "", "logs_dir": folder},

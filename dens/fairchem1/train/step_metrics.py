@@ -57,7 +57,7 @@ class TrainingMetrics:
         corrupted = int(batch.noise_mask.sum())
         found = {"corrupted_fraction": Ratio(corrupted, len(batch.pos))}
         if corrupted:
-            found |= self._denoising_metrics(out, batch, denoising_fields(batch))
+            found |= self.denoising_metrics(out, batch, denoising_fields(batch))
         return found | self._clean_metrics(out, batch, evaluator)
 
     def _clean_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
@@ -78,8 +78,8 @@ class TrainingMetrics:
             for name in metric_names(wanted)
         }
 
-    def _denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
-        """Compute the denoising metrics of a corrupted batch, in physical units."""
+    def denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
+        """Compute the denoising metrics of a corrupted batch from the model's outputs for it."""
         return denoising_metrics(
             noise_pred=out["noise"].detach() * self.dens.noise_scale,
             noise=fields.noise,

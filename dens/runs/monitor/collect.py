@@ -51,13 +51,10 @@ class Collector:
     @torch.no_grad()
     def add_clean(self, batches: Iterable[Any]) -> None:
         """Predict and add the forces of clean batches, for the atoms whose forces count."""
-        targets = self.trainer.output_targets["forces"]
         for batch in batches:
             batch = batch.to(self.trainer.device)
             out = self.trainer._forward(batch)
-            free = batch.fixed == 0
-            if not targets.get("eval_on_free_atoms", True):
-                free = torch.ones_like(free)
+            free = self.trainer._free(batch, "eval_on_free_atoms")
             self._keep(
                 forces=batch.forces[free],
                 forces_pred=self.trainer._denorm_preds("forces", out["forces"], batch)[free],

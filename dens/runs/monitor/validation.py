@@ -10,7 +10,7 @@ import torch
 
 from dens.denoising.config import corrupt_all
 from dens.denoising.corruption import Draws, sample_draws_by_structure
-from dens.denoising.metrics import QUALITY, denoising_quality
+from dens.denoising.metrics import VALIDATED, noise_quality
 from dens.metrics import Ratio, at_level
 from dens.random import make_generator
 from dens.ranks import sum_over_ranks
@@ -81,11 +81,12 @@ class DenoisingValidation:
         shown = min(self.sigmas, key=lambda s: abs(s - self.trainer.dens.noise_scale))
         for sigma in self.sigmas:
             for hidden in (False, True):
-                names = {name: at_level(name, sigma, forces_hidden=hidden) for name in QUALITY}
+                names = {name: at_level(name, sigma, forces_hidden=hidden) for name in VALIDATED}
                 sums |= dict.fromkeys(names.values(), Ratio(0.0, 0))
                 for done in self._denoised(dataset, chosen, sigma, encode_forces=not hidden):
-                    for name, ratio in self._quality(done).items():
-                        sums[names[name]] += ratio
+                    found = self._measure(done)
+                    for name, full in names.items():
+                        sums[full] += found.get(name, Ratio(0.0, 0))
                     if collector is not None and not hidden and sigma == shown:
                         collector.add_corrupted(done)
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
@@ -104,13 +105,8 @@ class DenoisingValidation:
 
         yield from denoise(self.trainer, batches, dens, draw, encode_forces=encode_forces)
 
-    def _quality(self, done: Denoised) -> dict[str, Ratio]:
-        trainer, (batch, fields, out) = self.trainer, done
-        return denoising_quality(
-            noise_pred=out["noise"] * trainer.dens.noise_scale,
-            noise=fields.noise,
-            noise_mask=fields.noise_mask,
-            energy_pred=trainer._denorm_preds("energy", out["energy"], batch).view(-1),
-            energy=batch.energy.view(-1),
-            sigma=fields.sigma,
-        )
+    def _measure(self, done: Denoised) -> dict[str, Ratio]:
+        batch, fields, out = done
+        mask, scale = fields.noise_mask, self.trainer.dens.noise_scale
+        quality = noise_quality(out["noise"][mask] * scale, fields.noise[mask])
+        return quality | self.trainer.denoising_metrics(out, batch, fields)

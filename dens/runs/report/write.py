@@ -71,7 +71,7 @@ def render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> s
     template = Environment(
         loader=PackageLoader("dens.runs.report", "."), autoescape=True
     ).get_template("page.html")
-    plots = {group: json.dumps([_plotly(p) for p in panels]) for group, panels in groups.items()}
+    plots = {group: json.dumps([_plot(p) for p in panels]) for group, panels in groups.items()}
     return template.render(
         title=" and ".join(run.name for run in runs),
         runs=[_describe(run) for run in runs],
@@ -133,25 +133,16 @@ def _change(cells: Sequence[dict[str, Any] | None]) -> str:
     return f"{100 * change:+.1f} %" if math.isfinite(change) else ""
 
 
-def _plotly(panel: Panel) -> dict[str, Any]:
-    """Convert a panel to Plotly's traces; the page knows training curves by their opacity."""
-    traces = []
+def _plot(panel: Panel) -> dict[str, Any]:
+    """Collect what the page draws of a panel."""
+    lines = []
     for run, split, hidden, (steps, values) in panel.lines:
         train = split == "train"
         what = "training" if train else split + ", forces hidden" * hidden
-        dash = "dash" if hidden else "solid"
-        traces.append(
-            {
-                "x": steps,
-                "y": [value if math.isfinite(value) else None for value in values],
-                "name": f"{run.name}: {what}",
-                "mode": "lines" if train or len(steps) > 200 else "lines+markers",
-                "marker": {"size": 5},
-                "opacity": 0.5 if train else 1,
-                "line": {"color": run.color, "width": 1 if train else 2, "dash": dash},
-            }
-        )
-    return {"data": traces, "title": panel.metric.label}
+        y = [value if math.isfinite(value) else None for value in values]
+        line = {"x": steps, "y": y, "name": f"{run.name}: {what}", "color": run.color}
+        lines.append({**line, "train": train, "hidden": hidden})
+    return {"title": panel.metric.label, "lines": lines}
 
 
 def _pngs(run: Run) -> list[Path]:

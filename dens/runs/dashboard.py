@@ -37,9 +37,8 @@ def make_workspace(
     sections = []
     for subject, panels in _panels(wr).items():
         layout = ws.SectionLayoutSettings(columns=3, rows=-(-len(panels) // 3))
-        sections.append(
-            ws.Section(name=subject, panels=panels, is_open=True, layout_settings=layout)
-        )
+        section = ws.Section(name=subject, panels=panels, is_open=True, layout_settings=layout)
+        sections.append(section)
     columns = [f"summary:val/{metric}.min" for metric in (FORCES_MAE, ENERGY_MAE)]
     return ws.Workspace(
         entity=entity,
@@ -81,40 +80,50 @@ def _library() -> tuple[Any, Any]:
 
 def _panels(wr: Any) -> dict[str, list[Any]]:
     """Make the panels of each section."""
+
+    def line(name: str, split: str, **more: Any) -> Any:
+        """Plot a metric of a split."""
+        return wr.LinePlot(title=f"{_title(name)}, {split}", y=[f"{split}/{name}"], **more)
+
+    def lines(title: str, pattern: str, **more: Any) -> Any:
+        """Plot all metrics that match a regular expression."""
+        return wr.LinePlot(title=title, metric_regex=pattern, **more)
+
+    def level(name: str, hidden: bool) -> Any:
+        title = f"{_title(name)}, val" + ", forces hidden" * hidden
+        return lines(title, f"val/{level_pattern(name, forces_hidden=hidden)}$")
+
     s2ef = (FORCES_MAE, ENERGY_MAE, "forces_cosine_similarity")
-    media = {"mode": "gallery", "gallery_axis": "step"}
     return {
         "Baseline against DeNS": _comparison(wr),
-        "S2EF": [_line(wr, name, split) for name in s2ef for split in ("val", "train")],
+        "S2EF": [line(name, split) for name in s2ef for split in ("val", "train")],
         "Denoising": [
-            wr.LinePlot(
-                title=f"{_title(name)}, val" + ", forces hidden" * hidden,
-                metric_regex=f"val/{level_pattern(name, forces_hidden=hidden)}$",
-            )
-            for name in VALIDATED
-            for hidden in (False, True)
-        ]
-        + [_line(wr, name, "train") for name in denoising_metric_names()],
-        "Figures": [
-            wr.MediaBrowser(
-                title=title,
-                media_keys=[f"val/figures/{name}" for name in names],
-                num_columns=len(names),
-                **media,
-            )
-            for title, names in _FIGURES.items()
+            *(level(name, hidden) for name in VALIDATED for hidden in (False, True)),
+            *(line(name, "train") for name in denoising_metric_names()),
         ],
+        "Figures": _figures(wr),
         "Optimisation": [
             wr.LinePlot(title="Loss", y=["train/loss", "val/loss"], log_y=True),
-            wr.LinePlot(
-                title="Loss terms, weighted", metric_regex=f"train/{LOSS_TERM}.*", log_y=True
-            ),
-            wr.LinePlot(title="Share of the gradient", metric_regex=f"train/{GRADIENT_SHARE}.*"),
-            _line(wr, "grad_norm", "train", log_y=True),
-            *(_line(wr, name, "train") for name in ("lr", "skipped_steps", "corrupted_fraction")),
+            lines("Loss terms, weighted", f"train/{LOSS_TERM}.*", log_y=True),
+            lines("Share of the gradient", f"train/{GRADIENT_SHARE}.*"),
+            line("grad_norm", "train", log_y=True),
+            *(line(name, "train") for name in ("lr", "skipped_steps", "corrupted_fraction")),
         ],
-        "System": [_line(wr, m.name, "system") for m in METRICS.values() if m.group == "System"],
+        "System": [line(m.name, "system") for m in METRICS.values() if m.group == "System"],
     }
+
+
+def _figures(wr: Any) -> list[Any]:
+    return [
+        wr.MediaBrowser(
+            title=title,
+            media_keys=[f"val/figures/{name}" for name in names],
+            num_columns=len(names),
+            mode="gallery",
+            gallery_axis="step",
+        )
+        for title, names in _FIGURES.items()
+    ]
 
 
 def _comparison(wr: Any) -> list[Any]:
@@ -124,26 +133,12 @@ def _comparison(wr: Any) -> list[Any]:
         "groupby_aggfunc": "mean",
         "groupby_rangefunc": "minmax",
     }
-    labels = {name: METRICS[name].label for name in (FORCES_MAE, ENERGY_MAE)}
-    return [
-        *(
-            wr.LinePlot(title=f"Validation {label}", y=[f"val/{name}"], **grouped)
-            for name, label in labels.items()
-        ),
-        *(
-            wr.BarPlot(
-                title=f"Least validation {label}", metrics=[f"val/{name}.min"], orientation="h"
-            )
-            for name, label in labels.items()
-        ),
-        wr.RunComparer(diff_only="split"),
-    ]
-
-
-def _line(wr: Any, name: str, split: str, **more: Any) -> Any:
-    """Plot a metric of a split; the title leaves out the split ``system``."""
-    title = _title(name) + ("" if split == "system" else f", {split}")
-    return wr.LinePlot(title=title, y=[f"{split}/{name}"], **more)
+    panels = []
+    for name in (FORCES_MAE, ENERGY_MAE):
+        curve, best = f"Validation {METRICS[name].label}", f"Least validation {METRICS[name].label}"
+        panels.append(wr.LinePlot(title=curve, y=[f"val/{name}"], **grouped))
+        panels.append(wr.BarPlot(title=best, metrics=[f"val/{name}.min"], orientation="h"))
+    return [*panels, wr.RunComparer(diff_only="split")]
 
 
 def _title(name: str) -> str:

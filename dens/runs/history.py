@@ -97,9 +97,9 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             line = None
         if not isinstance(line, dict) or not line.keys() >= {"step", "split"}:
+            got = text[:80].decode(errors="replace").strip()
             raise ValueError(
-                f"{path}, line {number} must be a JSON object with step and split, got "
-                f"{text[:80].decode(errors='replace').strip()!r}"
+                f"{path}, line {number} must be a JSON object with step and split, got {got!r}"
             )
         lines.append(line)
     return lines

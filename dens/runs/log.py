@@ -185,25 +185,25 @@ class _WandBRun:
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect ``method``, which tells DeNS from a baseline, and ``environment``."""
+    """Collect the method, DeNS or baseline, the versions of packages and the git commits."""
     dens_settings = config.get("optim", {}).get("dens") or {}
-    method = "DeNS" if dens_settings.get("prob", 0) else "baseline"
-    return {"method": method, "environment": environment()}
+    versions = {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
+    commits = {"dens": _git_commit(Path(dens.__file__).parent)}
+    commits["working_directory"] = _git_commit(Path.cwd())
+    return {
+        "method": "DeNS" if dens_settings.get("prob", 0) else "baseline",
+        "environment": {"packages": versions, "git": commits},
+    }
 
 
-def environment() -> dict[str, Any]:
-    """Collect the versions of Python and packages, and the git commits of dens and this folder."""
-    versions = {"python": sys.version.split()[0]}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    folders = {"dens": Path(dens.__file__).parent, "working_directory": Path.cwd()}
-    return {"packages": versions, "git": {k: git_commit(v) for k, v in folders.items()}}
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def git_commit(folder: Path) -> str | None:
+def _git_commit(folder: Path) -> str | None:
     """Return the commit checked out in ``folder``, ``-dirty`` if files differ; None outside git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

@@ -37,8 +37,6 @@ class TrainingMonitor:
         self._seconds = 0.0
         self._structures = self._atoms = 0
 
-    # ---- speed ------------------------------------------------------------------------------
-
     def step(self, batch: Any) -> None:
         """Count a finished training step on ``batch``, this rank's, and log the speed at times."""
         now = time.perf_counter()
@@ -53,21 +51,16 @@ class TrainingMonitor:
 
     def _log_speed(self) -> None:
         counts = torch.tensor([self._structures, self._atoms], dtype=torch.float64)
-        counts = sum_over_ranks(counts.to(self.trainer.device)).tolist()
+        structures, atoms = sum_over_ranks(counts.to(self.trainer.device)).tolist()
         seconds, self._seconds = self._seconds, 0.0
         self._structures = self._atoms = 0
         if seconds == 0:
             return
-        found = {
-            "structures_per_second": counts[0] / seconds,
-            "atoms_per_second": counts[1] / seconds,
-        }
+        found = {"structures_per_second": structures / seconds, "atoms_per_second": atoms / seconds}
         if self.trainer.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.trainer.device)
             found["gpu_memory_gib"] = peak / 2**30
         self._log(found, "system")
-
-    # ---- gradients --------------------------------------------------------------------------
 
     def gradients(self, terms: dict[str, Tensor]) -> None:
         r"""Log each loss term's share of the gradient, every ``gradients_every`` steps.
@@ -83,18 +76,14 @@ class TrainingMonitor:
         every = self.settings.gradients_every
         if not every or self.trainer.step % every:
             return
-        shared = [p for p in self._shared_parameters() if p.requires_grad]
+        model = self.trainer._unwrapped_model
+        backbone = getattr(model, "backbone", model)
+        shared = [p for p in backbone.parameters() if p.requires_grad]
         norms = torch.stack([_gradient_norm(term, shared) for term in terms.values()])
         norms = sum_over_ranks(norms) / world_size()
         shares = (norms / norms.sum()).tolist()
-        names = (GRADIENT_SHARE + name for name in terms)
-        self._log(dict(zip(names, shares, strict=True)), "train")
-
-    def _shared_parameters(self) -> list[torch.nn.Parameter]:
-        model = self.trainer._unwrapped_model
-        return list(getattr(model, "backbone", model).parameters())
-
-    # ---- validation -------------------------------------------------------------------------
+        found = {GRADIENT_SHARE + name: share for name, share in zip(terms, shares, strict=True)}
+        self._log(found, "train")
 
     def after_validation(self, split: str) -> None:
         """Measure denoising on a split that was just validated, and draw the figures if due."""

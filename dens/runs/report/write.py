@@ -154,8 +154,6 @@ def _pngs(run: Run) -> list[Path]:
 
 def _embedded(run: Run) -> list[tuple[str, str]]:
     """Make captions and data URLs of a run's last figures."""
-    urls = {
-        png.stem: "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
-        for png in _pngs(run)
-    }
-    return [(CAPTIONS.get(name, STRUCTURE_CAPTION), url) for name, url in urls.items()]
+    images = {png.stem: base64.b64encode(png.read_bytes()).decode() for png in _pngs(run)}
+    url = "data:image/png;base64,"
+    return [(CAPTIONS.get(name, STRUCTURE_CAPTION), url + data) for name, data in images.items()]

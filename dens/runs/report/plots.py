@@ -13,8 +13,7 @@ from dens.metrics import ENERGY_MAE, FORCES_MAE, GRADIENT_SHARE, METRICS, NOISE_
 from dens.runs import figures
 from dens.runs.figure_data import FigureData
 from dens.runs.figures import BLUE, DASHED, GREY, STYLE, make_figure
-from dens.runs.report.panels import Line, Panel
-from dens.runs.report.runs import COLORS, Run
+from dens.runs.report.runs import COLORS, Line, Panel, Run
 
 
 @rc_context(STYLE)

@@ -1,14 +1,16 @@
-"""Read runs from their log folders: ``metrics.jsonl``, ``config.yml`` and figures."""
+"""Read runs from their log folders, sort their curves into panels and compare their settings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from dens.metrics import GROUPS, Metric, find_metric, hides_forces
 from dens.runs.history import read_history
 
 Curve = tuple[list[int], list[float]]  # steps, values
@@ -31,6 +33,22 @@ class Run:
         """The folder of the last figures, if there are any."""
         found = sorted(self.folder.glob("figures/*/data.npz"), key=lambda p: p.parent.name[-8:])
         return found[-1].parent if found else None
+
+
+class Line(NamedTuple):
+    """A curve of a panel."""
+
+    run: Run
+    split: str
+    hidden: bool  # whether the forces were hidden from the model
+    curve: Curve
+
+
+class Panel(NamedTuple):
+    """The curves of a metric."""
+
+    metric: Metric
+    lines: list[Line]
 
 
 def load_runs(names: Sequence[str | Path]) -> list[Run]:
@@ -82,6 +100,27 @@ def _load(name: str, color: str, folder: Path) -> Run:
     config = folder / "config.yml"
     read = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return Run(name, color, folder, curves, epochs, read or {})
+
+
+def make_panels(runs: Sequence[Run]) -> dict[str, list[Panel]]:
+    """Make the panels of the runs, by group, all in the order in which they are shown."""
+    lines: dict[Metric, list[Line]] = {}
+    for run in runs:
+        for (split, name), curve in run.curves.items():
+            line = Line(run, split, hides_forces(name), curve)
+            lines.setdefault(find_metric(name), []).append(line)
+    panels = [Panel(m, lines[m]) for m in sorted(lines, key=lambda m: m.place)]
+    groups = {group: [p for p in panels if p.metric.group == group] for group in GROUPS}
+    return {group: members for group, members in groups.items() if members}
+
+
+def best_of(metric: Metric, curve: Curve) -> tuple[int, float]:
+    """Find the step and value at which a metric was best."""
+    finite = [(s, v) for s, v in zip(*curve, strict=True) if math.isfinite(v)]
+    if not finite:
+        return curve[0][-1], math.nan
+    best = max if metric.better == "higher" else min
+    return best(finite, key=lambda pair: pair[1])
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,9 +13,8 @@ import yaml
 
 from dens.metrics import Metric, find_metric, hides_forces
 from dens.runs.figures import CAPTIONS, STRUCTURE_CAPTION
-from dens.runs.report.panels import Panel, best_of, make_panels
 from dens.runs.report.plots import draw_group, draw_overview
-from dens.runs.report.runs import Curve, Run, config_diff, load_runs
+from dens.runs.report.runs import Curve, Panel, Run, best_of, config_diff, load_runs, make_panels
 
 
 def write_report(names: Sequence[str | Path], out: Path) -> list[Path]:
@@ -56,7 +55,7 @@ def render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> s
 
     Args:
         runs: the runs, the reference first.
-        groups: the panels of each group, see :func:`~dens.runs.report.panels.make_panels`.
+        groups: the panels of each group, see :func:`~dens.runs.report.runs.make_panels`.
 
     Raises:
         ValueError: Jinja or Plotly is missing.

@@ -52,7 +52,7 @@ def test_wrong_settings_are_refused_by_name(settings, message):
     assert message in str(error.value)
 
 
-def test_the_table_of_settings_agrees_with_the_schema():
+def test_the_table_of_settings_is_that_of_the_schema():
     text = (DOCS / "monitoring.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
     fields = MonitorSettings.model_fields.items()

@@ -145,10 +145,10 @@ class _WandBRun:
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         run = wandb.run
         self._defined: set[str] = set()
-        files = [path for path in run_files(folder, run.id) if path != Path(run.settings.sync_file)]
         self.last_step = run.starting_step - 1
         try:
-            self.last_step = max([self.last_step, *map(last_step, files)])
+            earlier = {*run_files(folder, run.id)} - {Path(run.settings.sync_file)}
+            self.last_step = max([self.last_step, *map(last_step, earlier)])
         except Exception as error:  # the files' format is W&B's own, and may change
             logging.warning(
                 f"W&B's files of earlier starts in {folder / 'wandb'} cannot be read, so steps "

@@ -17,7 +17,7 @@ from dens.metrics import (
     at_level,
 )
 
-# measured in validation
+# measured by the denoising validation
 VALIDATED = (NOISE_MAE, NOISE_EXPLAINED, NOISE_COSINE, NOISY_ENERGY_MAE)
 
 
@@ -75,9 +75,10 @@ def denoising_metrics(
             two change nothing.
 
     Returns:
-        ``denoising_pos_mae`` (Å, atoms in C), ``denoising_forces_mae`` (eV/Å, the other counting
-        atoms of corrupted structures), ``denoising_energy_mae`` (eV, corrupted structures), and
-        ``denoising_pos_mae/sigma=...``; only those with at least one element.
+        A :class:`~dens.metrics.Ratio` by name: ``denoising_pos_mae`` (Å, atoms in C),
+        ``denoising_forces_mae`` (eV/Å, the other counting atoms of corrupted structures),
+        ``denoising_energy_mae`` (eV, corrupted structures) and ``denoising_pos_mae/sigma=...``;
+        only those with at least one element.
     """
     corrupted, of_atom = sigma > 0, sigma[batch]
     beside = free & ~noise_mask & corrupted[batch]

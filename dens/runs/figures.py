@@ -49,21 +49,21 @@ def draw_all(data: FigureData) -> dict[str, Figure]:
     """Draw every figure for which there are data, by name."""
     figures = {}
 
-    def axes(name: str, width: float, height: float, columns: int = 1):
+    def make(name: str, width: float, height: float, columns: int = 1):
         figures[name], axes = make_figure(width, height, columns=columns)
         return axes if columns > 1 else axes[0]
 
     if len(data.noise):
-        draw_noise_parity(axes("noise_parity", 3.5, 3.2), data)
-        draw_error_by_sigma(axes("error_by_sigma", 3.5, 2.8), data)
+        draw_parity(make("noise_parity", 3.5, 3.2), data, "noise")
+        draw_error_by_sigma(make("error_by_sigma", 3.5, 2.8), data)
     if len(data.forces):
-        draw_forces_parity(axes("forces_parity", 3.5, 3.2), data)
+        draw_parity(make("forces_parity", 3.5, 3.2), data, "forces")
         width = max(3.5, 1.0 + 0.28 * len(np.unique(data.forces_numbers)))
-        _draw_error_by_element(axes("forces_by_element", width, 2.8), data)
+        _draw_error_by_element(make("forces_by_element", width, 2.8), data)
     if len(data.noise) and len(data.forces):
-        _draw_error_by_force(axes("error_by_force", 6.4, 2.8, 2), data)
+        _draw_error_by_force(make("error_by_force", 6.4, 2.8, 2), data)
     for i, structure in enumerate(data.structures):
-        _draw_stages(axes(f"structure_{i}", 6.4, 2.9, 3), structure)
+        _draw_stages(make(f"structure_{i}", 6.4, 2.9, 3), structure)
     return figures
 
 
@@ -75,24 +75,16 @@ def make_figure(
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def draw_noise_parity(ax: Axes, data: FigureData) -> None:
-    """Draw predicted against true noise."""
-    _draw_parity(ax, data.noise, data.noise_pred, f"noise, sigma = {data.sigma:g} Å", "Å")
-
-
-def draw_forces_parity(ax: Axes, data: FigureData) -> None:
-    """Draw predicted against true forces."""
-    _draw_parity(ax, data.forces, data.forces_pred, "forces", "eV/Å")
-
-
-def _draw_parity(ax: Axes, true: NDArray, pred: NDArray, title: str, unit: str) -> None:
-    """Draw the density of predicted against true components: arrays of equal shape."""
+def draw_parity(ax: Axes, data: FigureData, name: str) -> None:
+    """Draw the density of predicted against true components of the ``noise`` or ``forces``."""
+    true, pred = getattr(data, name), getattr(data, f"{name}_pred")
+    unit = {"noise": "Å", "forces": "eV/Å"}[name]
+    title = f"noise, sigma = {data.sigma:g} Å" if name == "noise" else name
     x, y = np.ravel(true), np.ravel(pred)
     largest = max(float(np.quantile(np.abs(np.concatenate([x, y])), 0.999)), 1e-12)
     box = (-largest, largest, -largest, largest)
     cells = ax.hexbin(x, y, gridsize=45, extent=box, mincnt=1, bins="log", cmap="viridis", lw=0)
-    label = "number of components"
-    ax.figure.colorbar(cells, ax=ax, label=label, fraction=0.046, pad=0.03)
+    ax.figure.colorbar(cells, ax=ax, label="number of components", fraction=0.046, pad=0.03)
     ax.plot(box[:2], box[:2], color=INK, lw=0.8, ls=DASHED)
     error = y - x
     spread = np.square(x - x.mean()).sum()
@@ -108,9 +100,10 @@ def draw_error_by_sigma(ax: Axes, data: FigureData) -> None:
     """Draw the mean absolute error of the noise at each level, and that of predicting zeros."""
     zeros = data.sigmas * np.sqrt(2 / np.pi)
     ax.plot(data.sigmas, zeros, color=GREY, ls=DASHED, lw=1, label="no noise predicted")
-    style = {"ms": 4, "lw": 1.4}
-    ax.plot(data.sigmas, data.noise_mae, BLUE, marker="o", label="forces encoded", **style)
-    ax.plot(data.sigmas, data.noise_mae_hidden, RED, marker="s", label="forces hidden", **style)
+    encoded = ("forces encoded", data.noise_mae, BLUE, "o")
+    hidden = ("forces hidden", data.noise_mae_hidden, RED, "s")
+    for label, error, color, marker in (encoded, hidden):
+        ax.plot(data.sigmas, error, color=color, marker=marker, ms=4, lw=1.4, label=label)
     ax.set(xlabel="sigma (Å)", ylabel="noise MAE (Å)", xlim=(0, None), ylim=(0, None))
     ax.legend(loc="upper left")
 

@@ -58,10 +58,6 @@ class History:
         self._file.close()
         self._open([line for line in whole_lines(self.path) if json.loads(line)["step"] < step])
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
     """Select the entries that are numbers and convert them to Python's own."""

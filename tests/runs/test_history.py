@@ -38,7 +38,6 @@ def test_a_torn_line_and_repeated_steps_are_dropped(tmp_path):
     for step in range(1, 6):
         history.add({"loss": step}, step, "train")
         history.add({"loss": step}, step, "val")
-    history.close()
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 6, "split": "tra')  # killed while writing
     assert len(read_history(path)) == 10

@@ -10,9 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dens.metrics import ENERGY_MAE, FORCES_MAE, GRADIENT_SHARE, METRICS, NOISE_EXPLAINED
-from dens.runs import figures
 from dens.runs.figure_data import FigureData
-from dens.runs.figures import BLUE, DASHED, GREY, STYLE, make_figure
+from dens.runs.figures import (
+    BLUE,
+    DASHED,
+    GREY,
+    STYLE,
+    draw_error_by_sigma,
+    draw_parity,
+    make_figure,
+)
 from dens.runs.report.runs import COLORS, Line, Panel, Run
 
 
@@ -96,9 +103,9 @@ def _draw_shares(ax: Axes, terms: Sequence[Panel], runs: Sequence[Run]) -> None:
 
 def _draw_data(axes: Sequence[Axes], data: FigureData) -> None:
     """Draw parity, the noise error by level and the distances before and after denoising."""
-    figures.draw_forces_parity(axes[0], data)
-    figures.draw_noise_parity(axes[1], data)
-    figures.draw_error_by_sigma(axes[2], data)
+    draw_parity(axes[0], data, "forces")
+    draw_parity(axes[1], data, "noise")
+    draw_error_by_sigma(axes[2], data)
     axes[2].set(title="noise MAE by level")
     norm = np.linalg.norm(data.noise, axis=1)
     error = np.linalg.norm(data.noise_pred - data.noise, axis=1)

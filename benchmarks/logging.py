@@ -1,13 +1,13 @@
-"""What logging costs a training step, and denoising validation an evaluation.
+"""Measure what logging costs a training step, and denoising validation an evaluation.
 
     python -m benchmarks.logging --config configs/oc20/eqv2_dens_demo.yml --out logging.json \
         --dataset.val.src=data/demo/train
 
-Every batch is stepped through twice, bare and with the whole log: an offline W&B run with
-metrics.jsonl, the speed, and at its interval the shares of the gradient. Each evaluation is made
-bare and followed by the denoising validation. The order alternates, and times are compared within
-a pair. On a CPU the time is that of this process; W&B writes its file in a process of its own,
-which the wall time includes where it competes for the cores.
+Every batch is trained on twice, without and with logging: an offline W&B run with metrics.jsonl,
+the speed, and at their interval the shares of the gradient. Evaluations alternate with denoising
+validations. The order alternates as well, and times are compared within a pair. On a CPU the time
+is that of this process; W&B writes its file in another process, which adds to the wall time if
+they compete for the cores.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from dens.runs.log import RunLog
 from dens.runs.monitor import TrainingMonitor
 
 
-class Unwatched:
-    """Stands where the trainer's watch stood, and measures nothing."""
+class NoMonitor:
+    """Stand-in for the trainer's monitor that measures nothing."""
 
     def step(self, batch: Any) -> None: ...
 
@@ -44,7 +44,7 @@ class Unwatched:
 
 
 def train_step(trainer, batch) -> None:
-    """One step as the training loop does it, with its log."""
+    """Train one step as the training loop does, and log it."""
     trainer.step += 1
     trainer.epoch = trainer.step / len(trainer.train_loader)
     trainer.model.train()
@@ -60,7 +60,7 @@ def train_step(trainer, batch) -> None:
 
 
 def clocks(action: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Seconds of this process, on a GPU those of the wall, and of the wall."""
+    """Time an action: seconds of this process (of the wall on a GPU), and of the wall."""
     wall, process = time.perf_counter(), time.process_time()
     action()
     if device.type == "cuda":
@@ -69,9 +69,9 @@ def clocks(action: Callable[[], Any], device: torch.device) -> tuple[float, floa
     return time.process_time() - process, time.perf_counter() - wall
 
 
-def measure_steps(trainer, log: RunLog, watch: TrainingMonitor, steps: int) -> dict[str, list]:
-    """Times of ``steps`` pairs of steps, bare and logged."""
-    arms = {"bare": (None, Unwatched()), "logged": (log, watch)}
+def measure_steps(trainer, log: RunLog, monitor: TrainingMonitor, steps: int) -> dict[str, list]:
+    """Time ``steps`` pairs of steps, bare and logged."""
+    arms = {"bare": (None, NoMonitor()), "logged": (log, monitor)}
     found: dict[str, list] = {name: [] for name in arms}
     batches = iter(trainer.train_loader)
     for number in range(steps + 3):
@@ -80,21 +80,21 @@ def measure_steps(trainer, log: RunLog, watch: TrainingMonitor, steps: int) -> d
             batches = iter(trainer.train_loader)
             batch = next(batches)
         for name in sorted(arms, reverse=bool(number % 2)):
-            trainer.logger, trainer.watch = arms[name]
-            # corruption replaces fields, so each arm has a batch of its own
+            trainer.logger, trainer.monitor = arms[name]
+            # corruption replaces fields, so each arm gets its own copy of the batch
             one = batch.clone()
             seconds = clocks(lambda one=one: train_step(trainer, one), trainer.device)
-            if number >= 3:  # the first ones set things up
+            if number >= 3:  # the first ones warm up
                 found[name].append(seconds)
     return found
 
 
-def measure_evaluations(trainer, watch: TrainingMonitor, evaluations: int) -> dict[str, list]:
-    """Times of as many evaluations and denoising validations, after one of each to warm up."""
-    trainer.logger, trainer.watch = None, Unwatched()
+def measure_evaluations(trainer, monitor: TrainingMonitor, evaluations: int) -> dict[str, list]:
+    """Time evaluations and denoising validations, after one of each to warm up."""
+    trainer.logger, trainer.monitor = None, NoMonitor()
     arms = {
         "evaluation": lambda: trainer.validate("val", disable_tqdm=True),
-        "denoising": lambda: watch.validation("val"),
+        "denoising": lambda: monitor.validation("val"),
     }
     found: dict[str, list] = {name: [] for name in arms}
     for number in range(evaluations + 1):
@@ -106,14 +106,14 @@ def measure_evaluations(trainer, watch: TrainingMonitor, evaluations: int) -> di
 
 
 def ratios(over: list, under: list, clock: int) -> list[float]:
-    """Median and quartiles of the pairs' ratios."""
+    """Compute the median and quartiles of the pairs' ratios."""
     pairs = [a[clock] / b[clock] for a, b in zip(over, under, strict=True)]
     low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
     return [middle, low, high]
 
 
 def summary(steps: dict, evaluations: dict, structures: int, of: int) -> dict[str, Any]:
-    """What was found: costs as fractions, by the process's clock and by the wall's."""
+    """Summarize the costs as fractions, by the process's clock and by the wall's."""
     result: dict[str, Any] = {"torch": torch.__version__, "structures": structures, "of": of}
     for clock, name in enumerate(("process", "wall")):
         logged, low, high = ratios(steps["logged"], steps["bare"], clock)
@@ -129,17 +129,17 @@ def summary(steps: dict, evaluations: dict, structures: int, of: int) -> dict[st
 
 
 def run(config: dict[str, Any], steps: int, evaluations: int) -> dict[str, Any]:
-    """Measure with the trainer of a config."""
+    """Measure the costs for the trainer of a config."""
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     with tempfile.TemporaryDirectory() as folder, new_trainer_context(config=config) as context:
         trainer = context.trainer
         trainer.config["cmd"]["logs_dir"] = folder
         log = RunLog(WandBLogger(trainer.config), folder, trainer.config, to_wandb=True)
-        watch = TrainingMonitor(trainer)
+        monitor = TrainingMonitor(trainer)
         n = len(trainer.val_dataset)
-        structures = watch.settings.structures(n, len(watch.validation.sigmas))
-        found = measure_steps(trainer, log, watch, steps)
-        result = summary(found, measure_evaluations(trainer, watch, evaluations), structures, n)
+        structures = monitor.settings.structures(n, len(monitor.validation.sigmas))
+        found = measure_steps(trainer, log, monitor, steps)
+        result = summary(found, measure_evaluations(trainer, monitor, evaluations), structures, n)
         wandb.finish()
     return result
 

@@ -1,4 +1,4 @@
-"""S2EF and denoising errors of a checkpoint, beside those of the untrained model and of zeros."""
+"""Evaluate a checkpoint: S2EF and denoising errors, beside the untrained model's and zeros'."""
 
 from __future__ import annotations
 
@@ -11,29 +11,20 @@ from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
 from dens.denoising.config import corrupt_all
-from dens.denoising.metrics import add
 from dens.fairchem1.launch import parse_args, read_config
-from dens.metrics import Ratio
+from dens.metrics import Ratio, find_metric
 from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
 from dens.settings import ConfigError
-
-_UNITS = {
-    "energy_mae": "eV",
-    "forces_mae": "eV/Å",
-    "denoising_pos_mae": "Å",
-    "denoising_forces_mae": "eV/Å",
-    "denoising_energy_mae": "eV",
-}
 
 
 def evaluate_command(
     config_path: Path, checkpoint: Path, *, split: str = "val", overrides: Iterable[str] = ()
 ) -> None:
-    """Print the table of :func:`evaluate` for a config and a checkpoint of it.
+    """Print the errors that :func:`evaluate` finds for a checkpoint, as a table.
 
     Raises:
-        ConfigError: no such checkpoint; a split that the config has not.
+        ConfigError: there is no such checkpoint, or the config has no such split.
     """
     if not checkpoint.is_file():
         raise ConfigError(f"--checkpoint {checkpoint} does not exist")
@@ -46,12 +37,15 @@ def evaluate_command(
 
 
 def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[str, float]]:
-    """Errors of zeros, of the trainer's present weights and of a checkpoint's EMA weights.
+    """Compute the errors of zeros, of the trainer's weights and of a checkpoint's EMA weights.
 
     Returns:
         For ``"zeros"``, ``"untrained"`` and ``"trained"``: errors by name, in eV, eV/Å and Å.
-        Denoising errors are those of the structures of the split, all of them corrupted once, with
-        the same noise in every column.
+        For the denoising errors all structures of the split are corrupted once, with the same
+        noise in every column.
+
+    Raises:
+        ConfigError: the config has no such split.
     """
     loaders = {"val": trainer.val_loader, "test": trainer.test_loader}
     if loaders.get(split) is None:
@@ -61,7 +55,7 @@ def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[st
         if name == "trained":
             trainer.load_checkpoint(str(checkpoint))
         metrics = trainer.validate(split, disable_tqdm=True)
-        columns[name] = {key: metrics[key]["metric"] for key in metrics if key in _UNITS}
+        columns[name] = {key: metrics[key]["metric"] for key in metrics if find_metric(key).unit}
         if getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0:
             errors, columns["zeros"] = denoising_errors(trainer, loaders[split])
             columns[name].update(errors)
@@ -69,10 +63,10 @@ def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[st
 
 
 def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float]]:
-    """Denoising errors on a loader's structures, each corrupted as ``optim.dens`` says.
+    """Corrupt a loader's structures as ``optim.dens`` says and compute the denoising errors.
 
     Args:
-        trainer: a DeNS trainer; its EMA weights are used, where it has some.
+        trainer: a DeNS trainer; its EMA weights are used if it has any.
 
     Returns:
         The model's errors, and those of predicting no noise, no force and the mean energy.
@@ -85,16 +79,16 @@ def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float
         for batch, fields, out in passes:
             zeros = {name: torch.zeros_like(value) for name, value in out.items()}
             for column, predicted in zip(totals, (out, zeros), strict=True):
-                for name, mean in trainer._denoising_metrics(predicted, batch, fields).items():
-                    column[name] = add(column.get(name, Ratio(0, 0)), mean)
-    errors, of_zeros = ({k: total / n for k, (total, n) in c.items()} for c in totals)
+                for name, mean in trainer.denoising_metrics(predicted, batch, fields).items():
+                    column[name] = column.get(name, Ratio(0, 0)) + mean
+    errors, of_zeros = ({name: mean.value for name, mean in c.items()} for c in totals)
     return errors, of_zeros
 
 
 def format_table(columns: dict[str, dict[str, float]]) -> str:
-    """The errors as text, one row for each."""
+    """Format errors as text, a row for each."""
     rows = [f"{'error':<24}{'unit':<6}" + "".join(f"{name:>12}" for name in columns)]
     for name in columns["trained"]:
         cells = [f"{c[name]:12.4f}" if name in c else f"{'-':>12}" for c in columns.values()]
-        rows.append(f"{name:<24}{_UNITS.get(name, 'Å'):<6}" + "".join(cells))
+        rows.append(f"{name:<24}{find_metric(name).unit:<6}" + "".join(cells))
     return "\n".join(rows)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DenoisedStructure:
-    """A structure, what noise made of it, and what the model makes of that."""
+    """A structure before corruption, corrupted and denoised by the model."""
 
     numbers: NDArray  # (n_atoms,) | atomic numbers
     cell: NDArray  # (3, 3) | Å, rows are vectors
@@ -21,14 +21,14 @@ class DenoisedStructure:
     denoised: NDArray  # (n_atoms, 3) | Å
 
     def atoms(self) -> dict[str, Atoms]:
-        """The three as ASE's."""
+        """Convert the three stages to ASE's Atoms."""
         stages = {"original": self.pos, "corrupted": self.corrupted, "denoised": self.denoised}
         return {k: Atoms(self.numbers, v, cell=self.cell, pbc=True) for k, v in stages.items()}
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """What the figures show; n corrupted atoms at the level ``sigma``, m atoms of clean ones."""
+    """Data of all figures: n corrupted atoms at level ``sigma``, m atoms in clean structures."""
 
     sigma: float  # Å
     noise: NDArray  # (n, 3) | Å
@@ -45,20 +45,20 @@ class FigureData:
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` file."""
         arrays = asdict(self)
-        for i, triple in enumerate(arrays.pop("structures")):
-            arrays |= {f"structures.{i}.{name}": value for name, value in triple.items()}
+        for i, structure in enumerate(arrays.pop("structures")):
+            arrays |= {f"structures.{i}.{name}": value for name, value in structure.items()}
         np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> FigureData:
-        """Read what :meth:`save` wrote."""
+        """Read a file of :meth:`save`."""
+        arrays, structures = {}, {}
         with np.load(path) as file:
-            arrays = dict(file)
-        triples: dict[str, dict[str, NDArray]] = {}
-        for name in [name for name in arrays if name.startswith("structures.")]:
-            _, i, part = name.split(".")
-            triples.setdefault(i, {})[part] = arrays.pop(name)
-        sigma = float(arrays.pop("sigma"))
-        return cls(
-            sigma=sigma, structures=[DenoisedStructure(**t) for t in triples.values()], **arrays
-        )
+            for name, array in file.items():
+                _, *place = name.split(".")
+                if place:
+                    structures.setdefault(place[0], {})[place[1]] = array
+                else:
+                    arrays[name] = array
+        arrays["sigma"] = float(arrays["sigma"])
+        return cls(**arrays, structures=[DenoisedStructure(**s) for s in structures.values()])

@@ -1,7 +1,7 @@
 """The metrics of a run as a file: ``metrics.jsonl``, one JSON object for each step and split.
 
 A line is ``{"step": 40, "split": "train", "epoch": 0.5, "loss": 1.2, ...}``. Numbers that are not
-finite stand as ``NaN``, ``Infinity`` and ``-Infinity``, which Python's ``json`` writes and reads.
+finite are written as ``NaN``, ``Infinity`` and ``-Infinity``, which Python's ``json`` reads.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dens.files import atomic_file
+
 
 class History:
-    """Appends to ``metrics.jsonl``; every call leaves whole lines on disk.
+    """Writer of ``metrics.jsonl``; the file holds whole lines after every call.
 
-    What is added for a split of the last step extends its line. What a killed process left of a
-    line is dropped.
+    Values added for the last step and a split extend its line. An incomplete last line, left by a
+    killed process, is dropped.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -26,16 +28,15 @@ class History:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open(whole_lines(self.path))
 
-    def _open(self, lines: Iterable[bytes]) -> None:
-        """Continue the file after ``lines``, which are all that it holds from now on."""
+    def _open(self, lines: list[bytes]) -> None:
+        """Continue the file after ``lines``, all that it shall hold."""
         content = b"".join(lines)
         if not self.path.is_file() or self.path.stat().st_size != len(content):
-            temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(content)
-            os.replace(temporary, self.path)
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - open while the run is
+            with atomic_file(self.path) as file:
+                file.write(content)
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - open during the run
         self._step: int | None = None
-        self._of_step: dict[str, dict[str, Any]] = {}  # its lines, by split
+        self._of_step: dict[str, dict[str, Any]] = {}  # lines of the last step, by split
         self._start = self._end = self._file.seek(0, os.SEEK_END)
 
     def add(self, values: Mapping[str, Any], step: int, split: str) -> None:
@@ -55,36 +56,29 @@ class History:
     def drop_from(self, step: int) -> None:
         """Drop the lines of ``step`` and of all later steps; the file is replaced as a whole."""
         self._file.close()
-        self._open(line for line in whole_lines(self.path) if json.loads(line)["step"] < step)
-
-    def close(self) -> None:
-        """Nothing more will be added."""
-        self._file.close()
+        self._open([line for line in whole_lines(self.path) if json.loads(line)["step"] < step])
 
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
-    """The entries that are numbers, as Python's own."""
-    found = {name: v.item() if hasattr(v, "item") else v for name, v in values.items() if _one(v)}
-    return {
-        name: int(v) if isinstance(v, numbers.Integral) else float(v)
-        for name, v in found.items()
-        if isinstance(v, numbers.Real)
-    }
-
-
-def _one(value: Any) -> bool:
-    return getattr(value, "size", 1) == 1 if not hasattr(value, "numel") else value.numel() == 1
+    """Select the entries that are numbers and convert them to Python's own."""
+    found = {}
+    for name, value in values.items():
+        size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)
+        value = value.item() if size == 1 and hasattr(value, "item") else value
+        if isinstance(value, numbers.Real):
+            found[name] = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return found
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file, without a last one that was not ended; none where there is no file."""
+    """Read the lines of a file except an incomplete last one; none if there is no file."""
     if not path.is_file():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, also of a run that is still writing it.
+    """Read a ``metrics.jsonl``, also while its run is writing it.
 
     Raises:
         ValueError: there is no such file; a line in it is not a JSON object with step and split.
@@ -99,9 +93,9 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             line = None
         if not isinstance(line, dict) or not line.keys() >= {"step", "split"}:
+            got = text[:80].decode(errors="replace").strip()
             raise ValueError(
-                f"{path}, line {number} must be a JSON object with step and split, got "
-                f"{text[:80].decode(errors='replace').strip()!r}"
+                f"{path}, line {number} must be a JSON object with step and split, got {got!r}"
             )
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""A progress bar for each epoch, in a terminal; elsewhere fairchem's plain lines."""
+"""Show a progress bar for each epoch in a terminal; elsewhere fairchem's plain lines remain."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-_SHOWN = {
-    "loss": "loss",
-    "forces_mae": "F",
-    "energy_mae": "E",
-    "denoising_pos_mae": "noise",
-    "denoising_energy_mae": "E noisy",
-}
+from dens.metrics import METRICS
 
 
 class Progress:
-    """Shows how far training is, from what it logs.
+    """Progress bar that reads the position in an epoch from the logged metrics.
 
     Args:
-        quiet: neither a bar nor fairchem's lines of training metrics.
-        bar: whether to show bars; None: in a terminal that no batch system watches.
+        quiet: show neither a bar nor fairchem's lines of training metrics.
+        bar: whether to show bars; None: only in a terminal outside of Slurm.
     """
 
     def __init__(self, *, quiet: bool = False, bar: bool | None = None) -> None:
@@ -41,7 +35,7 @@ class Progress:
             logging.getLogger().addFilter(_no_training_metrics)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """A training step was logged; ``metrics`` have its ``step`` and ``epoch``."""
+        """Advance to a logged training step; ``metrics`` hold its ``step`` and ``epoch``."""
         if not self._shows_bar or not {"step", "epoch"} <= metrics.keys():
             return
         step, epoch = int(metrics["step"]), float(metrics["epoch"])
@@ -52,8 +46,9 @@ class Progress:
             self._begin(number, steps)
         done = step - number * steps
         self._bar.update(done - self._bar.n)
-        found = {text: f"{float(metrics[k]):.3g}" for k, text in _SHOWN.items() if k in metrics}
-        self._bar.set_postfix(found, refresh=False)
+        shown = [m for m in METRICS.values() if m.short and m.name in metrics]
+        values = {m.short: f"{float(metrics[m.name]):.3g}" for m in shown}
+        self._bar.set_postfix(values, refresh=False)
         if done == steps:
             self.close()
 
@@ -66,11 +61,11 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """End the bar and leave it on the screen."""
         self._open.close()
         self._bar = None
 
 
 def _no_training_metrics(record: logging.LogRecord) -> bool:
-    """All but the line of metrics that fairchem's training loop prints every so many steps."""
+    """Filter out the metrics that fairchem's training loop prints every ``print_every`` steps."""
     return not (record.module == "ocp_trainer" and record.funcName == "train")

@@ -1,17 +1,21 @@
-"""A process that logs steps as fairchem's loop does, and may be killed in the middle of one."""
+"""Log steps as fairchem's loop does, in a process that may be killed in the middle of one."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 from dens.runs.log import RunLog
+from dens.runs.wandb_files import read_records
 
 
 def log_steps(kind: str, folder: str, first: int, last: int, killed: bool = False) -> None:
-    """Log steps ``first`` to ``last``; an evaluation every fourth."""
-    from fairchem.core.common.registry import registry  # after dens
+    """Log steps ``first`` to ``last``, with an evaluation every fourth step."""
+    import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies its imports
+    from fairchem.core.common.registry import registry
 
     config = {
         "cmd": {"timestamp_id": "the-run", "identifier": "", "logs_dir": folder},
@@ -31,6 +35,17 @@ def log_steps(kind: str, folder: str, first: int, last: int, killed: bool = Fals
             log.log(errors, step=step, split="val")
     if kind == "tensorboard":
         log.writer.close()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Read the logged rows of a ``.wandb`` file: names to values, among them W&B's ``_step``."""
+    rows = []
+    for record in read_records(path):
+        if record.HasField("history"):
+            items = record.history.item
+            row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items}
+            rows.append({**row, "_step": record.history.step.num})
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The W&B workspace, as far as it goes without a server: the library's own model accepts it."""
+"""The W&B workspace, as far as it can be tested without a server: the library accepts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: whole lines at every moment, one for each step and split, none twice."""
+"""metrics.jsonl: always whole lines, exactly one for each step and split."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ def test_calls_for_one_step_and_split_make_one_line(tmp_path):
     assert [line["step"] for line in read_history(path)] == [1, 1, 2]
 
 
-def test_a_torn_line_is_dropped_and_later_steps_are_forgotten(tmp_path):
+def test_a_torn_line_and_repeated_steps_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     history = History(path)
     for step in range(1, 6):
         history.add({"loss": step}, step, "train")
         history.add({"loss": step}, step, "val")
-    history.close()
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 6, "split": "tra')  # killed while writing
     assert len(read_history(path)) == 10
@@ -53,7 +52,7 @@ def test_a_torn_line_is_dropped_and_later_steps_are_forgotten(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{'step': 1}", '{"step": 1}'])
-def test_a_line_that_is_none_is_named(tmp_path, text):
+def test_an_invalid_line_is_named(tmp_path, text):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "val"}\n' + text + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 must be a JSON object with step"):

@@ -1,4 +1,4 @@
-"""The progress bar: what it shows, and what it keeps fairchem from printing beside it."""
+"""The progress bar, and the lines that fairchem prints beside it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_bar_for_each_epoch_with_errors_and_eta(tmp_path, capsys):
     [({"bar": True}, False), ({"quiet": True}, False), ({"bar": False}, True), ({}, True)],
 )
 def test_training_metrics_are_printed_once(progress, printed, tmp_path, caplog, capsys):
-    """Without a terminal, as here, fairchem's lines stay; warnings and evaluations always do."""
+    """Without a terminal, as here, fairchem's lines stay; evaluations are always printed."""
     log = RunLog(NoLogger(), tmp_path, progress=Progress(**progress))
     root = logging.getLogger()
     with caplog.at_level(logging.INFO):

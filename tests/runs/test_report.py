@@ -1,4 +1,4 @@
-"""The report: read back in a browser, and what it says of runs on disk."""
+"""The report: rendered in a browser, and compared with the runs on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def write_run(folder, *, dens: bool, steps: int = 40):
-    """A run whose validation force MAE ends at 0.4 (baseline) or 0.3 (DeNS)."""
+    """Write a run whose validation force MAE ends at 0.4 (baseline) or 0.3 (DeNS)."""
     history = History(folder / "metrics.jsonl")
     for step in range(1, steps + 1):
         train = {"loss": 10 / step, "forces_mae": 1 / step, "lr": 1e-3, "epoch": step / 10}
@@ -56,7 +56,7 @@ def figure_data(n: int = 60, k: int = 2) -> FigureData:
     rng = np.random.default_rng(0)
     noise, forces = rng.normal(scale=0.1, size=(n, 3)), rng.normal(size=(n, 3))
     pos = 6 * rng.random((5, 3))
-    triple = DenoisedStructure(
+    structure = DenoisedStructure(
         np.array([29, 29, 8, 6, 1]), 6 * np.eye(3), pos, pos + noise[:5], pos + 0.01
     )
     return FigureData(
@@ -70,7 +70,7 @@ def figure_data(n: int = 60, k: int = 2) -> FigureData:
         sigmas=np.linspace(0.1, 0.2, k),
         noise_mae=np.linspace(0.03, 0.05, k),
         noise_mae_hidden=np.linspace(0.04, 0.06, k),
-        structures=[triple],
+        structures=[structure],
     )
 
 
@@ -89,7 +89,7 @@ def report(runs, monkeypatch):
 
 
 def test_a_browser_shows_curves_table_and_figures_without_network(report):
-    """Opened as a file: nothing is fetched, nothing complained of."""
+    """Opened as a file, the page fetches nothing and logs no error."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
@@ -131,7 +131,7 @@ def test_a_browser_shows_curves_table_and_figures_without_network(report):
     assert axis == "log"
 
 
-def test_pngs_lie_beside_the_page(report):
+def test_pngs_are_written_beside_the_page(report):
     page, *pngs = report
     assert {png.stem for png in pngs} >= {"overview", "s2ef", "denoising", "dens-noise_parity"}
     assert {png.parent.name for png in pngs} == {"out_files"}
@@ -149,7 +149,7 @@ def test_one_run_needs_no_figures_and_has_no_differences(runs, tmp_path):
     assert "denoising" not in {png.stem for png in pngs}
 
 
-def test_differences_are_those_of_the_settings(runs):
+def test_differing_settings_are_listed(runs):
     loaded = load_runs([runs / "logs/wandb/baseline", runs / "logs/wandb/dens"])
     assert config_diff(loaded) == [
         ("optim.dens.note", ["", "</script><b>"]),
@@ -157,7 +157,7 @@ def test_differences_are_those_of_the_settings(runs):
     ]
 
 
-def test_figure_data_come_back(tmp_path):
+def test_figure_data_are_saved_and_loaded(tmp_path):
     data = figure_data()
     data.save(tmp_path / "data.npz")
     back = FigureData.load(tmp_path / "data.npz")
@@ -167,7 +167,7 @@ def test_figure_data_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_few_atoms_draw_as_well(n):
+def test_figures_of_few_atoms(n):
     whole = figure_data()
     parts = {"noise", "noise_pred", "noise_force_norm", "forces", "forces_pred", "forces_numbers"}
     few = {name: getattr(whole, name)[:n] for name in parts}
@@ -197,7 +197,7 @@ def test_the_readmes_command_writes_the_report(runs, monkeypatch, capsys):
         (["empty"], "metrics.jsonl is empty: nothing has been logged yet"),
     ],
 )
-def test_what_is_no_run_is_one_clear_line(names, message, runs, monkeypatch, capsys):
+def test_an_invalid_run_is_one_clear_line(names, message, runs, monkeypatch, capsys):
     monkeypatch.chdir(runs)
     (runs / "empty").mkdir(exist_ok=True)
     (runs / "empty/metrics.jsonl").touch()

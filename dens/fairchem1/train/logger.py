@@ -17,7 +17,8 @@ def with_run_log(logger: Any, config: Mapping[str, Any]) -> RunLog:
     """Wrap a fairchem logger so that the run's log folder keeps what is logged.
 
     Args:
-        config: the trainer's, with ``cmd.logs_dir``.
+        logger: the fairchem logger.
+        config: the trainer's config, with ``cmd.logs_dir``.
     """
     to_wandb = isinstance(logger, (WandBLogger, WandBSingletonLogger))
     return RunLog(logger, config["cmd"]["logs_dir"], config, to_wandb=to_wandb)

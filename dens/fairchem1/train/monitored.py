@@ -1,4 +1,4 @@
-"""The part of a trainer that keeps the log and the watch."""
+"""Mixin that gives a trainer its log and its monitor."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Any
 
 from dens.fairchem1.train.logger import with_run_log
 from dens.runs.log import RunLog
-from dens.runs.monitor.training import TrainingMonitor
+from dens.runs.monitor import TrainingMonitor
 
 
 class MonitoredTraining:
-    """Mixin that logs and monitors the training of a DeNS trainer."""
+    """Mixin that logs and monitors the training of a DeNS trainer.
 
-    watch: TrainingMonitor | None = None  # until there is something to train
+    Imports nothing of fairchem, but overrides methods of its trainers.
+    """
+
+    monitor: TrainingMonitor | None = None  # until data and model are loaded
 
     def load_logger(self) -> None:
         super().load_logger()
@@ -21,16 +24,16 @@ class MonitoredTraining:
 
     def load_extras(self) -> None:
         super().load_extras()
-        self.watch = TrainingMonitor(self)
+        self.monitor = TrainingMonitor(self)
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict[str, Any]:
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
-        if self.model.training and self.watch is not None:
-            self.watch.step(batch)
+        if self.model.training and self.monitor is not None:
+            self.monitor.step(batch)
         return metrics
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
         metrics = super().validate(split, disable_tqdm)
-        if self.watch is not None:
-            self.watch.after_validation(split)
+        if self.monitor is not None:
+            self.monitor.after_validation(split)
         return metrics

@@ -1,20 +1,30 @@
-"""The metrics of a training step: of all ranks, with forces and noise kept apart."""
+"""Metrics of a training step, over all ranks, with forces and noise kept apart."""
 
 from __future__ import annotations
+
+from itertools import chain
 
 import torch
 
 from dens.data.batches import select_structures
+from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.metrics import denoising_metric_names, denoising_metrics
 from dens.fairchem1.config.rules import metric_names
-from dens.metrics import Ratio
+from dens.metrics import LOSS_TERM, Ratio
 from dens.patching import replaced
 from dens.ranks import sum_over_ranks
 
 
 class TrainingMetrics:
-    """The part of a DeNS trainer that measures its training steps; validation is fairchem's."""
+    """Mixin that measures the training steps of a DeNS trainer; validation is fairchem's.
+
+    It stands before :class:`~dens.fairchem1.train.steps.ReproducibleSteps` among the bases. Imports
+    nothing of fairchem, but overrides a method of its trainers.
+    """
+
+    dens: DeNSConfig  # set by the trainer
+    _loss_values: dict[str, float]  # the loss terms of the present step, set by the trainer
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
         """S2EF metrics on clean structures, denoising metrics on corrupted ones, of all ranks."""
@@ -26,15 +36,16 @@ class TrainingMetrics:
             *metric_names(evaluator.target_metrics),
             *denoising_metric_names(self.dens.sigmas),
             "corrupted_fraction",
-            "stop",
         ]
-        sums = torch.tensor([found.get(name, (0.0, 0)) for name in names], dtype=torch.float64)
-        sums = dict(zip(names, sum_over_ranks(sums.to(self.device)).tolist(), strict=True))
-        self._stop = sums.pop("stop")[1] > 0
+        ratios = [found.get(name, Ratio(0.0, 0)) for name in names]
+        # whether a rank was asked to stop travels along, to save a collective
+        numbers = torch.tensor([*chain(*ratios), self.stop_requested()], dtype=torch.float64)
+        *numbers, stops = sum_over_ranks(numbers.to(self.device)).tolist()
+        self._stop = stops > 0
         if self._not_finite is not None:
             return metrics
-        for name, value in self._loss_values.items():
-            sums[f"loss_{name}"] = value, 1
+        sums = dict(zip(names, map(Ratio, numbers[::2], numbers[1::2]), strict=True))
+        sums |= {LOSS_TERM + name: Ratio(value, 1) for name, value in self._loss_values.items()}
         for name, (total, count) in sums.items():
             if count:
                 stat = {"total": total, "numel": int(count)}
@@ -42,25 +53,22 @@ class TrainingMetrics:
         return metrics
 
     def _step_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
-        """Sums and counts of this rank."""
+        """Compute the metrics of this rank's batch."""
         corrupted = int(batch.noise_mask.sum())
-        found = {
-            "corrupted_fraction": Ratio(corrupted, len(batch.pos)),
-            "stop": Ratio(0, int(self.stop_requested())),
-        }
+        found = {"corrupted_fraction": Ratio(corrupted, len(batch.pos))}
         if corrupted:
-            found.update(self._denoising_metrics(out, batch, denoising_fields(batch)))
-        found.update(self._clean_metrics(out, batch, evaluator))
-        return found
+            found |= self.denoising_metrics(out, batch, denoising_fields(batch))
+        return found | self._clean_metrics(out, batch, evaluator)
 
     def _clean_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
+        """Compute fairchem's metrics on the clean structures of a batch."""
         clean = batch.sigma == 0
         if not clean.any():
             return {}
         part, part_out = select_structures(batch, out, clean)
         kept, wanted = self.output_targets, evaluator.target_metrics
         if not self._free(part, "eval_on_free_atoms").any():
-            # fairchem cannot average over no atoms: what remains is per structure
+            # fairchem cannot average over no atoms: only metrics per structure remain
             kept = {name: target for name, target in kept.items() if target["level"] != "atom"}
             wanted = {name: functions for name, functions in wanted.items() if name in kept}
         with replaced(self, output_targets=kept):
@@ -70,7 +78,8 @@ class TrainingMetrics:
             for name in metric_names(wanted)
         }
 
-    def _denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
+    def denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
+        """Compute the denoising metrics of a corrupted batch from the model's outputs for it."""
         return denoising_metrics(
             noise_pred=out["noise"].detach() * self.dens.noise_scale,
             noise=fields.noise,

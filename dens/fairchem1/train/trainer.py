@@ -219,7 +219,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         if not self.model.training:
             return super()._compute_loss(out, batch)
         terms = self._loss_terms(out, batch)
-        self.watch.gradients(terms)
+        self.monitor.gradients(terms)
         values = torch.stack([term.detach().double() for term in terms.values()])
         values = sum_over_ranks(values) / world_size()
         self._loss_values = dict(zip(terms, values.tolist(), strict=True))

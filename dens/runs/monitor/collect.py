@@ -1,4 +1,4 @@
-"""Gathers what the figures of an evaluation show."""
+"""Collect the data of an evaluation's figures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dens.denoising.metrics import NAMES
-from dens.metrics import sigma_label
+from dens.metrics import NOISE_MAE, at_level
 from dens.ranks import gather_objects, is_master
 from dens.runs.figure_data import DenoisedStructure, FigureData
 from dens.runs.monitor.denoise import Denoised
 
 _SHOWN = 2  # structures
+_EMPTY = {  # shapes of the arrays without an atom
+    **dict.fromkeys(("noise", "noise_pred", "forces", "forces_pred"), (0, 3)),
+    **dict.fromkeys(("noise_force_norm", "forces_numbers"), (0,)),
+}
 
 
 class Collector:
-    """Keeps arrays of this rank until :meth:`gather` brings those of all ranks together."""
+    """Collector of this rank's arrays, which :meth:`gather` joins with the other ranks'."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -28,7 +31,7 @@ class Collector:
         self._structures: list[DenoisedStructure] = []
 
     def add_corrupted(self, done: Denoised) -> None:
-        """Take over a corrupted batch and the noise predicted for it."""
+        """Add a corrupted batch and the noise predicted for it."""
         batch, fields, out = done
         mask = fields.noise_mask
         pred = torch.where(mask[:, None], out["noise"] * self.trainer.dens.noise_scale, 0)
@@ -47,14 +50,11 @@ class Collector:
 
     @torch.no_grad()
     def add_clean(self, batches: Iterable[Any]) -> None:
-        """Predict the forces of clean batches, of the atoms whose forces count."""
-        targets = self.trainer.output_targets["forces"]
+        """Predict and add the forces of clean batches, for the atoms whose forces count."""
         for batch in batches:
             batch = batch.to(self.trainer.device)
             out = self.trainer._forward(batch)
-            free = batch.fixed == 0
-            if not targets.get("eval_on_free_atoms", True):
-                free = torch.ones_like(free)
+            free = self.trainer._free(batch, "eval_on_free_atoms")
             self._keep(
                 forces=batch.forces[free],
                 forces_pred=self.trainer._denorm_preds("forces", out["forces"], batch)[free],
@@ -66,23 +66,30 @@ class Collector:
             self._parts.setdefault(name, []).append(_array(value))
 
     def gather(self, sigmas: list[float], errors: Mapping[str, float]) -> FigureData | None:
-        """The data of all ranks, on the master; every rank must call it."""
+        """Join the data of all ranks on the master; every rank must call it.
+
+        Args:
+            sigmas: the noise levels, Å.
+            errors: the errors of the denoising validation, by name.
+        """
         ranks = gather_objects((self._parts, self._structures))
         if not is_master():
             return None
-        shapes = {"noise_force_norm": (0,), "forces_numbers": (0,)}
         arrays = {}
-        for name in FigureData.__dataclass_fields__:
+        for name, shape in _EMPTY.items():
             found = [part for parts, _ in ranks for part in parts.get(name, [])]
-            if name.startswith(("noise", "forces")) and "mae" not in name:
-                arrays[name] = np.concatenate(found or [np.zeros(shapes.get(name, (0, 3)))])
-        labels = [f"{NAMES[0]}/{sigma_label(s)}" for s in sigmas]
+            arrays[name] = np.concatenate(found or [np.zeros(shape)])
+
+        def curve(hidden: bool) -> np.ndarray:
+            names = [at_level(NOISE_MAE, sigma, forces_hidden=hidden) for sigma in sigmas]
+            return np.array([errors.get(name, np.nan) for name in names])
+
         return FigureData(
             sigma=self.sigma,
             sigmas=np.array(sigmas),
-            noise_mae=np.array([errors.get(name, np.nan) for name in labels]),
-            noise_mae_hidden=np.array([errors.get(f"{name}/no_forces", np.nan) for name in labels]),
-            structures=[triple for _, triples in ranks for triple in triples][:_SHOWN],
+            noise_mae=curve(hidden=False),
+            noise_mae_hidden=curve(hidden=True),
+            structures=[one for _, structures in ranks for one in structures][:_SHOWN],
             **arrays,
         )
 

@@ -14,16 +14,16 @@ from dens.denoising.corruption import DenoisingFields, Draws, denoising_fields
 
 
 class Denoised(NamedTuple):
-    """A corrupted batch and what the model makes of it."""
+    """A corrupted batch and the model's outputs."""
 
     batch: Any  # positions are the corrupted ones
     fields: DenoisingFields
-    out: dict[str, Tensor]  # the model's outputs, not denormalized
+    out: dict[str, Tensor]  # in the model's units, not denormalized
 
 
 @contextmanager
 def best_weights(trainer) -> Iterator[None]:
-    """Evaluation mode, with the EMA weights where there are some; both undone afterwards."""
+    """Use evaluation mode and the EMA weights, if any, within the block."""
     was_training, ema = trainer.model.training, trainer.ema
     trainer.model.eval()
     if ema:
@@ -39,7 +39,7 @@ def best_weights(trainer) -> Iterator[None]:
 
 @contextmanager
 def fixed_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's own generators start from ``seed``, and are as before afterwards."""
+    """Seed torch's global generators within the block, and restore their states afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -55,13 +55,13 @@ def denoise(
     *,
     encode_forces: bool = True,
 ) -> Iterator[Denoised]:
-    """Corrupt batches and predict their noise; batches without a corrupted atom are left out.
+    """Corrupt batches and predict their noise; skip batches without a corrupted atom.
 
     Args:
-        batches: PyG batches; they are changed.
+        batches: PyG batches; they are modified.
         dens: how to corrupt, see :func:`~dens.denoising.config.corrupt_all`.
-        draw: the random numbers, from the number of a batch and the batch.
-        encode_forces: False hides the forces of the original from the model.
+        draw: returns the random numbers for the number of a batch and the batch.
+        encode_forces: whether the model sees the forces of the original.
     """
     for number, batch in enumerate(batches):
         batch = batch.to(trainer.device)

@@ -1,4 +1,4 @@
-"""The settings under ``optim.watch``."""
+"""Settings of monitoring, ``optim.watch``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from dens.denoising.config import DeNSConfig
 from dens.settings import ConfigError, parse_settings, setting
 
-# With the noise head, and with the corruption itself, a pass costs more than one of the evaluation.
+# The noise head and the corruption make a pass more expensive than one of the evaluation.
 _COST_OF_PASS = 1.2
 _SHARE_OF_EVALUATION = 0.05
 
 
 class MonitorSettings(BaseModel):
-    """What a run measures besides its training, and how often."""
+    """Settings of what a run measures besides its training, and how often."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -52,7 +52,7 @@ class MonitorSettings(BaseModel):
     )
 
     def sigmas(self, dens: DeNSConfig) -> list[float]:
-        """The noise levels of the denoising validation, Å, lowest first."""
+        """Return the noise levels of the denoising validation, Å, lowest first."""
         if self.denoising_sigmas is not None:
             return sorted(set(self.denoising_sigmas))
         if dens.sigma is not None:
@@ -60,20 +60,20 @@ class MonitorSettings(BaseModel):
         return [dens.sigma_low, math.sqrt(dens.sigma_low * dens.sigma_high), dens.sigma_high]
 
     def structures(self, n_validation: int, n_sigmas: int) -> int:
-        """How many of ``n_validation`` structures are denoised: with and without forces each."""
+        """Return how many of ``n_validation`` structures to denoise, with and without forces."""
         if self.denoising_structures is not None:
             return min(self.denoising_structures, n_validation)
         passes = 2 * n_sigmas * _COST_OF_PASS
-        # one less, since a small batch costs more for each of its structures
+        # one fewer, since a small batch costs more per structure
         fitting = int(_SHARE_OF_EVALUATION * n_validation / passes) - 1
         return max(min(1, n_validation), fitting)
 
 
 def parse_monitor(optim: Mapping[str, Any]) -> MonitorSettings:
-    """Read ``watch`` of the section ``optim`` of a config; left out, everything is as by default.
+    """Validate ``watch`` in the section ``optim`` of a config; without it the defaults hold.
 
     Raises:
-        ConfigError: unknown keys, values out of range.
+        ConfigError: a key is unknown or a value out of range.
     """
     settings = optim.get("watch") or {}
     if not isinstance(settings, Mapping):

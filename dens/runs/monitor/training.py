@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dens.metrics import GRADIENT_SHARE
 from dens.ranks import is_master, sum_over_ranks, world_size
 from dens.runs.monitor.settings import parse_monitor
 from dens.runs.monitor.validation import DenoisingValidation
 
-_WINDOW = 10  # steps over which a speed is taken
+_WINDOW = 10  # steps over which the speed is averaged
 
 
 class TrainingMonitor:
-    """Measures training and logs it through the trainer's logger.
+    """Monitor that measures training and logs it through the trainer's logger.
 
-    All ranks call the methods alike, since they contain collectives; the master logs.
+    Every rank must call every method, since they contain collectives; the master logs.
 
     Args:
         trainer: a DeNS trainer whose data, model and optimizer are loaded.
 
     Raises:
-        ConfigError: wrong settings (``optim.watch``).
+        ConfigError: the settings under ``optim.watch`` are wrong.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -36,10 +37,8 @@ class TrainingMonitor:
         self._seconds = 0.0
         self._structures = self._atoms = 0
 
-    # ---- speed ------------------------------------------------------------------------------
-
     def step(self, batch: Any) -> None:
-        """A training step has come to its end; ``batch`` is this rank's."""
+        """Count a finished training step on ``batch``, this rank's, and log the speed at times."""
         now = time.perf_counter()
         if self._last is not None:
             self._seconds += now - self._last
@@ -52,51 +51,42 @@ class TrainingMonitor:
 
     def _log_speed(self) -> None:
         counts = torch.tensor([self._structures, self._atoms], dtype=torch.float64)
-        counts = sum_over_ranks(counts.to(self.trainer.device)).tolist()
+        structures, atoms = sum_over_ranks(counts.to(self.trainer.device)).tolist()
         seconds, self._seconds = self._seconds, 0.0
         self._structures = self._atoms = 0
         if seconds == 0:
             return
-        found = {
-            "structures_per_second": counts[0] / seconds,
-            "atoms_per_second": counts[1] / seconds,
-        }
+        found = {"structures_per_second": structures / seconds, "atoms_per_second": atoms / seconds}
         if self.trainer.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.trainer.device)
             found["gpu_memory_gib"] = peak / 2**30
         self._log(found, "system")
-
-    # ---- gradients --------------------------------------------------------------------------
 
     def gradients(self, terms: dict[str, Tensor]) -> None:
         r"""Log each loss term's share of the gradient, every ``gradients_every`` steps.
 
         .. math:: |g_t| / \sum_u |g_u|, \qquad g_t = \nabla_\theta L_t
 
-        with theta the parameters that the terms share, those of the backbone. Norms are of each
-        rank's part of the batch, averaged over ranks.
+        with theta the parameters of the backbone, which the terms share. Each rank takes the norms
+        on its part of the batch, and they are averaged over ranks.
 
         Args:
-            terms: the weighted terms of the loss by name, before ``backward``; their graph is kept.
+            terms: the weighted loss terms by name, before ``backward``; their graph is kept.
         """
         every = self.settings.gradients_every
         if not every or self.trainer.step % every:
             return
-        shared = [p for p in self._shared_parameters() if p.requires_grad]
+        model = self.trainer._unwrapped_model
+        backbone = getattr(model, "backbone", model)
+        shared = [p for p in backbone.parameters() if p.requires_grad]
         norms = torch.stack([_gradient_norm(term, shared) for term in terms.values()])
         norms = sum_over_ranks(norms) / world_size()
         shares = (norms / norms.sum()).tolist()
-        names = (f"gradient_share_{name}" for name in terms)
-        self._log(dict(zip(names, shares, strict=True)), "train")
-
-    def _shared_parameters(self) -> list[torch.nn.Parameter]:
-        model = self.trainer._unwrapped_model
-        return list(getattr(model, "backbone", model).parameters())
-
-    # ---- validation -------------------------------------------------------------------------
+        found = {GRADIENT_SHARE + name: share for name, share in zip(terms, shares, strict=True)}
+        self._log(found, "train")
 
     def after_validation(self, split: str) -> None:
-        """The trainer has validated ``split``: measure denoising there, and draw what is due."""
+        """Measure denoising on a split that was just validated, and draw the figures if due."""
         errors, figures = self.validation(split)
         if errors:
             self._log(errors, split)
@@ -106,9 +96,9 @@ class TrainingMonitor:
         if figures is not None and log_figures is not None:
             try:
                 log_figures(figures, self.trainer.step, split)
-            except Exception:  # no figure is worth a run
+            except Exception:  # a figure must not stop a run
                 logging.exception("The figures of this validation could not be drawn")
-        self._last = None  # the time since the last training step says nothing of training
+        self._last = None  # do not count the validation as training time
 
     def _log(self, values: dict[str, float], split: str) -> None:
         if self.trainer.logger is not None:
@@ -116,7 +106,7 @@ class TrainingMonitor:
 
 
 def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """The norm over all parameters; zero for a term that none of them enters."""
+    """Compute the norm over all parameters; zero for a term that depends on none of them."""
     if not term.requires_grad:
         return term.new_zeros((), dtype=torch.float64)
     gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Denoising on the validation set: with the same structures and noise at every evaluation."""
+"""Measure denoising on the validation set, with the same structures and noise every time."""
 
 from __future__ import annotations
 
@@ -10,27 +10,21 @@ import torch
 
 from dens.denoising.config import corrupt_all
 from dens.denoising.corruption import Draws, sample_draws_by_structure
-from dens.denoising.metrics import NAMES, add, denoising_quality, finish
-from dens.metrics import Ratio, sigma_label
+from dens.denoising.metrics import VALIDATED, noise_quality
+from dens.metrics import Ratio, at_level
 from dens.random import Stream
 from dens.ranks import sum_over_ranks
 from dens.runs.figure_data import FigureData
 from dens.runs.monitor.collect import Collector
-from dens.runs.monitor.denoise import (
-    Denoised,
-    best_weights,
-    denoise,
-    fixed_randomness,
-)
+from dens.runs.monitor.denoise import Denoised, best_weights, denoise, fixed_randomness
 from dens.runs.monitor.settings import MonitorSettings
 
 
 class DenoisingValidation:
-    """Measures how well a trainer's model denoises some structures of its validation set.
+    """Denoising errors of a trainer's model on structures spaced evenly over its validation set.
 
-    Structures lie evenly over the set. A structure's noise is a function of the seed and its
-    number: the same at each evaluation, at each noise level but for its size, with and without
-    the forces, and on any number of ranks.
+    A structure's noise is a function of the seed and its number: it is the same at each evaluation,
+    with and without the forces and on any number of ranks, and scales with the noise level.
     """
 
     def __init__(self, trainer: Any, settings: MonitorSettings) -> None:
@@ -39,15 +33,15 @@ class DenoisingValidation:
         self.sigmas = settings.sigmas(trainer.dens)
 
     def __call__(self, split: str) -> tuple[dict[str, float], FigureData | None]:
-        """The errors by name, on all ranks; the data of figures, where due, on the master.
+        """Return the errors by name, on all ranks, and the master's data for figures if due.
 
-        ``.../no_forces`` is measured with the forces hidden from the model.
+        Each level is measured with the forces encoded and with the forces hidden.
         """
         dataset = getattr(self.trainer, f"{split}_dataset")
         chosen = self._chosen(len(dataset))
         if self.trainer.dens.prob == 0 or not chosen:
             return {}, None
-        collector = Collector(self.trainer) if self._draws_now() else None
+        collector = Collector(self.trainer) if self._figures_due() else None
         with best_weights(self.trainer), fixed_randomness(self.seed, self.trainer.device):
             errors = self._errors(dataset, chosen, collector)
             if collector is not None:
@@ -55,13 +49,13 @@ class DenoisingValidation:
         return errors, None if collector is None else collector.gather(self.sigmas, errors)
 
     def _chosen(self, n: int) -> list[int]:
-        """The numbers of this rank's structures, as many on each rank; some twice if too few."""
+        """Choose this rank's structures, equally many on each rank; repeat some if too few."""
         rank, size = self.trainer.data_rank(), self.trainer.data_world_size()
         here = -(-self.settings.structures(n, len(self.sigmas)) // size)
         every = np.linspace(0, n - 1, here * size).round().astype(int)
         return every[rank::size].tolist()
 
-    def _draws_now(self) -> bool:
+    def _figures_due(self) -> bool:
         trainer, every = self.trainer, self.settings.figures_every
         if not every or trainer.is_debug or trainer.train_loader is None:
             return False
@@ -77,22 +71,26 @@ class DenoisingValidation:
             numbers = chosen[start : start + size]
             yield numbers, self.trainer.collater([dataset[i] for i in numbers])
 
-    def _errors(self, dataset: Any, chosen: list[int], collector: Collector | None):
+    def _errors(
+        self, dataset: Any, chosen: list[int], collector: Collector | None
+    ) -> dict[str, float]:
+        """Denoise at every level, with the forces encoded and hidden; errors over all ranks."""
         sums: dict[str, Ratio] = {}
         shown = min(self.sigmas, key=lambda s: abs(s - self.trainer.dens.noise_scale))
         for sigma in self.sigmas:
-            for encode_forces in (True, False):
-                suffix = f"/{sigma_label(sigma)}" + "/no_forces" * (not encode_forces)
-                sums |= {name + suffix: Ratio(0.0, 0) for name in NAMES}
-                for done in self._denoised(dataset, chosen, sigma, encode_forces):
-                    for name, mean in self._quality(done).items():
-                        sums[name + suffix] = add(sums[name + suffix], mean)
-                    if collector is not None and encode_forces and sigma == shown:
+            for hidden in (False, True):
+                names = {name: at_level(name, sigma, forces_hidden=hidden) for name in VALIDATED}
+                sums |= dict.fromkeys(names.values(), Ratio(0.0, 0))
+                for done in self._denoised(dataset, chosen, sigma, encode_forces=not hidden):
+                    found = self._measure(done)
+                    for name, full in names.items():
+                        sums[full] += found.get(name, Ratio(0.0, 0))
+                    if collector is not None and not hidden and sigma == shown:
                         collector.add_corrupted(done)
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         totals = sum_over_ranks(totals.to(self.trainer.device)).tolist()
-        found = zip(sums, totals, strict=True)
-        return {name: finish(name, total, count) for name, (total, count) in found if count}
+        means = {name: Ratio(*total) for name, total in zip(sums, totals, strict=True)}
+        return {name: mean.value for name, mean in means.items() if mean.weight}
 
     def _denoised(self, dataset, chosen, sigma: float, encode_forces: bool) -> Iterator[Denoised]:
         numbers, batches = zip(*self._batches(dataset, chosen), strict=True)
@@ -105,13 +103,8 @@ class DenoisingValidation:
 
         yield from denoise(self.trainer, batches, dens, draw, encode_forces=encode_forces)
 
-    def _quality(self, done: Denoised) -> dict[str, Ratio]:
-        trainer, (batch, fields, out) = self.trainer, done
-        return denoising_quality(
-            noise_pred=out["noise"] * trainer.dens.noise_scale,
-            noise=fields.noise,
-            noise_mask=fields.noise_mask,
-            energy_pred=trainer._denorm_preds("energy", out["energy"], batch).view(-1),
-            energy=batch.energy.view(-1),
-            sigma=fields.sigma,
-        )
+    def _measure(self, done: Denoised) -> dict[str, Ratio]:
+        batch, fields, out = done
+        mask, scale = fields.noise_mask, self.trainer.dens.noise_scale
+        quality = noise_quality(out["noise"][mask] * scale, fields.noise[mask])
+        return quality | self.trainer.denoising_metrics(out, batch, fields)

@@ -1,4 +1,4 @@
-"""A run, or several side by side, as one HTML file that needs no network, and as PNGs."""
+"""Write a report of one run or several side by side: an HTML file without network, and PNGs."""
 
 from __future__ import annotations
 

@@ -1,41 +1,61 @@
-"""Runs as they lie on disk: a log folder with ``metrics.jsonl``, ``config.yml`` and figures."""
+"""Read runs from their log folders, sort their curves into panels and compare their settings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from dens.metrics import GROUPS, Metric, find_metric, hides_forces
 from dens.runs.history import read_history
 
 Curve = tuple[list[int], list[float]]  # steps, values
+COLORS = ("#1f6fb4", "#c8452d", "#3a8f5c", "#8d5fb0", "#c58a1a", "#4a4f57")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has written."""
+    """A run of a report."""
 
-    name: str  # unique in a report
+    name: str  # unique in the report
+    color: str
     folder: Path
-    curves: dict[str, Curve]  # by split/metric
-    epochs: dict[int, float]  # by step
+    curves: dict[tuple[str, str], Curve]  # by split and metric
+    epochs: float | None  # how far training went
     config: dict[str, Any]
 
     @property
     def figures(self) -> Path | None:
-        """The folder of the last figures, if there are some."""
+        """The folder of the last figures, if there are any."""
         found = sorted(self.folder.glob("figures/*/data.npz"), key=lambda p: p.parent.name[-8:])
         return found[-1].parent if found else None
 
 
+class Line(NamedTuple):
+    """A curve of a panel."""
+
+    run: Run
+    split: str
+    hidden: bool  # whether the forces were hidden from the model
+    curve: Curve
+
+
+class Panel(NamedTuple):
+    """The curves of a metric."""
+
+    metric: Metric
+    lines: list[Line]
+
+
 def load_runs(names: Sequence[str | Path]) -> list[Run]:
-    """Read runs: folders, or ids of runs below ``./logs/*/``.
+    """Read runs, given as folders or as ids of runs below ``./logs/*/``.
 
     Raises:
-        ValueError: no such run; one given twice; nothing logged yet.
+        ValueError: there is no such run, it is given twice, or it has logged nothing yet.
     """
     folders = [find_run(name) for name in names]
     for folder in folders:
@@ -44,11 +64,12 @@ def load_runs(names: Sequence[str | Path]) -> list[Run]:
     labels = [f.name for f in folders]
     if len(set(labels)) < len(labels):
         labels = [str(f) for f in folders]
-    return [_load(*pair) for pair in zip(labels, folders, strict=True)]
+    pairs = zip(labels, folders, strict=True)
+    return [_load(label, COLORS[i % len(COLORS)], at) for i, (label, at) in enumerate(pairs)]
 
 
 def find_run(name: str | Path) -> Path:
-    """The log folder that ``name`` means."""
+    """Find the log folder of a run from its path or id."""
     if (Path(name) / "metrics.jsonl").is_file():
         return Path(name).resolve()
     found = sorted(path.parent for path in Path("logs").glob(f"*/{name}/metrics.jsonl"))
@@ -64,27 +85,46 @@ def find_run(name: str | Path) -> Path:
     return found[0].resolve()
 
 
-def _load(name: str, folder: Path) -> Run:
-    curves: dict[str, Curve] = {}
-    epochs: dict[int, float] = {}
+def _load(name: str, color: str, folder: Path) -> Run:
+    curves: dict[tuple[str, str], Curve] = {}
+    epochs = None
     for line in read_history(folder / "metrics.jsonl"):
-        step, split = line["step"], line["split"]
-        if "epoch" in line:
-            epochs[step] = line["epoch"]
+        step, split = line.pop("step"), line.pop("split")
+        epochs = line.pop("epoch", epochs)
         for metric, value in line.items():
-            if metric not in ("step", "split", "epoch"):
-                steps, values = curves.setdefault(f"{split}/{metric}", ([], []))
-                steps.append(step)
-                values.append(value)
+            steps, values = curves.setdefault((split, metric), ([], []))
+            steps.append(step)
+            values.append(value)
     if not curves:
         raise ValueError(f"{folder / 'metrics.jsonl'} is empty: nothing has been logged yet")
     config = folder / "config.yml"
     read = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return Run(name, folder, curves, epochs, read or {})
+    return Run(name, color, folder, curves, epochs, read or {})
+
+
+def make_panels(runs: Sequence[Run]) -> dict[str, list[Panel]]:
+    """Make the panels of the runs, by group, all in the order in which they are shown."""
+    lines: dict[Metric, list[Line]] = {}
+    for run in runs:
+        for (split, name), curve in run.curves.items():
+            line = Line(run, split, hides_forces(name), curve)
+            lines.setdefault(find_metric(name), []).append(line)
+    panels = [Panel(m, lines[m]) for m in sorted(lines, key=lambda m: m.place)]
+    groups = {group: [p for p in panels if p.metric.group == group] for group in GROUPS}
+    return {group: members for group, members in groups.items() if members}
+
+
+def best_of(metric: Metric, curve: Curve) -> tuple[int, float]:
+    """Find the step and value at which a metric was best."""
+    finite = [(s, v) for s, v in zip(*curve, strict=True) if math.isfinite(v)]
+    if not finite:
+        return curve[0][-1], math.nan
+    best = max if metric.better == "higher" else min
+    return best(finite, key=lambda pair: pair[1])
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config with its keys joined by dots; lists stay whole, unless of mappings."""
+    """Flatten a nested config to keys joined by dots; lists of values stay whole."""
     if isinstance(config, list) and any(isinstance(entry, Mapping) for entry in config):
         config = dict(enumerate(config))
     if not isinstance(config, Mapping) or not config:
@@ -96,7 +136,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def config_diff(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings that differ: each with its value in every run, as YAML writes it."""
+    """List the settings that differ, each with its value in every run as YAML writes it."""
     flat = [flatten(run.config) for run in runs]
     names = sorted({name for config in flat for name in config if not name.startswith("cmd.")})
     rows = [(name, [_text(config, name) for config in flat]) for name in names]

@@ -1,69 +1,65 @@
-"""Writes the report."""
+"""Write the report of runs: one HTML page and PNGs."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dens.runs.report.panels import GROUPS, Panel, best_of, make_panels, place_of, title_of, unit_of
-from dens.runs.report.plots import color_of, draw_group, draw_overview
-from dens.runs.report.runs import Run, config_diff, load_runs
-
-_DASH = {"train": "solid", "val": "solid", "hidden": "dash"}
-_CAPTIONS = {
-    "forces_parity": "Forces of clean structures",
-    "noise_parity": "Noise of corrupted atoms",
-    "error_by_sigma": "Noise error at each level",
-    "error_by_force": "Errors against the norm of the true force",
-    "forces_by_element": "Force error of each element",
-}
+from dens.metrics import Metric, find_metric, hides_forces
+from dens.runs.figures import CAPTIONS, STRUCTURE_CAPTION
+from dens.runs.report.plots import draw_group, draw_overview
+from dens.runs.report.runs import Curve, Panel, Run, best_of, config_diff, load_runs, make_panels
 
 
 def write_report(names: Sequence[str | Path], out: Path) -> list[Path]:
     """Write the report of one run or several.
 
     Args:
-        names: log folders, or ids of runs below ``./logs/*/``; the first is what the others are
-            compared with.
+        names: log folders, or ids of runs below ``./logs/*/``; the others are compared with the
+            first.
         out: the HTML file; PNGs go into the folder of the same name with ``_files`` at its end.
 
     Returns:
-        What was written, the HTML file first.
+        The files written, the HTML file first.
 
     Raises:
-        ValueError: no such run; a package is missing.
+        ValueError: there is no such run, or a package is missing.
     """
     runs = load_runs(names)
-    panels = make_panels(runs)
-    page = render_page(runs, panels)
+    groups = make_panels(runs)
+    page = render_page(runs, groups)
     folder = out.with_name(out.stem + "_files")
     folder.mkdir(parents=True, exist_ok=True)
-    written = [out]
     out.write_text(page, encoding="utf-8")
-    drawings = {"overview": draw_overview(runs)}
-    for group in GROUPS:
-        members = [panel for panel in panels if panel.group == group]
-        if members:
-            drawings[group.lower()] = draw_group(members, runs)
+    written = [out]
+    drawings = {"overview": draw_overview([p for g in groups.values() for p in g], runs)}
+    drawings |= {group.lower(): draw_group(panels, runs) for group, panels in groups.items()}
     for name, figure in drawings.items():
-        figure.savefig(folder / f"{name}.png")
         written.append(folder / f"{name}.png")
+        figure.savefig(written[-1], dpi=150)
     for run in runs:
         for png in _pngs(run):
-            copy = folder / f"{run.name.replace('/', '_')}-{png.name}"
-            copy.write_bytes(png.read_bytes())
-            written.append(copy)
+            written.append(folder / f"{run.name.replace('/', '_')}-{png.name}")
+            written[-1].write_bytes(png.read_bytes())
     return written
 
 
-def render_page(runs: Sequence[Run], panels: Sequence[Panel]) -> str:
-    """The HTML of the report."""
+def render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> str:
+    """Render the HTML page of the report.
+
+    Args:
+        runs: the runs, the reference first.
+        groups: the panels of each group, see :func:`~dens.runs.report.runs.make_panels`.
+
+    Raises:
+        ValueError: Jinja or Plotly is missing.
+    """
     try:
         from jinja2 import Environment, PackageLoader
         from plotly.offline import get_plotlyjs
@@ -74,57 +70,54 @@ def render_page(runs: Sequence[Run], panels: Sequence[Panel]) -> str:
     template = Environment(
         loader=PackageLoader("dens.runs.report", "."), autoescape=True
     ).get_template("page.html")
+    plots = {group: json.dumps([_plot(p) for p in panels]) for group, panels in groups.items()}
     return template.render(
         title=" and ".join(run.name for run in runs),
-        runs=[_describe(i, run) for i, run in enumerate(runs)],
+        runs=[_describe(run) for run in runs],
         table=_table(runs),
-        groups=_groups(panels, runs),
+        # "</" would end the script element around it
+        groups=[{"name": g, "panels": text.replace("</", "<\\/")} for g, text in plots.items()],
         figures=[(run.name, _embedded(run)) for run in runs if run.figures is not None],
         differences=config_diff(runs) if len(runs) > 1 else [],
         plotly=get_plotlyjs(),
     )
 
 
-def _describe(i: int, run: Run) -> dict[str, Any]:
-    last = max(max(steps) for steps, _ in run.curves.values())
+def _describe(run: Run) -> dict[str, Any]:
     environment = run.config.get("environment", {})
     packages = environment.get("packages", {})
     facts = {
         "folder": str(run.folder),
         "method": run.config.get("method"),
-        "steps": last,
-        "epochs": f"{max(run.epochs.values()):.3g}" if run.epochs else None,
+        "steps": max(steps[-1] for steps, _ in run.curves.values()),
+        "epochs": None if run.epochs is None else f"{run.epochs:.3g}",
         "commit of dens": (environment.get("git") or {}).get("dens"),
         "versions": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
     }
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     shown = {name: value for name, value in facts.items() if value is not None}
-    return {"name": run.name, "color": color_of(i), "facts": shown, "config": config}
+    return {"name": run.name, "color": run.color, "facts": shown, "config": config}
 
 
 def _table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each validation metric: best and last value of every run, and the change."""
-    names = {tuple(name.split("/", 1)) for run in runs for name in run.curves}
-    shown = [(split, metric) for split, metric in names if split not in ("train", "system")]
+    """Make a row for each validation metric: best and last value of every run, and the change."""
     rows = []
-    for split, metric in sorted(shown, key=lambda pair: (pair[0] != "val", *place_of(pair[1]))):
-        name = f"{split}/{metric}"
-        hidden = ", forces hidden" * metric.endswith("/no_forces")
-        metric = metric.removesuffix("/no_forces")
-        cells = [_cell(metric, run.curves.get(name)) for run in runs]
-        rows.append(
-            {
-                "name": f"{title_of(metric)}{hidden}",
+    for split, name in {key: None for run in runs for key in run.curves}:
+        if split not in ("train", "system"):
+            metric, hidden = find_metric(name), hides_forces(name)
+            cells = [_cell(metric, run.curves.get((split, name))) for run in runs]
+            row = {
+                "name": metric.title + ", forces hidden" * hidden,
                 "split": split,
-                "unit": unit_of(metric),
+                "unit": metric.unit,
                 "cells": cells,
                 "change": _change(cells),
             }
-        )
-    return rows
+            rows.append(((split != "val", split, metric.place, hidden), row))
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
-def _cell(metric: str, curve) -> dict[str, Any] | None:
+def _cell(metric: Metric, curve: Curve | None) -> dict[str, Any] | None:
     if curve is None:
         return None
     step, best = best_of(metric, curve)
@@ -132,65 +125,34 @@ def _cell(metric: str, curve) -> dict[str, Any] | None:
 
 
 def _change(cells: Sequence[dict[str, Any] | None]) -> str:
-    """How the best value of the last run differs from that of the first."""
+    """Compare the best value of the last run with the first run's."""
     if len(cells) < 2 or cells[0] is None or cells[-1] is None or not cells[0]["value"]:
         return ""
     change = (cells[-1]["value"] - cells[0]["value"]) / abs(cells[0]["value"])
     return f"{100 * change:+.1f} %" if math.isfinite(change) else ""
 
 
-def _groups(panels: Sequence[Panel], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    groups = []
-    for group in GROUPS:
-        members = [_plotly(panel, runs) for panel in panels if panel.group == group]
-        if members:
-            # "</" would end the script element that holds it
-            groups.append({"name": group, "panels": json.dumps(members).replace("</", "<\\/")})
-    return groups
-
-
-def _plotly(panel: Panel, runs: Sequence[Run]) -> dict[str, Any]:
-    """A panel as plotly's data and layout."""
-    traces = []
-    for line in panel.lines:
-        steps, values = line.curve
-        train = line.kind == "train"
-        words = {"train": "training", "val": line.split, "hidden": f"{line.split}, forces hidden"}
-        marked = not train and len(steps) <= 200
-        traces.append(
-            {
-                "x": steps,
-                "y": [value if math.isfinite(value) else None for value in values],
-                "name": f"{runs[line.run].name}: {words[line.kind]}",
-                "mode": "lines+markers" if marked else "lines",
-                "marker": {"size": 5},
-                "opacity": 0.5 if train else 1,
-                "line": {
-                    "color": color_of(line.run),
-                    "width": 1 if train else 2,
-                    "dash": _DASH[line.kind],
-                },
-            }
-        )
-    return {"data": traces, "title": panel.title, "unit": panel.unit}
+def _plot(panel: Panel) -> dict[str, Any]:
+    """Collect what the page draws of a panel."""
+    lines = []
+    for run, split, hidden, (steps, values) in panel.lines:
+        train = split == "train"
+        what = "training" if train else split + ", forces hidden" * hidden
+        y = [value if math.isfinite(value) else None for value in values]
+        line = {"x": steps, "y": y, "name": f"{run.name}: {what}", "color": run.color}
+        lines.append({**line, "train": train, "hidden": hidden})
+    return {"title": panel.metric.label, "lines": lines}
 
 
 def _pngs(run: Run) -> list[Path]:
-    return sorted(run.figures.glob("*.png"), key=_rank) if run.figures is not None else []
-
-
-def _rank(png: Path) -> tuple[int, str]:
-    names = list(_CAPTIONS)
-    return (names.index(png.stem) if png.stem in names else len(names), png.stem)
+    """List the last figures of a run, structures last."""
+    order = [*CAPTIONS]
+    pngs = sorted(run.figures.glob("*.png")) if run.figures is not None else []
+    return sorted(pngs, key=lambda png: order.index(png.stem) if png.stem in order else len(order))
 
 
 def _embedded(run: Run) -> list[tuple[str, str]]:
-    """Captions and data URLs of a run's last figures."""
-    caption = "A structure before corruption, corrupted and denoised; displacements ten times"
-    return [
-        (
-            _CAPTIONS.get(png.stem, caption),
-            "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode(),
-        )
-        for png in _pngs(run)
-    ]
+    """Make captions and data URLs of a run's last figures."""
+    images = {png.stem: base64.b64encode(png.read_bytes()).decode() for png in _pngs(run)}
+    url = "data:image/png;base64,"
+    return [(CAPTIONS.get(name, STRUCTURE_CAPTION), url + data) for name, data in images.items()]

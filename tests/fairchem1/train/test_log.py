@@ -1,4 +1,4 @@
-"""The log of a run through W&B's offline files and TensorBoard's, killed and resumed."""
+"""The log of a run in W&B's offline files and TensorBoard's, after a kill and a resume."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from fairchem.core.common.registry import registry
-from helpers.logged_run import log_steps
+from helpers.logged_run import log_steps, read_rows
 from helpers.paths import TESTS
 from helpers.trainers import STOCK_MODEL, trainer_config, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dens.fairchem1.train.logger import keep_logs
 from dens.runs.log import RunLog
-from dens.runs.wandb_files import read_records, read_rows, run_files
+from dens.runs.wandb_files import read_records, run_files
 
 SCRIPT = TESTS / "helpers/logged_run.py"
 
@@ -62,7 +63,7 @@ def test_metrics_file_holds_every_step_once(resumed):
 
 
 def test_offline_wandb_files_hold_every_step_once(resumed):
-    """Also the steps before the kill, which W&B had not yet written."""
+    """Including the steps before the kill that W&B had not written yet."""
     files = run_files(resumed, "the-run")
     assert len(files) == 3
     rows = [row for file in files for row in read_rows(file)]
@@ -76,7 +77,22 @@ def test_offline_wandb_files_hold_every_step_once(resumed):
     assert rows[7]["val/step"] == 8
 
 
-def test_wandb_knows_axes_summaries_and_what_the_run_was_made_with(resumed):
+@pytest.mark.parametrize("content", [b"else", b":W&B\0\0\0" + b"\0\0\0\0\4\0\1" + b"\xff" * 4])
+def test_unreadable_wandb_files_are_one_warning(content, tmp_path, monkeypatch, caplog):
+    """The format is W&B's own: if it changes, the run must go on."""
+    folder = tmp_path / "wandb/offline-run-20200101_000000-the-run"
+    folder.mkdir(parents=True)
+    (folder / "run-the-run.wandb").write_bytes(content)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_steps("wandb", str(tmp_path), 1, 2)
+    wandb.finish()
+    (warning,) = [r for r in caplog.records if r.levelname == "WARNING" and "W&B" in r.message]
+    assert "cannot be read" in warning.message
+    assert [line["step"] for line in history(tmp_path)] == [1, 2]
+
+
+def test_wandb_has_axes_summaries_settings_and_versions(resumed):
     records = list(read_records(run_files(resumed, "the-run")[1]))
     metrics = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
     error = metrics["val/forces_mae"]
@@ -93,7 +109,7 @@ def test_wandb_knows_axes_summaries_and_what_the_run_was_made_with(resumed):
     assert "dens" in config["environment"]["git"]
 
 
-def test_config_stands_beside_the_metrics(resumed):
+def test_config_is_written_beside_the_metrics(resumed):
     config = yaml.safe_load((resumed / "config.yml").read_text())
     assert config["logger"] == {"name": "wandb", "project": "tests"}
     assert config["environment"]["packages"]["torch"]
@@ -111,8 +127,8 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     ]
 
 
-def test_a_stock_trainer_keeps_its_log_as_well(tmp_path):
-    """The baseline, whose trainer knows nothing of dens."""
+def test_a_stock_trainer_keeps_a_log_as_well(tmp_path):
+    """The baseline is trained by a trainer of fairchem."""
     config = trainer_config(
         write_dataset(tmp_path / "data"),
         model=STOCK_MODEL,
@@ -132,7 +148,7 @@ def test_a_stock_trainer_keeps_its_log_as_well(tmp_path):
 
 
 class OwnLogger:
-    """A project's own."""
+    """A logger of a project."""
 
     colour = "blue"
 

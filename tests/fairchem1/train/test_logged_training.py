@@ -1,4 +1,4 @@
-"""Training with everything on, read back from W&B's offline files; stopped and gone on with."""
+"""Train with everything logged, stop and resume, and read W&B's offline files back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import pytest
 import wandb
 import yaml
+from helpers.logged_run import read_rows
 from helpers.trainers import EXACT_MODEL, trainer_config, write_dataset
 from PIL import Image
 
 from dens.fairchem1 import DeNSTrainer
-from dens.runs.wandb_files import read_rows, run_files
+from dens.runs.wandb_files import run_files
 
 WATCH = {
     "denoising_structures": 4,
@@ -19,7 +20,7 @@ WATCH = {
     "figures_every": 2,
     "gradients_every": 4,
 }
-STEPS, EPOCHS = 6, 4  # of an epoch; the checkpoint to go on from is that after the second
+STEPS, EPOCHS = 6, 4  # steps of an epoch; the run resumes from the checkpoint of the second
 
 TRAIN = {
     *("energy_mae", "forces_mae", "denoising_pos_mae", "denoising_forces_mae"),
@@ -59,7 +60,7 @@ def build(folder, epochs: int, **sections) -> DeNSTrainer:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """A run of two epochs that went on for one, and, as if that had been killed, for two."""
+    """A run of two epochs, resumed for one and then, as if that had been killed, for two."""
     folder = tmp_path_factory.mktemp("run")
     write_dataset(folder / "data", n=4 * STEPS)
     with pytest.MonkeyPatch.context() as patch:
@@ -94,8 +95,8 @@ def test_wandb_has_every_metric_at_every_step_once(logged):
     assert seen >= {f"system/{name}" for name in ("structures_per_second", "atoms_per_second")}
 
 
-def test_wandb_has_the_figures_where_they_are_due(logged):
-    """At every second evaluation, and at the last one of each start."""
+def test_wandb_has_the_figures_that_are_due(logged):
+    """Figures are due at every second evaluation, and at the last one of each start."""
     files = run_files(logged, "the-run")
     rows = {row["_step"]: row for file in files for row in read_rows(file)}
     media = logged.glob("wandb/*run*/files/media/*/val/figures/*")
@@ -114,7 +115,7 @@ def test_wandb_has_the_figures_where_they_are_due(logged):
             assert min(image.size) > 200
 
 
-def test_the_metrics_file_says_the_same(logged):
+def test_the_metrics_file_agrees(logged):
     lines = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
     keys = [(line["step"], line["split"]) for line in lines]
     assert len(keys) == len(set(keys))

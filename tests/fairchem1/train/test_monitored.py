@@ -1,4 +1,4 @@
-"""What a run measures of itself: shares of the gradient, and denoising on the validation set."""
+"""Monitoring: shares of the gradient, and denoising on the validation set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dens.settings import ConfigError
 LADDER = {"sigma": None, "sigma_low": 0.01, "sigma_high": 0.16, "num_sigmas": 5}
 
 
-def make_watch(src: str, **settings) -> TrainingMonitor:
+def make_monitor(src: str, **settings) -> TrainingMonitor:
     optim = {"watch": settings}
     trainer = DeNSTrainer(**trainer_config(src, model=EXACT_MODEL, optim=optim))
     generator = torch.Generator().manual_seed(0)
@@ -68,25 +68,25 @@ def test_the_table_of_settings_is_that_of_the_schema():
 
 
 def test_levels_and_number_of_structures():
-    watch = parse_monitor({})
+    settings = parse_monitor({})
     fixed, ladder = parse_config(DENS), parse_config({**DENS, **LADDER})
-    assert watch.sigmas(fixed) == [0.05, 0.1, 0.2]
-    assert watch.sigmas(ladder) == pytest.approx([0.01, 0.04, 0.16])
+    assert settings.sigmas(fixed) == [0.05, 0.1, 0.2]
+    assert settings.sigmas(ladder) == pytest.approx([0.01, 0.04, 0.16])
     # 5 % of an evaluation of 25,000, for six passes that cost a little more each
-    assert 150 <= watch.structures(25_000, 3) <= 208
-    assert watch.structures(10, 3) == 1
+    assert 150 <= settings.structures(25_000, 3) <= 208
+    assert settings.structures(10, 3) == 1
     assert parse_monitor({"watch": {"denoising_structures": 64}}).structures(50, 3) == 50
 
 
 def test_shares_of_the_gradient_leave_the_step_alone(dataset):
-    watch = make_watch(dataset, gradients_every=2)
-    trainer, logged = watch.trainer, {}
-    watch._log = lambda values, split: logged.update(values)
+    monitor = make_monitor(dataset, gradients_every=2)
+    trainer, logged = monitor.trainer, {}
+    monitor._log = lambda values, split: logged.update(values)
     trainer.model.train()
     batch = next(iter(trainer.train_loader))
     out = trainer._forward(batch)
     terms = trainer._loss_terms(out, batch)
-    watch.gradients(terms)
+    monitor.gradients(terms)
     backbone = list(trainer._unwrapped_model.backbone.parameters())
     norms = {}
     for name, term in terms.items():
@@ -99,15 +99,15 @@ def test_shares_of_the_gradient_leave_the_step_alone(dataset):
     assert logged == pytest.approx(shares, rel=1e-4)
     logged.clear()
     trainer.step = 5
-    watch.gradients(terms)
+    monitor.gradients(terms)
     assert logged == {}
 
 
-def test_errors_are_those_of_a_plain_loop(dataset):
-    """Structure by structure, with the noise that seed and number give it."""
-    watch = make_watch(dataset, denoising_structures=4, denoising_sigmas=[0.1, 0.2])
-    trainer = watch.trainer
-    errors, _ = watch.validation("val")
+def test_errors_agree_with_a_plain_loop(dataset):
+    """The loop denoises structure by structure, with noise from the seed and the number."""
+    monitor = make_monitor(dataset, denoising_structures=4, denoising_sigmas=[0.1, 0.2])
+    trainer = monitor.trainer
+    errors, _ = monitor.validation("val")
     trainer.ema.copy_to()
     for sigma in (0.1, 0.2):
         for hidden, end in ((False, ""), (True, "/no_forces")):
@@ -145,20 +145,20 @@ def test_errors_are_those_of_a_plain_loop(dataset):
 
 
 def test_validation_leaves_no_trace(dataset):
-    watch = make_watch(dataset, denoising_structures=4)
-    trainer = watch.trainer
+    monitor = make_monitor(dataset, denoising_structures=4)
+    trainer = monitor.trainer
     trainer.model.train()
     assert trainer.ema is not None
     weights = copy.deepcopy(trainer.model.state_dict())
     random = torch.get_rng_state()
-    first, figures = watch.validation("val")
+    first, figures = monitor.validation("val")
     assert figures is None  # a debug run has no folder for them
     assert trainer.model.training
     assert torch.equal(torch.get_rng_state(), random)
     after = trainer.model.state_dict()
     assert all(torch.equal(after[name], weights[name]) for name in weights)
     torch.manual_seed(99)
-    second, _ = watch.validation("val")
+    second, _ = monitor.validation("val")
     assert first == second
     assert {len(trainer.val_dataset[i].keys()) for i in range(8)} == {len(trainer.val_dataset[0])}
 
@@ -167,12 +167,12 @@ def _errors_of_rank(rank: int, port: int, src: str, results) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
-    results[rank], _ = make_watch(src, denoising_structures=4).validation("val")
+    results[rank], _ = make_monitor(src, denoising_structures=4).validation("val")
     dist.destroy_process_group()
 
 
-def test_ranks_together_measure_what_one_does(dataset, free_port):
-    expected, _ = make_watch(dataset, denoising_structures=4).validation("val")
+def test_two_ranks_measure_the_same_errors_as_one(dataset, free_port):
+    expected, _ = make_monitor(dataset, denoising_structures=4).validation("val")
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(_errors_of_rank, (free_port, dataset, results), nprocs=2)
@@ -181,19 +181,19 @@ def test_ranks_together_measure_what_one_does(dataset, free_port):
 
 
 def test_every_structure_is_corrupted_whatever_training_excludes(dataset):
-    """Also after early_epochs, and where the validation set lacks the fields of an exclusion."""
-    watch = make_watch(dataset, denoising_structures=4)
+    """Including after early_epochs, and if the validation set lacks the fields of an exclusion."""
+    monitor = make_monitor(dataset, denoising_structures=4)
     change = {"exclude_md": True, "max_stress_norm": 1.0, "early_epochs": 1, "prob": 0.25}
-    expected, _ = watch.validation("val")
-    watch.trainer.epoch = 2.0
-    watch.trainer.dens = watch.trainer.dens.model_copy(update=change)
-    assert watch.validation("val")[0] == expected
+    expected, _ = monitor.validation("val")
+    monitor.trainer.epoch = 2.0
+    monitor.trainer.dens = monitor.trainer.dens.model_copy(update=change)
+    assert monitor.validation("val")[0] == expected
 
 
 def test_no_dens_means_no_denoising(tmp_path):
     src = write_dataset(tmp_path / "few", n=2)
-    watch = make_watch(src, denoising_structures=0)
-    assert watch.validation("val") == ({}, None)
-    watch = make_watch(src)
-    watch.trainer.dens = watch.trainer.dens.model_copy(update={"prob": 0.0})
-    assert watch.validation("val") == ({}, None)
+    monitor = make_monitor(src, denoising_structures=0)
+    assert monitor.validation("val") == ({}, None)
+    monitor = make_monitor(src)
+    monitor.trainer.dens = monitor.trainer.dens.model_copy(update={"prob": 0.0})
+    assert monitor.validation("val") == ({}, None)

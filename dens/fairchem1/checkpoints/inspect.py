@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read from it without running any code of it."""
+"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = "backbone.blocks.0."
 
 
 def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of an EquiformerV2, from the shapes of its weights (by their names in dens)."""
+    """Read the sizes of an EquiformerV2 off the shapes of its weights (by their names in dens)."""
     sizes = {}
     if EMBEDDING in weights:
         sizes["max_num_elements"], sizes["sphere_channels"] = weights[EMBEDDING].shape
@@ -35,18 +35,18 @@ def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def inspect_checkpoint(path: str | Path) -> str:
-    """A table of what a checkpoint holds.
+    """Describe a checkpoint in a table.
 
     Raises:
-        ValueError: it cannot be read, or its layout is unknown.
+        ValueError: it cannot be read, or its layout or its version of dens is unknown.
     """
-    checkpoint = read(path, raw=True)
-    rows = _rows(checkpoint, checkpoint.content)
+    rows = _rows(read(path, raw=True))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    content = checkpoint.content
     config = content.get("config") or {}
     backbone = (checkpoint.model or {}).get("backbone", {})
     count = sum(w.numel() for name, w in checkpoint.weights.items() if "mapping" not in name)
@@ -69,6 +69,8 @@ def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str,
     for target, state in checkpoint.elementrefs.items():
         used = int((state["element_references"] != 0).sum())
         rows.append((f"element references of {target}", f"{used} elements"))
+    ours = content.get("dens")
+    rows.append(("dens", f"{ours['package']}, version {ours['version']}" if ours else "not used"))
     rows.append(("fairchem", str((config.get("cmd") or {}).get("version", "not given"))))
     return rows
 

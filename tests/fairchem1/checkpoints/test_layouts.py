@@ -17,7 +17,7 @@ from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1.checkpoints.export import export
 from dens.fairchem1.checkpoints.layouts import FAIRCHEM_DENS, FLAT, FLAT_DENS, read
-from dens.fairchem1.checkpoints.settings import build, dens_section
+from dens.fairchem1.checkpoints.model_sections import build, dens_section
 from dens.random import make_generator
 
 LADDER = {"sigma": None, "sigma_low": 0.02, "sigma_high": 0.2, "num_sigmas": 3}

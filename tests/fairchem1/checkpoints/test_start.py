@@ -143,7 +143,7 @@ def without_forces():
 )
 @pytest.mark.filterwarnings("ignore")
 def test_what_does_not_fit_is_refused_by_name(dataset, tmp_path, model, message):
-    from dens.fairchem1.checkpoints.settings import build
+    from dens.fairchem1.checkpoints.model_sections import build
 
     torch.save({"state_dict": build(model).state_dict()}, tmp_path / "plain.pt")
     trainer = dens_trainer(dataset, tmp_path / "run", MODEL)

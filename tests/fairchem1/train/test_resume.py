@@ -14,7 +14,7 @@ from helpers.trainers import DENS, STOCK_MODEL, trainer_config
 from kill_and_resume import compare, unequal, write_config
 
 from dens.fairchem1 import DeNSTrainer
-from dens.fairchem1.checkpoints.save import write_checkpoint
+from dens.fairchem1.checkpoints.state import write_checkpoint
 from dens.process import StopSignals
 from dens.safe.checkpoints import safe_load
 

@@ -28,7 +28,7 @@ from dens.denoising.corruption import sample_draws
 from dens.fairchem1.checkpoints.state import write_checkpoint
 from dens.fairchem1.data.datasets import open_dataset
 from dens.fairchem1.launch import parse_args, read_config
-from dens.random import make_generator
+from dens.random import Stream
 from dens.safe.pickles import load_record
 
 
@@ -86,7 +86,7 @@ def protections(trainer, batch, records: list[bytes]) -> dict[str, tuple[Callabl
             lambda: sample_draws(batch.natoms, torch.Generator()),
         ),
         "dropout: seeded by the step": (
-            lambda: torch.manual_seed(make_generator(0, 2, 0, trainer.step).initial_seed()),
+            lambda: torch.manual_seed(Stream.MODEL.generator(0, 0, trainer.step).initial_seed()),
             nothing,
         ),
         "loss: finite": (

@@ -1,15 +1,39 @@
-"""Streams of random numbers: each a function of a key, with nothing to restore on resume."""
+"""Random streams: numbers that are a function of a key, with nothing to restore on resume."""
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import numpy as np
 import torch
 
 
-def make_generator(*key: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of ``key`` alone, integers >= 0.
+class Stream(IntEnum):
+    """The purposes that draw random numbers; those of two purposes are independent.
 
-    Nothing is drawn from the global generators and nothing needs to be restored on resume.
+    The numbers of training's streams decide recorded results and resumed runs: never change them.
+    """
+
+    STRUCTURES = 0  # training, noise of a structure: epoch, sample_id
+    BATCHES = 1  # training, the coin of a batch: step
+    MODEL = 2  # training, dropout, drop path and edge frames: data rank, step
+    VALIDATION = 3  # denoising validation: number of the structure, or nothing
+    EVALUATION = 4  # dens evaluate: number of the batch
+    CHECK = 5  # dens check: number of the draw
+
+    def generator(self, seed: int, *key: int) -> torch.Generator:
+        """Make the generator of this stream for a seed and the key that its comment lists."""
+        if self > Stream.MODEL:
+            # (3, 0) and (3,) would give the same numbers, as SeedSequence pads with zeros;
+            # a training stream has keys of a single length
+            key = (len(key), *key)
+        return make_generator(seed, self, *key)
+
+
+def make_generator(*key: int) -> torch.Generator:
+    """Make a CPU generator whose numbers depend on ``key`` alone, integers >= 0.
+
+    Trailing zeros of a key do not count; :meth:`Stream.generator` gives each purpose its own keys.
     """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))

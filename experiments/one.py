@@ -99,7 +99,7 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
                 trainer,
                 islice(trainer.val_loader, 0, None, step),
                 settings,
-                lambda i, _: make_generator(seed, 0, i),
+                lambda i, _: make_generator(seed, 0, i),  # a key that recorded results hold
                 encode_forces=told,
             )
             for _, fields, out in passes:

@@ -9,7 +9,7 @@ sys.modules["fairchem"] = None  # as where it is not installed
 import torch
 import dens
 from dens import ForceEncoding, corrupt, dens_loss, denoising_metrics, parse_config
-from dens.corruption import make_generator
+from dens.random import make_generator
 
 config = parse_config({"prob": 1.0, "denoising_coefficient": 10.0, "sigma": 0.1})
 batch, natoms = torch.tensor([0, 0, 1]), torch.tensor([2, 1])

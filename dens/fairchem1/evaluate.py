@@ -14,7 +14,7 @@ from dens.denoising.config import corrupt_all
 from dens.denoising.metrics import add
 from dens.fairchem1.launch import parse_args, read_config
 from dens.metrics import Ratio
-from dens.random import make_generator
+from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
 from dens.settings import ConfigError
 
@@ -81,7 +81,7 @@ def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float
     dens = corrupt_all(trainer.dens, loader.dataset[0])
     totals: tuple[dict[str, Ratio], ...] = ({}, {})
     with best_weights(trainer):
-        passes = denoise(trainer, loader, dens, lambda i, _: make_generator(seed, 0, i))
+        passes = denoise(trainer, loader, dens, lambda i, _: Stream.EVALUATION.generator(seed, i))
         for batch, fields, out in passes:
             zeros = {name: torch.zeros_like(value) for name, value in out.items()}
             for column, predicted in zip(totals, (out, zeros), strict=True):

@@ -10,7 +10,7 @@ from torch_geometric.data import Batch, Data
 
 from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import corrupt, eligible_structures
-from dens.random import make_generator
+from dens.random import Stream
 from dens.runs.check.findings import Report
 
 FEW = 0.1  # of the structures
@@ -104,7 +104,7 @@ def corruptible(dens: DeNSConfig, records: Sequence[Any]) -> tuple[float, float]
             batch.batch,
             batch.natoms,
             dens,
-            make_generator(0, 0, i),
+            Stream.CHECK.generator(0, i),
             fixed=batch.fixed,
             eligible=eligible,
         )

@@ -12,7 +12,7 @@ from dens.denoising.config import corrupt_all
 from dens.denoising.corruption import Draws, sample_draws_by_structure
 from dens.denoising.metrics import NAMES, add, denoising_quality, finish
 from dens.metrics import Ratio, sigma_label
-from dens.random import make_generator
+from dens.random import Stream
 from dens.ranks import sum_over_ranks
 from dens.runs.figure_data import FigureData
 from dens.runs.monitor.collect import Collector
@@ -23,8 +23,6 @@ from dens.runs.monitor.denoise import (
     fixed_randomness,
 )
 from dens.runs.monitor.settings import MonitorSettings
-
-_STREAM = 3  # of random numbers; the others are those of training
 
 
 class DenoisingValidation:
@@ -101,8 +99,8 @@ class DenoisingValidation:
         dens = corrupt_all(self.trainer.dens, batches[0], sigma)
 
         def draw(i: int, batch: Any) -> Draws:
-            streams = [make_generator(self.seed, _STREAM, number) for number in numbers[i]]
-            whole = make_generator(self.seed, _STREAM)
+            streams = [Stream.VALIDATION.generator(self.seed, number) for number in numbers[i]]
+            whole = Stream.VALIDATION.generator(self.seed)
             return sample_draws_by_structure(batch.natoms, streams, whole, batch.pos.dtype)
 
         yield from denoise(self.trainer, batches, dens, draw, encode_forces=encode_forces)

@@ -16,7 +16,7 @@ from helpers.trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import sample_draws_by_structure
 from dens.fairchem1 import DeNSTrainer
-from dens.random import make_generator
+from dens.random import Stream
 from dens.runs.monitor import MonitorSettings, TrainingMonitor, parse_monitor
 from dens.settings import ConfigError
 
@@ -114,8 +114,9 @@ def test_errors_are_those_of_a_plain_loop(dataset):
             pairs, energies = [], []
             for number in (0, 2, 5, 7):  # of 8, evenly
                 batch = trainer.collater([trainer.val_dataset[number]])
-                streams = [make_generator(0, 3, number)]
-                draws = sample_draws_by_structure(batch.natoms, streams, make_generator(0, 3))
+                streams = [Stream.VALIDATION.generator(0, number)]
+                whole = Stream.VALIDATION.generator(0)
+                draws = sample_draws_by_structure(batch.natoms, streams, whole)
                 config = trainer.dens.model_copy(update={"prob": 1.0, "sigma": sigma})
                 trainer.corrupt_batch(batch, config, draws)
                 if hidden:

@@ -195,7 +195,7 @@ def run_python(code: str, path: str = "") -> dict:
 
 def test_all_of_fairchem_imports_and_pyg_is_not_deceived():
     flags = run_python(
-        "from dens import compat\n"
+        "from dens.fairchem1 import compat\n"
         "compat.install()\n"
         "from fairchem.core.common.utils import setup_imports\n"
         "setup_imports()\n"
@@ -212,7 +212,7 @@ def test_installed_packages_are_left_alone(tmp_path):
     (tmp_path / "torch_scatter.py").write_text("scatter = segment_csr = segment_coo = 'real'\n")
     (tmp_path / "torch_sparse.py").write_text("class SparseTensor: ...\nSparseStorage = 'real'\n")
     code = (
-        "from dens import compat\n"
+        "from dens.fairchem1 import compat\n"
         "compat.install()\n"
         "import json, torch_scatter, torch_sparse\n"
         "print(json.dumps([torch_scatter.__file__, torch_sparse.__file__]))\n"

@@ -97,7 +97,6 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
 
     Args:
         config: with the keys that fairchem's ``build_config`` adds.
-        findings: where to report.
         sample: structures of each split to read.
     """
     dens = check_settings(config, findings)

@@ -56,7 +56,6 @@ def open_splits(
     Args:
         settings: of the splits, see `dens.fairchem1.config.read.split_settings`.
         sample: number of structures to read of each.
-        findings: where to report.
     """
     splits = {}
     for name in ("train", "val"):
@@ -80,7 +79,6 @@ def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) ->
     Args:
         split: the split; its `sound` is filled.
         levels: ``atom`` or ``system`` for each field that a loss is taken of.
-        findings: where to report.
     """
     faults: dict[str, list[str]] = defaultdict(list)
     remedies: dict[str, str] = {}
@@ -142,7 +140,6 @@ def check_elements(splits: Mapping[str, Split], limit: int, findings: Findings) 
     Args:
         splits: by name.
         limit: ``max_num_elements``: atomic numbers must be below it.
-        findings: where to report.
     """
     seen: set[int] = set()
     n_errors = findings.count("error")

@@ -40,7 +40,6 @@ def check_scales(split: Split, seed: int, applies_dens: bool, findings: Findings
         split: the training data.
         seed: the seed of the run, for normalisers that are fitted.
         applies_dens: whether the trainer is of DeNS, and so reads ``lin_ref``.
-        findings: where to report.
     """
     records = list(split.sound.values())
     if len(records) < 2:

@@ -13,22 +13,9 @@ from dens.fairchem1.checkpoints.model_sections import dens_section
 
 
 class DeNSCalculator(OCPCalculator):
-    """fairchem's ASE calculator on a model without noise head and force encoding.
+    """fairchem's ASE calculator on a model without noise head; see :func:`load_calculator`."""
 
-    Args:
-        path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
-        raw: use the weights as trained; by default their moving average, where there is one.
-        fast: take the faster path through the same model (docs/performance.md); by default where
-            there is no GPU.
-        kwargs: passed on to fairchem's ``OCPCalculator``.
-
-    Raises:
-        ValueError: the checkpoint cannot be read, or its layout is unknown.
-    """
-
-    def __init__(
-        self, path: str | Path, *, raw: bool = False, fast: bool | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, path: str | Path, *, raw: bool, fast: bool | None, **kwargs: Any) -> None:
         content = export(read(path, raw), str(path))
         config = content["config"]
         # the classes of dens: their graph of molecules needs no torch-cluster
@@ -48,19 +35,21 @@ def load_calculator(
     cpu: bool = False,
     fast: bool | None = None,
     seed: int | None = 0,
+    raw: bool = False,
     **kwargs: Any,
 ) -> DeNSCalculator:
     """Make an ASE calculator from a checkpoint: energy in eV, forces in eV/Å, stress if trained.
 
     Args:
-        path: a checkpoint of dens, of stock EquiformerV2, or of a published DeNS model.
+        path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
         cpu: run on the CPU even if there is a GPU.
-        fast: take the faster path through the same model, with the same results up to rounding; by
-            default where there is no GPU.
+        fast: take the faster path through the same model (docs/performance.md), with the same
+            results up to rounding; by default where there is no GPU.
         seed: seeds the random frames of edges, on which the last digits of a result depend.
-        kwargs: passed on to :class:`DeNSCalculator`.
+        raw: use the weights as trained; by default their moving average, where there is one.
+        kwargs: passed on to fairchem's ``OCPCalculator``.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or its layout is unknown.
+        ValueError: the checkpoint cannot be read, or its layout or version is unknown.
     """
-    return DeNSCalculator(path, cpu=cpu, fast=fast, seed=seed, **kwargs)
+    return DeNSCalculator(path, raw=raw, cpu=cpu, fast=fast, seed=seed, **kwargs)

@@ -49,6 +49,9 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     content = checkpoint.content
     config = content.get("config") or {}
     backbone = (checkpoint.model or {}).get("backbone", {})
+    optim = config.get("optim") or {}
+    dens = optim.get("dens") or optim.get("denoising_pos_params") or {}
+    average = content.get("ema")
     count = sum(w.numel() for name, w in checkpoint.weights.items() if "mapping" not in name)
     rows = [("layout", checkpoint.layout), ("numbers in weights and tables", f"{count:,}")]
     rows += [(key, str(value)) for key, value in describe(checkpoint.weights).items()]
@@ -57,10 +60,10 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("max_neighbors", str(backbone.get("max_neighbors", "not given"))),
         ("heads", ", ".join(f"{name} ({role})" for name, role in checkpoint.heads.items())),
         ("force encoding", _encoding(checkpoint.weights)),
-        ("DeNS settings", _dens(config.get("optim") or {})),
+        ("DeNS settings", ", ".join(f"{key} {value}" for key, value in dens.items()) or "none"),
         ("epoch, step", f"{content.get('epoch', '-')}, {content.get('step', '-')}"),
         ("best metric", _best(content)),
-        ("moving average (ema)", _average(content)),
+        ("moving average (ema)", f"yes, decay {average['decay']}" if average else "no"),
         ("optimizer", "yes" if content.get("optimizer") else "no"),
     ]
     for target, state in checkpoint.normalizers.items():
@@ -81,11 +84,6 @@ def _encoding(weights: Mapping[str, Tensor]) -> str:
     return "forces and sigma" if f"{ENCODING}sigma_weight" in weights else "forces"
 
 
-def _dens(optim: Mapping[str, Any]) -> str:
-    settings = optim.get("dens") or optim.get("denoising_pos_params") or {}
-    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "none"
-
-
 def _best(content: Mapping[str, Any]) -> str:
     name, value = content.get("primary_metric"), content.get("best_val_metric")
     if value is not None:
@@ -93,8 +91,3 @@ def _best(content: Mapping[str, Any]) -> str:
     metrics = content.get("val_metrics") or {}
     found = [f"{key} {float(m['metric']):.6g}" for key, m in metrics.items() if "metric" in m]
     return ", ".join(found) or "not given"
-
-
-def _average(content: Mapping[str, Any]) -> str:
-    average = content.get("ema")
-    return f"yes, decay {average['decay']}" if average else "no"

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from dens.fairchem1.checkpoints.inspect import describe
@@ -35,26 +35,26 @@ from dens.fairchem1.checkpoints.layouts import (
 )
 from dens.fairchem1.checkpoints.state import upgrade
 from dens.safe.checkpoints import safe_load
-from dens.settings import ConfigError
+from dens.settings import ConfigError, parse_settings, setting
 
-_NOISE_HEADS = ("force_head", "fresh")
 _STIFFNESS = 15.0  # eV/Å²
 _LAST_LAYER = (".proj.weight", ".proj.bias")  # of a force head: linear
 _KEYS = {"lmax": "lmax_list", "mmax": "mmax_list"}
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """Settings ``model.pretrained``: a path, or a mapping with ``path`` and ``noise_head``.
+class Pretrained(BaseModel):
+    """Settings ``model.pretrained``: a path, or a mapping of these keys."""
 
-    Attributes:
-        path: checkpoint to start from; None leaves that to ``--checkpoint``.
-        noise_head: how to start it if the checkpoint has none: ``force_head`` (as its scaled copy)
-            or ``fresh``.
-    """
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    path: str | None = None
-    noise_head: str = "force_head"
+    path: str | None = setting(
+        "a path", "checkpoint to start from; null leaves that to --checkpoint", default=None
+    )
+    noise_head: Literal["force_head", "fresh"] = setting(
+        "'force_head' or 'fresh'",
+        "start of a noise head that the checkpoint lacks: scaled copy of the force head, or new",
+        default="force_head",
+    )
 
 
 def take_pretrained(model: Mapping[str, Any]) -> tuple[dict[str, Any], Pretrained]:
@@ -66,17 +66,7 @@ def take_pretrained(model: Mapping[str, Any]) -> tuple[dict[str, Any], Pretraine
     model = dict(model)
     given = model.pop("pretrained", None)
     settings = given if isinstance(given, Mapping) else {"path": given}
-    if set(settings) - {"path", "noise_head"} or not isinstance(settings.get("path"), str | None):
-        raise ConfigError(
-            "model.pretrained must be a path, or a mapping with path and noise_head, got "
-            f"{given!r} (model.pretrained)"
-        )
-    found = Pretrained(**settings)
-    if found.noise_head not in _NOISE_HEADS:
-        raise ConfigError(
-            f"noise_head must be {' or '.join(_NOISE_HEADS)}, got {found.noise_head!r} "
-            "(model.pretrained.noise_head)"
-        )
+    found = parse_settings(Pretrained, settings, "model.pretrained")
     if found.path is not None and not Path(found.path).is_file():
         raise ConfigError(f"checkpoint {found.path} does not exist (model.pretrained)")
     return model, found

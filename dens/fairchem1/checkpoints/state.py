@@ -21,29 +21,20 @@ VERSION = 1
 
 
 def dens_state(metrics: Mapping[str, Any], skipped_steps: int) -> dict[str, Any]:
-    """Make the ``dens`` entry of a checkpoint.
-
-    Args:
-        metrics: running means of the training metrics, to go on with after resuming.
-        skipped_steps: number of steps skipped so far because they were not finite.
-    """
+    """Make the ``dens`` entry: running means of metrics, and the number of skipped steps."""
     state = {"metrics": metrics, "skipped_steps": skipped_steps}
     return {"version": VERSION, "package": __version__, **state}
 
 
 def upgrade(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """Convert a checkpoint of an older version of dens; return checkpoints of others unchanged.
-
-    Args:
-        content: the content of the file.
-        where: the name of the file, for errors.
+    """Convert the content of a checkpoint of an older version of dens; leave foreign ones alone.
 
     Raises:
-        ValueError: a version that this package does not know.
+        ValueError: a version that this package does not know; names the file, ``where``.
     """
-    if "dens" not in content and "steps" not in content:
-        return content
     if "dens" not in content:
+        if "steps" not in content:
+            return content
         content = _upgrade_v0_v1(content)
     state = content["dens"]
     version = state.get("version") if isinstance(state, Mapping) else None

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -81,7 +80,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, ReproducibleSteps):
         check_model_classes(model, self.dens)
         sum_shared_gradients()
         if self.pretrained.path is not None:
-            task = {**task, "pretrained": asdict(self.pretrained)}
+            task = {**task, "pretrained": self.pretrained.model_dump()}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -19,17 +19,12 @@ class Footprint:
     """Memory of a trainer that has taken a step, in bytes.
 
     Attributes:
-        weights: the model's parameters and buffers.
-        gradients: gradients of the trained parameters.
-        optimizer: state of the optimizer.
-        average: the EMA, and the copy that validation makes of the weights.
+        parts: memory that does not depend on the batch: weights (with buffers), gradients,
+            optimizer (its state), EMA (with the copy that validation makes of the weights).
         activations: what the step took beyond these, for a batch of ``atoms`` atoms.
     """
 
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
+    parts: dict[str, int]
     activations: int
     atoms: int
 
@@ -38,24 +33,18 @@ class Footprint:
         """Measure a trainer that holds gradients and optimizer state."""
         model, ema = trainer.model, trainer.ema
         states = (v for state in trainer.optimizer.state.values() for v in state.values())
-        return cls(
-            weights=size([*model.parameters(), *model.buffers()]),
-            gradients=size(p.grad for p in model.parameters() if p.grad is not None),
-            optimizer=size(value for value in states if isinstance(value, Tensor)),
-            average=2 * size(ema.shadow_params) if ema else 0,
-            activations=activations,
-            atoms=atoms,
-        )
-
-    @property
-    def fixed(self) -> int:
-        """Memory that does not depend on the batch."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        parts = {
+            "weights": size([*model.parameters(), *model.buffers()]),
+            "gradients": size(p.grad for p in model.parameters() if p.grad is not None),
+            "optimizer": size(value for value in states if isinstance(value, Tensor)),
+            "EMA": 2 * size(ema.shadow_params) if ema else 0,
+        }
+        return cls(parts, activations, atoms)
 
     @property
     def checkpoint(self) -> int:
         """Size of a checkpoint with its training state."""
-        return self.weights + self.optimizer + self.average // 2
+        return self.parts["weights"] + self.parts["optimizer"] + self.parts["EMA"] // 2
 
 
 def size(tensors: Iterable[Tensor]) -> int:
@@ -96,34 +85,26 @@ def measure_activations(model: torch.nn.Module) -> Iterator[Callable[[], int]]:
 
 
 def check_memory(
-    footprint: Footprint,
-    sizes: np.ndarray,
-    batch_size: int,
-    device: torch.device,
-    findings: Findings,
+    step: Footprint, sizes: np.ndarray, batch_size: int, device: torch.device, findings: Findings
 ) -> None:
     """Report estimates for a batch of average structures and for one of the largest.
 
     Args:
-        footprint: memory of a measured step.
+        step: memory of a measured step, taken on ``device``.
         sizes: (n_structures,), atoms of the structures.
         batch_size: structures of a batch on each rank.
-        device: where the step was taken.
-        findings: where to report.
     """
     average = round(batch_size * sizes.mean())
     largest = int(np.sort(sizes)[-batch_size:].sum())
-    per_atom = footprint.activations / footprint.atoms
-    totals = [footprint.fixed + per_atom * atoms for atoms in (average, largest)]
+    per_atom = step.activations / step.atoms
+    totals = [sum(step.parts.values()) + per_atom * atoms for atoms in (average, largest)]
+    parts = ", ".join(f"{name} {in_words(n_bytes)}" for name, n_bytes in step.parts.items())
     how = "tensors kept for the backward pass" if device.type == "cpu" else "peak of the step"
     findings.ok(
         "memory",
         f"estimate for each rank: {in_words(totals[0])} with {batch_size} average structures "
         f"({average} atoms), {in_words(totals[1])} with the {batch_size} largest ({largest} "
-        f"atoms); of that weights {in_words(footprint.weights)}, gradients "
-        f"{in_words(footprint.gradients)}, optimizer {in_words(footprint.optimizer)}, EMA "
-        f"{in_words(footprint.average)}, and {in_words(per_atom)} an atom ({how}, "
-        f"{footprint.atoms} atoms)",
+        f"atoms); of that {parts}, and {in_words(per_atom)} an atom ({how}, {step.atoms} atoms)",
     )
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory

@@ -23,7 +23,6 @@ def check_schedule(
         structures: number of structures in the training set.
         ranks: number of ranks with different data.
         validates: whether there are validation data.
-        findings: where to report.
     """
     batch_size = optim.get("batch_size", 1) * optim.get("grad_accumulation_steps", 1)
     epoch = math.ceil(math.ceil(structures / ranks) / batch_size)

@@ -156,9 +156,9 @@ def test_what_does_not_fit_is_refused_by_name(dataset, tmp_path, model, message)
     ("pretrained", "message"),
     [
         ("missing.pt", "checkpoint missing.pt does not exist (model.pretrained)"),
-        (3, "model.pretrained must be a path, or a mapping with path and noise_head, got 3"),
-        ({"file": "x"}, "model.pretrained must be a path, or a mapping"),
-        ({"noise_head": "zero"}, "noise_head must be force_head or fresh, got 'zero'"),
+        (3, "path must be a path, got 3 (model.pretrained.path)"),
+        ({"file": "x"}, "unknown key file = 'x' (model.pretrained.file): the keys are path, noise"),
+        ({"noise_head": "zero"}, "noise_head must be 'force_head' or 'fresh', got 'zero' (model."),
     ],
 )
 def test_pretrained_settings_are_checked(dataset, tmp_path, pretrained, message):

@@ -1,4 +1,4 @@
-"""Memory that a step frees is there for the next one."""
+"""The allocator keeps freed memory for the next step."""
 
 import os
 import platform

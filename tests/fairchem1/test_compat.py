@@ -29,7 +29,7 @@ REDUCTIONS = {
 
 
 def scatter_loop(src, index, dim, dim_size, reduce):
-    """One entry at a time; ``index`` has the shape of ``src``."""
+    """Scatter one entry at a time; ``index`` has the shape of ``src``."""
     groups = {}
     for place in itertools.product(*map(range, src.shape)):
         goal = list(place)
@@ -137,7 +137,7 @@ def test_broadcast(index_shape, shape, dim, view):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """``install()`` where the packages are missing, undone afterwards."""
+    """Call ``install()`` as if the packages were missing; undo it afterwards."""
     for name in NAMES:
         monkeypatch.setitem(sys.modules, name, None)  # remembers what was there
         monkeypatch.delitem(sys.modules, name)
@@ -179,7 +179,7 @@ def test_unsupported_names_raise_when_used(stand_ins, module, name, package):
 
 
 def run_python(code: str, path: str = "") -> dict:
-    """Run ``code`` in a new interpreter with ``path`` first on its path: what it prints as JSON."""
+    """Run code in a new interpreter with ``path`` first on its path; parse the JSON it prints."""
     root = str(ROOT)
     path = os.pathsep.join(filter(None, [path, root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -248,7 +248,7 @@ def test_saved_normalizers_load_as_fairchem_loads_them(tmp_path):
 
 
 class Springs:
-    """What the relaxer asks of a trainer: each atom is pulled to its own place."""
+    """Fake trainer for the relaxer: springs pull each atom to its own place."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Fine-tuning from plain checkpoints, going on from published ones, and resuming."""
+"""Fine-tune plain checkpoints, continue published ones, and resume."""
 
 import copy
 import logging
@@ -78,7 +78,7 @@ def test_model_pretrained_and_a_fresh_noise_head(dataset, tmp_path, plain):
 
 
 def test_training_goes_on_from_a_published_model(dataset, tmp_path):
-    """Noise head and encoding are taken too; normalisers come along; the rest starts afresh."""
+    """Noise head, encoding and normalisers are taken too; the training state starts afresh."""
     theirs = foreign_trainer(dataset, tmp_path / "theirs", foreign_model())
     randomise(theirs)
     theirs.step = 7

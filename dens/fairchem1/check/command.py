@@ -122,32 +122,26 @@ def _check_data(config: Mapping[str, Any], splits: dict[str, Split], findings: F
     levels = {name: (outputs.get(name) or {}).get("level", "system") for name in targets}
     levels = levels or {"energy": "system", "forces": "atom"}  # of the older layout
     for split in splits.values():
-        with findings.attempt("labels"):
-            check_labels(split, levels, findings)
+        findings.run("labels", check_labels, split, levels)
     model = config.get("model") or {}
     backbone = model.get("backbone", model)
-    with findings.attempt("elements"):
-        check_elements(splits, backbone.get("max_num_elements", _MAX_ELEMENTS), findings)
-    with findings.attempt("data"):
-        check_apart(splits, findings)
+    limit = backbone.get("max_num_elements", _MAX_ELEMENTS)
+    findings.run("elements", check_elements, splits, limit)
+    findings.run("data", check_apart, splits)
 
 
 def _check_training(
     config: Mapping[str, Any], train: Split, dens: DeNSConfig | None, findings: Findings
 ) -> None:
     optim = config.get("optim") or {}
-    with findings.attempt("data"):
-        check_sizes(train, optim, config["world_size"], findings)
-    with findings.attempt("normaliser"):
-        check_scales(train, config["seed"] or 0, dens is not None, findings)
+    findings.run("data", check_sizes, train, optim, config["world_size"])
+    findings.run("normaliser", check_scales, train, config["seed"] or 0, dens is not None)
     if dens is not None:
-        with findings.attempt("denoising"):
-            check_denoising(dens, list(train.sound.values()), findings)
+        findings.run("denoising", check_denoising, dens, list(train.sound.values()))
     if "max_epochs" in optim:
-        with findings.attempt("steps"):
-            ranks = config["world_size"] // (config["gp_gpus"] or 1)
-            validates = "val" in split_settings(config["dataset"])
-            check_schedule(optim, len(train.dataset), ranks, validates, findings)
+        ranks = config["world_size"] // (config["gp_gpus"] or 1)
+        validates = "val" in split_settings(config["dataset"])
+        findings.run("steps", check_schedule, optim, len(train.dataset), ranks, validates)
 
 
 def _check_step(
@@ -165,6 +159,5 @@ def _check_step(
             check_memory(footprint, sizes_of(train), batch_size, trainer.device, findings)
             check_disk(config["run_dir"], footprint, findings)
         if val is not None and val.sound:
-            with findings.attempt("validation"):
-                smallest = min(val.sound.values(), key=lambda data: int(data.natoms))
-                evaluation_step(trainer, [smallest], findings)
+            smallest = min(val.sound.values(), key=lambda data: int(data.natoms))
+            findings.run("validation", evaluation_step, trainer, [smallest])

@@ -66,7 +66,8 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
         logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
     elementrefs = dict(checkpoint.elementrefs)
     if model["backbone"].get("use_energy_lin_ref"):
-        elementrefs["energy"] = _references(weights[_LIN_REF], checkpoint)
+        references = weights[_LIN_REF] * checkpoint.scale("energy")  # in eV
+        elementrefs["energy"] = {"element_references": references}
         model["backbone"]["use_energy_lin_ref"] = False
     return plain(
         {
@@ -78,13 +79,6 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
             "amp": None,
         }
     )
-
-
-def _references(lin_ref: Tensor, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Convert the model's own energies of the elements to eV."""
-    normalizer = checkpoint.normalizers.get("energy", {})
-    scale = normalizer.get("rmsd", normalizer.get("std", 1.0))
-    return {"element_references": lin_ref * scale}
 
 
 def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

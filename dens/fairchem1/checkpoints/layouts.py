@@ -88,6 +88,11 @@ class Checkpoint:
                 found[name] = "noise"
         return found
 
+    def scale(self, target: str) -> Any:
+        """Return the standard deviation by which a target is divided; 1 without a normaliser."""
+        normalizer = self.normalizers.get(target, {})
+        return normalizer.get("rmsd", normalizer.get("std", 1.0))
+
 
 def read(path: str | Path, raw: bool = False) -> Checkpoint:
     """Read a checkpoint of any layout; runs no code from the file.

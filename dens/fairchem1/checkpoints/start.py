@@ -84,8 +84,7 @@ def load_from(
     Args:
         trainer: holds the model, and the settings of ``model.pretrained``.
         parent: the ``load_checkpoint`` that the trainer inherits.
-        path: the file.
-        content: its content if it has been read already.
+        path: the file; ``content`` is its content if it has been read already.
         inference_only: do not restore the state of training.
 
     Raises:
@@ -105,28 +104,20 @@ def load_from(
         return
     if distutils.is_master():
         logging.info(table)
-    plain = {
-        "state_dict": state,
-        "normalizers": source.normalizers,
-        "elementrefs": source.elementrefs,
-        "amp": None,
-    }
+    scales = {"normalizers": source.normalizers, "elementrefs": source.elementrefs}
     had_average = trainer.ema is not None
     scaler, trainer.scaler = trainer.scaler, None  # starts afresh, like the optimizer
-    parent(path, plain, inference_only=True)
+    parent(path, {"state_dict": state, **scales, "amp": None}, inference_only=True)
     trainer.scaler = scaler
     if had_average:
-        parameters = trainer.model.parameters()
-        trainer.ema = ExponentialMovingAverage(parameters, trainer.ema_decay)
+        trainer.ema = ExponentialMovingAverage(trainer.model.parameters(), trainer.ema_decay)
 
 
 def _noise_factor(trainer: Any, source: Checkpoint) -> float | None:
     """Return the factor from forces to noise, or None for a fresh noise head."""
     if trainer.pretrained.noise_head == "fresh":
         return None
-    forces = source.normalizers.get("forces", {})
-    scale = float(forces.get("rmsd", forces.get("std", 1.0)))
-    return -scale / (_STIFFNESS * trainer.dens.noise_scale)
+    return -float(source.scale("forces")) / (_STIFFNESS * trainer.dens.noise_scale)
 
 
 def adapt_weights(
@@ -165,8 +156,7 @@ def adapt_weights(
             )
         state[name] = found
     ignored = [name for name in weights if name not in target]
-    unused = [name for name in ignored if _is_essential(name)]
-    if unused:
+    if unused := [name for name in ignored if _is_essential(name)]:
         raise ValueError(f"{path} has {unused[0]}, which the model has not")
     title = f"Weights from {path} (layout: {source.layout})"
     return state, "\n".join([title, *_table_rows(state, initialised, ignored)])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -62,6 +63,11 @@ class Findings:
         except (Exception, SystemExit) as error:
             for line in explain(error):
                 self.error(what, line)
+
+    def run(self, what: str, check: Callable[..., None], *args: Any) -> None:
+        """Run one check, which takes the findings as its last argument, in :meth:`attempt`."""
+        with self.attempt(what):
+            check(*args, self)
 
     def summary(self) -> str:
         """Format the last line: whether the run can start, and the numbers of findings."""

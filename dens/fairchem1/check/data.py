@@ -1,4 +1,7 @@
-"""Check the data of a config: present, labelled, of known elements, apart from each other."""
+"""Check the data of a config: present, labelled, of known elements, apart from each other.
+
+It imports nothing of fairchem; it is here because the splits are opened by fairchem's data sets.
+"""
 
 from __future__ import annotations
 

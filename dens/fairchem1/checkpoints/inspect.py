@@ -1,4 +1,7 @@
-"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code."""
+"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code.
+
+It imports nothing of fairchem; it is here because the layouts are those of fairchem's checkpoints.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ dens                   ``backbone.force_encoding``, ``output_heads.noise``
 ====================== =====================================================================
 
 A checkpoint with a version of dens is of the last layout; others are recognised by their names.
+This module imports nothing of fairchem; it is here because all five are layouts of its checkpoints.
 
 In both foreign DeNS layouts the force embedding, and the embedding of sigma, have a bias on l = 0
 that reaches every atom, clean or not. It acts like a part of the atom embedding, so it is added to

@@ -33,7 +33,7 @@ def upgrade(content: dict[str, Any], where: str) -> dict[str, Any]:
         ValueError: a version that this package does not know; names the file, ``where``.
     """
     if "dens" not in content:
-        if "steps" not in content:
+        if not isinstance(content.get("steps"), Mapping):
             return content
         content = _upgrade_v0_v1(content)
     state = content["dens"]

@@ -25,7 +25,7 @@ from fairchem.core.common.utils import new_trainer_context
 from benchmarks.measure import in_turns, seconds_of
 from dens.data.soundness import find_fault
 from dens.denoising.corruption import sample_draws
-from dens.fairchem1.checkpoints.save import write_checkpoint
+from dens.fairchem1.checkpoints.state import write_checkpoint
 from dens.fairchem1.data.datasets import open_dataset
 from dens.fairchem1.launch import parse_args, read_config
 from dens.random import Stream

@@ -1,4 +1,4 @@
-"""Atomic folders and files: complete under their names, or not there."""
+"""Write folders and files atomically: complete under their names, or not there."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """Write a file that replaces the one at `path` in a single move, once it is on disk.
 
-    Yields the hidden sibling ``.NAME.PID.tmp``, open for bytes. When the block ends with an
-    exception, that is removed and the previous file stays. A killed process leaves it.
+    Yields the hidden sibling ``.NAME.tmp``, open for bytes. When the block ends with an exception,
+    that is removed and the previous file stays. A killed process leaves it, and the next one that
+    writes the same file overwrites it; two processes must not write one file at the same time.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -70,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Be the only process that writes `path`; the kernel ends that when the process ends."""
+    """Hold the lock of `path`, which the kernel releases when the process ends."""
     lock = path.with_name(f".{path.name}.lock")
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""State of this process: signals that ask it to stop, and the C library's allocator."""
+"""Handle stop signals (SIGTERM, preemption), and tune the C library's allocator."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of one step for the next.
+    """Keep freed memory in this process, so that the next training step can use it.
 
-    A step on a CPU frees large tensors and asks for as many again. glibc gives them back to the
-    operating system, whose fresh zeroed pages then cost up to two fifths of a step. Does
-    nothing where glibc is not the C library, or where the environment sets its allocator.
+    A step on a CPU frees large tensors and allocates as many again. glibc returns them to the
+    operating system, whose fresh zeroed pages then cost up to two fifths of a step. Does nothing
+    with another C library, or if the environment configures glibc's allocator.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and not any(name in os.environ for name in _CHOSEN):
@@ -27,11 +27,11 @@ def keep_freed_memory() -> None:
 
 
 class StopSignals:
-    """Holds back SIGTERM, and the signal with which submitit announces preemption.
+    """Context that defers SIGTERM, and submitit's signal of preemption, to the end of a step.
 
     Their handlers save a checkpoint and end or requeue the job. In the middle of a step there is
-    nothing sound to save, so that the signal is noted, for :meth:`deliver` to hand over afterwards.
-    A handler of another kind, such as submitit's for SIGTERM, stays as it is.
+    no consistent state to save, so the signal is noted as ``pending`` until :meth:`deliver`. A
+    handler of another kind, such as submitit's for SIGTERM, stays as it is.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,7 @@ class StopSignals:
             self._hold(preemption)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -70,9 +65,9 @@ class StopSignals:
             logging.warning(f"{signal.Signals(number).name}: stopping after this step")
 
     def deliver(self) -> None:
-        """Act on the signal: call the handler it had, or exit with status 128 + its number.
+        """Call the deferred signal's own handler, or exit with status 128 + its number.
 
-        Where another rank has it, this one exits as after SIGTERM.
+        A rank that got no signal itself exits as after SIGTERM.
         """
         number = self.pending or signal.SIGTERM
         handler = self._before.get(number, signal.SIG_DFL)

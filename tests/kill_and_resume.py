@@ -1,11 +1,11 @@
-"""Kill a training run again and again, and compare what comes of it with an undisturbed one.
+"""Kill and resume a training run repeatedly, and compare it with an undisturbed run.
 
-    python tests/fairchem1/kill_and_resume.py --steps 200 --kills 20
+    python tests/kill_and_resume.py --steps 200 --kills 20
 
-Kills fall at random moments, every third in the middle of writing a checkpoint and every fifth is a
-SIGTERM, which lets the run save. It goes on from the last checkpoint each time. In the end weights,
-moving averages, optimizer, schedule, best checkpoint and log must be those of the other run, bit
-for bit. Runs are forked from this process, which has done the imports.
+Kills come at random moments: every third while a checkpoint is written, and every fifth is a
+SIGTERM, after which the run saves. Each time the run resumes from its last checkpoint. At the end
+weights, moving averages, optimizer, schedule, best checkpoint and log must equal those of the other
+run bit for bit. The runs are forked from this process, so that imports are done once.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import yaml
 from helpers.trainers import MODEL, trainer_config, write_dataset
 
 from dens.cli import main
-from dens.fairchem1.checkpoints import save
+from dens.fairchem1.checkpoints import state
 from dens.safe.checkpoints import safe_load
 
 STRUCTURES, BATCH = 20, 2
 STOPPED = 128 + signal.SIGTERM
-CLOCK = ("per_second", "memory", "time")  # in the names of figures that differ from run to run
+CLOCK = ("per_second", "memory", "time")  # in the names of metrics that differ from run to run
 
 
 def write_config(folder: Path, steps: int) -> Path:
-    """A run of ``steps`` steps with dropout, drop path, EMA and evaluations; returns its config."""
+    """Write data and config of a run with dropout, drop path, EMA and evaluations."""
     src = write_dataset(folder / "data", n=STRUCTURES)
     model = {**MODEL, "backbone": {**MODEL["backbone"], "alpha_drop": 0.1, "drop_path_rate": 0.1}}
     optim = {
@@ -56,7 +56,7 @@ def write_config(folder: Path, steps: int) -> Path:
 
 
 def run(folder: Path, name: str, kill_in_save: int | None) -> None:
-    """Train, in this process, from the last checkpoint of the run ``name``, if any."""
+    """Train in this process; resume from the last checkpoint of the run ``name``, if any."""
     os.chdir(folder)
     sys.stdout = sys.stderr = open(folder / f"{name}.txt", "a")  # noqa: SIM115
     torch.set_num_threads(1)
@@ -68,26 +68,31 @@ def run(folder: Path, name: str, kill_in_save: int | None) -> None:
 
 
 def _kill_in_save(moment: int) -> None:
-    """SIGKILL this process in the second checkpoint from now that it writes."""
+    """Let this process kill itself while it writes its second checkpoint from now.
+
+    Args:
+        moment: 0 after half the file, 1 before the file is moved into place, 2 after that.
+    """
     left = iter([False, True])
     write, replace, die = torch.save, os.replace, lambda: os.kill(os.getpid(), signal.SIGKILL)
 
-    def torn_write(state, file):
-        write(state, file)
+    def torn_write(content, file):
+        write(content, file)
         if next(left, False):
             if moment == 0:  # half the file
                 file.truncate(file.tell() // 2)
                 die()
-            save.os.replace = (lambda *_: die()) if moment == 1 else replace_and_die
+            os.replace = (lambda *_: die()) if moment == 1 else replace_and_die
 
     def replace_and_die(*paths):
         replace(*paths)
         die()
 
-    save.torch = SimpleNamespace(save=torn_write)
+    state.torch = SimpleNamespace(save=torn_write)
 
 
 def start(folder: Path, name: str, kill_in_save: int | None = None):
+    """Start :func:`run` in a forked process."""
     process = multiprocessing.get_context("fork").Process(
         target=run, args=(folder, name, kill_in_save)
     )
@@ -96,7 +101,7 @@ def start(folder: Path, name: str, kill_in_save: int | None = None):
 
 
 def disturbed_run(folder: Path, steps: int, kills: int, seed: int) -> int:
-    """Run to the end through ``kills`` kills, spread over the steps; returns how many hit it."""
+    """Train to the end despite ``kills`` kills, spread over the steps; return how many hit."""
     rng = random.Random(seed)
     hit = 0
     for i in range(kills):
@@ -125,7 +130,7 @@ def steps_done(folder: Path) -> int:
 
 
 def differences(folder: Path) -> list[str]:
-    """Where the two runs differ; nothing that depends on the clock is looked at."""
+    """List the differences between the two runs, except those that depend on the clock."""
     found = []
     for name in ("checkpoint.pt", "best_checkpoint.pt"):
         a, b = (safe_load(folder / "checkpoints" / r / name) for r in ("plain", "disturbed"))
@@ -145,7 +150,7 @@ def read_log(folder: Path, name: str) -> list[dict]:
 
 
 def unequal(a, b, where: str = "") -> list[str]:
-    """Where two checkpoints differ, but for what belongs to the run and not to its state."""
+    """List the keys in which two checkpoints differ, except command line, cluster and times."""
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [where]
     if isinstance(a, dict):
@@ -172,10 +177,10 @@ def command(folder: Path | None, steps: int, kills: int, seed: int) -> None:
 
 
 def compare(folder: Path, steps: int, kills: int, seed: int = 0) -> str:
-    """Both runs, and what came of them, in words.
+    """Make both runs, compare them, and return the result in words.
 
     Raises:
-        AssertionError: they differ; says where.
+        AssertionError: they differ; lists the differences.
     """
     write_config(folder, steps)
     process = start(folder, "plain")

@@ -1,4 +1,4 @@
-"""Random input: whatever comes, a result that keeps its promises, or one clear error.
+"""Fuzz tests: any input gives a valid result or one clear error.
 
 ``DENS_FUZZ=5000 pytest tests/test_fuzz.py`` tries so many cases of each, at random; without it, the
 same 200 every time.
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("untrusting")
 
 
 def result_or_error(function, kind: type[Exception]) -> tuple:
-    """What a function gives, or the message of its error if that is of a kind."""
+    """Return the result of a function, or the message of its error of this kind."""
     try:
         return function(), None
     except kind as error:
@@ -86,7 +86,7 @@ GOOD = {
     st.dictionaries(NAMES, VALUES, max_size=5) | VALUES,
 )
 def test_settings(good, others):
-    """Either settings, or an error that names a key in each of its lines."""
+    """Parsing gives settings, or an error that names a key in each of its lines."""
     given_settings = {**good, **others} if isinstance(others, dict) else others
     config, message = result_or_error(lambda: parse_config(given_settings), ConfigError)
     if message is not None:
@@ -129,7 +129,7 @@ CONFIGS = st.builds(
 
 @st.composite
 def batches(draw) -> dict:
-    """Structures of any size, none too, with any forces; all, some or no atoms fixed."""
+    """Draw structures of any size, empty too, with any forces; all, some or no atoms fixed."""
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     natoms = torch.tensor(
         draw(st.lists(st.integers(0, 6), min_size=1, max_size=5)), dtype=torch.long
@@ -222,7 +222,7 @@ def changed(valid: bytes, changes: list[tuple]) -> bytes:
 
 
 class OneEntry:
-    """An LMDB environment, and its transaction, with one entry."""
+    """Fake LMDB environment (and its transaction) with one entry."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -249,7 +249,7 @@ def records(tmp_path_factory):
 @fuzz
 @given(st.sampled_from(VALID), st.lists(CHANGES, min_size=1, max_size=4))
 def test_records(records, valid, changes):
-    """Either a structure that can be collated, or an error that names the file."""
+    """A changed record gives a structure that can be collated, or an error that names the file."""
     records.dataset.envs = [OneEntry(changed(valid, changes))]
     data, message = result_or_error(lambda: records[0], BadRecord)
     if message is not None:
@@ -265,7 +265,7 @@ def test_records(records, valid, changes):
 @fuzz
 @given(valid=st.booleans(), changes=st.lists(CHANGES, min_size=1, max_size=4))
 def test_checkpoints(tmp_path_factory, valid, changes):
-    """Of both formats of torch: either a dictionary, or an error that names the file."""
+    """A changed checkpoint gives a dictionary, or an error that names the file."""
     path = tmp_path_factory.getbasetemp() / "changed.pt"
     content = {"state_dict": {"a": torch.ones(3, 2)}, "step": 3, "metric": np.float64(2)}
     torch.save(content, path, _use_new_zipfile_serialization=valid)

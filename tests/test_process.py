@@ -1,4 +1,4 @@
-"""Memory that a step frees is there for the next one."""
+"""The allocator keeps freed memory for the next step."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from dens.process import _CHOSEN
 PAGES = """
 import resource
 
-from dens.allocator import keep_freed_memory
+from dens.process import keep_freed_memory
 
 
 def new_pages():

@@ -1,4 +1,4 @@
-"""Let fairchem-core 1.10 import and run where some of its dependencies are missing.
+"""Import and run fairchem-core 1.10 although some of its dependencies are missing or newer.
 
 fairchem-core 1.10 imports at start-up:
 
@@ -6,8 +6,9 @@ fairchem-core 1.10 imports at start-up:
   and relaxing with EquiformerV2 needs one function of them, ``scatter``.
 * ``scipy.special.sph_harm``, which SciPy 1.17 removed.
 
-:func:`install` supplies what is missing, and only that. Call it before fairchem is imported.
-:func:`repair` mends what newer versions of other dependencies broke. Call it afterwards.
+:func:`install` supplies stand-ins for these, if they are missing. Call it before fairchem is
+imported. :func:`repair` restores what newer versions of other dependencies broke. Call it
+afterwards. This file imports nothing of dens or fairchem, so that it can be used alone.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import torch
 def install() -> None:
     """Supply stand-ins for the packages that fairchem-core 1.10 imports and that are missing.
 
-    Packages that are installed are left alone, and a second call changes nothing.
+    Installed packages are left alone, and a second call changes nothing.
     """
-    # PyG takes whatever it can import under these names for the compiled packages, and calls
-    # them. Imported first, it finds nothing and keeps to its own PyTorch code.
+    # PyG calls whatever it can import under these names as the compiled packages. Imported first,
+    # it finds nothing and keeps to its own PyTorch code.
     importlib.import_module("torch_geometric.typing")
     if not _available("torch_scatter"):
         _register("torch_scatter", {"scatter": scatter}, missing=("segment_coo", "segment_csr"))
@@ -38,11 +39,11 @@ def install() -> None:
 
 
 def repair() -> None:
-    """Mend what newer versions of its dependencies broke in fairchem-core 1.10.
+    """Restore what newer versions of its dependencies broke in fairchem-core 1.10.
 
-    * PyTorch 2.6: ``torch.load`` refuses classes that it was not told to trust. fairchem's
-      ``normalizers.pt`` and ``element_references.pt`` hold two of its own.
-    * ASE 3.26: the abstract base class of fairchem's batches under relaxation asks for methods
+    * PyTorch 2.6: ``torch.load`` refuses classes that are not on its allow-list. fairchem's
+      ``normalizers.pt`` and ``element_references.pt`` hold two of fairchem's own.
+    * ASE 3.26: the abstract base class of fairchem's batches under relaxation requires methods
       that only the optimizers of ASE call. fairchem relaxes with its own LBFGS.
     """
     modules = "fairchem.core.modules.normalization"
@@ -66,40 +67,42 @@ def scatter(
 
     Args:
         src: any shape, any unit.
-        index: int64, destination of each entry along ``dim``; broadcast by :func:`broadcast`.
+        index: int64, destination of each entry along ``dim``; expanded by :func:`broadcast`.
         dim: dimension of ``src`` to reduce.
-        out: not supported; here because callers may pass the later arguments by position.
+        out: not supported; callers may pass the later arguments by position.
         dim_size: size of the result along ``dim``; ``index.max() + 1`` by default.
         reduce: ``sum`` (or ``add``), ``mean``, ``mul``, ``min`` or ``max``.
 
     Returns:
-        Shape of ``src`` with ``dim_size`` along ``dim``; where no entry goes: 1 for ``mul``, else
-        0. ``mean`` of integers rounds down. Entries that tie for ``min`` or ``max`` share the
-        gradient equally.
+        Shape of ``src`` with ``dim_size`` along ``dim``; empty places are 1 for ``mul``, else 0.
+        ``mean`` of integers rounds down. Ties for ``min`` or ``max`` share the gradient equally.
 
     Raises:
-        ValueError: ``reduce`` is unknown or ``out`` is given.
+        ValueError: unknown ``reduce``, or ``out`` is given.
     """
     if out is not None:
         raise ValueError("scatter: out must be None: that needs the package torch-scatter")
-    dim = dim % src.dim()
+    dim %= src.dim()
     if dim_size is None:
         dim_size = int(index.max()) + 1 if index.numel() else 0
     index = broadcast(index, src, dim)
-    size = (*src.shape[:dim], dim_size, *src.shape[dim + 1 :])
+    zeros = src.new_zeros((*src.shape[:dim], dim_size, *src.shape[dim + 1 :]))
     if reduce in ("sum", "add"):
-        return src.new_zeros(size).scatter_add(dim, index, src)
+        return zeros.scatter_add(dim, index, src)
     if reduce == "mean":
-        total = src.new_zeros(size).scatter_add(dim, index, src)
-        # Counted in integers: bfloat16 cannot count beyond 256.
-        count = index.new_zeros(size).scatter_add(dim, index, torch.ones_like(index)).clamp(min=1)
-        return total / count if src.is_floating_point() else total // count
+        return _mean(zeros.scatter_add(dim, index, src), index, dim)
     if reduce == "mul":
-        return src.new_ones(size).scatter_reduce(dim, index, src, "prod")
+        return torch.ones_like(zeros).scatter_reduce(dim, index, src, "prod")
     if reduce in ("min", "max"):
-        zeros = src.new_zeros(size)
         return zeros.scatter_reduce(dim, index, src, f"a{reduce}", include_self=False)
     raise ValueError(f"scatter: reduce must be sum, add, mean, mul, min or max, got {reduce!r}")
+
+
+def _mean(total: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    # counted in integers: bfloat16 cannot count beyond 256
+    count = torch.zeros_like(total, dtype=index.dtype)
+    count = count.scatter_add(dim, index, torch.ones_like(index)).clamp(min=1)
+    return total / count if total.is_floating_point() else total // count
 
 
 def broadcast(src: torch.Tensor, other: torch.Tensor, dim: int) -> torch.Tensor:
@@ -118,7 +121,7 @@ def _available(name: str) -> bool:
 
 
 def _register(name: str, members: dict[str, object], missing: tuple[str, ...] = ()) -> None:
-    """Put a module with ``members`` into ``sys.modules``; using a ``missing`` name raises."""
+    """Put a module with ``members`` into ``sys.modules``; calls of ``missing`` names raise."""
     module = ModuleType(name, doc="Stand-in supplied by dens.fairchem1.compat.")
     # With a spec, importlib.util.find_spec(name) answers instead of raising.
     module.__spec__ = ModuleSpec(name, loader=None, origin=__name__, is_package="." not in name)
@@ -132,7 +135,7 @@ def _register(name: str, members: dict[str, object], missing: tuple[str, ...] = 
 
 
 class _Missing(type):
-    """Type of the placeholders: classes that can be imported and named, but not used."""
+    """Metaclass of placeholders: classes that can be imported, but not called."""
 
     def __call__(cls, *args: object, **kwargs: object) -> None:
         raise ImportError(cls.__doc__)

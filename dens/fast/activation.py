@@ -1,8 +1,8 @@
-"""Pointwise functions on the sphere, evaluated on a grid that is never kept.
+"""Pointwise activations on a grid over the sphere, computed in chunks and never stored.
 
-A grid has ten to twenty times as many points as there are coefficients. Both functions here go
-through it in small pieces and compute it again in the backward pass, so only coefficients are
-stored. A kernel for GPUs would replace :func:`separable_s2` and :func:`grid_mlp` and nothing else.
+A grid has ten to twenty times as many points as there are coefficients. Both functions here compute
+it in small chunks, and again in the backward pass, so that only coefficients are stored. A GPU
+kernel would have to replace only :func:`separable_s2` and :func:`grid_mlp`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _silu_backward = torch.ops.aten.silu_backward.grad_input
 
 
 def separable_s2(gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
-    r"""SiLU of a function on the sphere, and of separate scalars in place of its mean.
+    r"""Apply SiLU to a function on the sphere, and to separate scalars in place of its mean.
 
     .. math:: y_{l>0} = F\,\mathrm{silu}(T x), \qquad y_{0} = \mathrm{silu}(g)
 
@@ -36,7 +36,7 @@ def separable_s2(gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor) ->
 
 
 def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
-    r"""Two SiLUs with a linear layer between them, at every point of the sphere.
+    r"""Apply SiLU, a linear layer and SiLU at every point of the sphere.
 
     .. math:: y = F\,\mathrm{silu}(\mathrm{silu}(T x)\,W^T)
 
@@ -56,13 +56,14 @@ def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> T
 
 
 def _without_mean(from_grid: Tensor) -> Tensor:
+    """Zero the column of l = 0, which is the mean over the sphere."""
     from_grid = from_grid.clone()
     from_grid[:, 0] = 0
     return from_grid
 
 
 def _scratch(x: Tensor, matrix: Tensor, channels: int, count: int) -> Tensor:
-    """(count, size, points, channels): memory for the grids of one piece of ``x``."""
+    """Allocate the grids of one chunk of ``x``: (count, size, points, channels)."""
     points = len(matrix)
     size = chunk_size(len(x), count * points * channels, x.device)
     return x.new_empty(count, size, points, channels)
@@ -143,6 +144,6 @@ class _GridMLP(torch.autograd.Function):
 
 
 def _view(buffer: Tensor, n: int, channels: int) -> Tensor:
-    """(n, points, channels), consecutive, of a buffer that may have more of each."""
+    """View the start of a larger buffer as contiguous (n, points, channels)."""
     points = buffer.shape[1]
     return buffer.view(-1)[: n * points * channels].view(n, points, channels)

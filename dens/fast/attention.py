@@ -1,4 +1,4 @@
-"""EquiformerV2's graph attention, and its cut-down form that predicts vectors.
+"""EquiformerV2's graph attention, and its reduced form that predicts vectors.
 
 The functions take the parameters from a module that holds them under fairchem's names (see
 :class:`AttentionParameters`), so that checkpoints need no translation.
@@ -19,28 +19,28 @@ from dens.fast.products import complex_linear, linear_by_degree, softmax_by_targ
 
 
 class Edges(NamedTuple):
-    """The edges of a batch, or some of them."""
+    """Edges of a batch, with the rotations into their frames."""
 
     source: Tensor  # (n_edges,) int64
     target: Tensor  # (n_edges,) int64
-    distance: Tensor  # (n_edges, n_basis), the length in a radial basis
+    distance: Tensor  # (n_edges, n_basis), length in a radial basis
     rotation: Tensor  # (n_edges, rows, (lmax + 1)^2), into the frame of the edge, order-major
-    back: Tensor  # the same, times the layout's rescaling: its transpose leads out of the frame
+    back: Tensor  # rotation times the layout's rescaling; its transpose leads out of the frame
 
     def select(self, kept: Tensor) -> Edges:
-        """Those of ``kept``: (n_edges,) bool."""
+        """Select the edges marked in ``kept``: (n_edges,) bool."""
         number = kept.nonzero().squeeze(1)
         return Edges(*(tensor.index_select(0, number) for tensor in self))
 
     def back_to(self, degree: int, layout: OrderMajor) -> Edges:
-        """The same, with the rows and columns of ``back`` that lead to one degree."""
+        """Reduce ``back`` to the rows and columns that lead to one degree."""
         columns = slice(degree**2, (degree + 1) ** 2)
         rows = [self.back[:, row, columns] for row in layout.rows_of_degree(degree)]
         return self._replace(back=torch.stack(rows, dim=1))
 
 
 class AttentionParameters(Protocol):
-    """Where the parameters are, and the sizes."""
+    """Protocol of the module that holds the parameters and sizes of the attention."""
 
     source_embedding: nn.Embedding | None
     target_embedding: nn.Embedding | None
@@ -59,10 +59,10 @@ class AttentionParameters(Protocol):
 
 
 def attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
-    """Messages along the edges, weighted and summed at their targets.
+    """Compute messages along the edges, weight them and sum them at their targets.
 
     Args:
-        x: (n_atoms, (lmax + 1)^2, channels), of all atoms.
+        x: (n_atoms, (lmax + 1)^2, channels), features of all atoms.
         numbers: (n_atoms,), atomic numbers.
         out: the consecutive atoms that are targets.
 
@@ -80,12 +80,12 @@ def attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, 
 
 
 def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
-    """Degree 1 of :func:`attention` and no other: (atoms in ``out``, 3, out channels).
+    """Compute degree 1 of :func:`attention` only: (atoms in ``out``, 3, out channels).
 
     A rotation does not mix degrees, so only three rows of the messages are needed.
 
     Args:
-        edges: with the way back to degree 1 only, see :meth:`Edges.back_to`.
+        edges: reduced to degree 1 by :meth:`Edges.back_to`.
     """
     hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
     zero, one = hidden.split(p.layout.sizes, dim=1)[:2]
@@ -102,7 +102,7 @@ def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: 
 
 
 def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Tensor:
-    """The weights of an edge from its length and, through embeddings, its two elements.
+    """Compute the radial weights of edges from length and, through embeddings, both elements.
 
     The first layer acts on the concatenation of the three; each element's share is computed once.
     """
@@ -128,7 +128,7 @@ def _orders(conv: nn.Module) -> list[nn.Linear]:
 
 
 def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
-    """Hidden features and attention weights of each edge, its target in ``out``, its size."""
+    """Compute each edge's hidden features, attention weights and target in ``out``; its size."""
     conv = p.so2_conv_1
     radial = radial_function(p, conv.rad_func.net, numbers, edges)
     zero, *others = rotate_in(x, radial, edges.rotation, edges.source, edges.target, p.layout)
@@ -146,9 +146,9 @@ def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, ou
 
 
 def _weights(p: AttentionParameters, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
-    """The attention weights: (n_edges, heads)."""
+    """Compute the attention weights: (n_edges, heads)."""
     logits = p.alpha_act(p.alpha_norm(logits.unflatten(1, (p.num_heads, -1))))
-    # dropout draws its mask in the order in memory, which einsum chooses: here as in fairchem
+    # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask
     dotted = torch.einsum("eha,ha->eh", logits, p.alpha_dot)
     weights = softmax_by_target(dotted, target, n_out)
     return weights if p.alpha_dropout is None else p.alpha_dropout(weights)

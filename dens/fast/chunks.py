@@ -1,4 +1,4 @@
-"""Work in pieces that fit a cache, and the numeric type of a fused operation."""
+"""Split work into chunks that fit a cache; choose the dtype of fused operations under autocast."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _CPU, _GPU = 2**19, 2**27
 
 
 def chunk_size(n: int, numbers_per_row: int, device: torch.device) -> int:
-    """Rows of the largest piece of ``n`` rows, for temporaries of ``numbers_per_row`` each."""
+    """Return the rows of the largest chunk, for temporaries of ``numbers_per_row`` each."""
     budget = _CPU if device.type == "cpu" else _GPU
     return max(1, min(n, budget // numbers_per_row))
 
 
 def chunks(n: int, size: int) -> Iterator[tuple[slice, int]]:
-    """The pieces, each as a slice and its length."""
+    """Yield the chunks of ``n`` rows, each as a slice and its length."""
     for start in range(0, n, size):
         stop = min(start + size, n)
         yield slice(start, stop), stop - start
 
 
 def autocast_type(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the type of matrix products: autocast's where it is on, else their own."""
+    """Cast tensors to the dtype of matrix products: autocast's if it is on, else their own."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -36,9 +36,9 @@ def autocast_type(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def own_type(function: Callable) -> Callable:
-    """For a forward or backward of an autograd function: no autocast within, forward or backward.
+    """Disable autocast in the forward or backward of an autograd function.
 
-    The types are those of the arguments, which :func:`autocast_type` chose.
+    It then computes in the dtype of its arguments, which :func:`autocast_type` chose.
     """
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""From atoms into the frames of their edges and back, with what is multiplied on the way."""
+"""Rotate features of atoms into the frames of edges and back, and weight them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dens.fast.layout import OrderMajor
 def rotate_in(
     x: Tensor, radial: Tensor, rotation: Tensor, source: Tensor, target: Tensor, layout: OrderMajor
 ) -> tuple[Tensor, ...]:
-    r"""Features of both atoms of each edge, in its frame, weighted by a function of its length.
+    r"""Rotate the features of each edge's atoms into its frame, and multiply by radial weights.
 
     .. math:: y_e = w_e \odot D_e\,[x_{s(e)}, x_{t(e)}]
 
-    Nothing of the size of an edge is kept for the backward pass but the weights.
+    Of all tensors with a row per edge, only the weights are kept for the backward pass.
 
     Args:
         x: (n_atoms, (lmax + 1)^2, channels).
-        radial: (n_edges, sum(layout.degrees) * 2 channels), w, the same for both signs of m.
+        radial: (n_edges, sum(layout.degrees) * 2 channels), w, for both signs of m.
         rotation: (n_edges, rows, (lmax + 1)^2), D with order-major rows.
         source, target: (n_edges,) int64.
 
@@ -36,7 +36,7 @@ def rotate_in(
 def rotate_out(
     values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
 ) -> Tensor:
-    r"""The weighted sum of messages over the edges into each atom, out of the edges' frames.
+    r"""Rotate weighted messages out of the edges' frames, and sum them at the target atoms.
 
     .. math:: y_i = \sum_{e: t(e) = i} D_e^T\,(\alpha_e \odot v_e)
 
@@ -99,35 +99,36 @@ class _RotateIn(torch.autograd.Function):
 
 
 def _buffers(x: Tensor, rows: int, n_edges: int) -> tuple[Tensor, Tensor]:
-    """Both atoms' features of one piece of the edges, in the common frame and in the edges'."""
+    """Allocate both atoms' features of one chunk of edges, in the common and the edges' frames."""
     width = 2 * x.shape[2]
     size = chunk_size(n_edges, (x.shape[1] + rows) * width, x.device)
     return x.new_empty(size, x.shape[1], width), x.new_empty(size, rows, width)
 
 
 def _gather(x: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
+    """Write the features of both atoms of each edge side by side."""
     of_source, of_target = out.chunk(2, dim=2)
     torch.index_select(x, 0, source, out=of_source)
     torch.index_select(x, 0, target, out=of_target)
 
 
 def _add_rows(x: Tensor, index: Tensor, rows: Tensor) -> None:
-    """``x[index] += rows``.
+    """Add rows in place: ``x[index] += rows``.
 
-    Along a first dimension index_add_ visits single numbers where rows are not consecutive.
+    Along the first dimension index_add_ visits single numbers if rows are not contiguous.
     """
     x[None].index_add_(1, index, rows[None])
 
 
 def _dot(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Sums of products over the signs of m: (n, signs, width) -> (n, width)."""
+    """Sum products over the signs of m: (n, signs, width) -> (n, width)."""
     torch.mul(a[:, 0], b[:, 0], out=out)
     if a.shape[1] == 2:
         out.addcmul_(a[:, 1], b[:, 1])
 
 
 def _orders(tensors: list[Tensor], rotated: Tensor, radial: Tensor, layout: OrderMajor):
-    """For each order: its tensor, its rows of ``rotated`` (n, signs, ...), its weights."""
+    """Yield for each order its tensor, its rows of ``rotated`` (n, signs, ...), its weights."""
     parts = rotated.split(layout.sizes, dim=1)
     weights = radial.split([degrees * rotated.shape[2] for degrees in layout.degrees], dim=1)
     for m, (tensor, part, weight) in enumerate(zip(tensors, parts, weights, strict=True)):
@@ -166,11 +167,12 @@ class _RotateOut(torch.autograd.Function):
 
 
 def _of_features(weights: Tensor, values: Tensor) -> Tensor:
-    """(n, 1, heads * channels), consecutive: a head's few channels alone are slow to multiply."""
+    """Repeat weights as contiguous (n, 1, heads * channels): few channels multiply slowly."""
     return weights.repeat_interleave(values.shape[2] // weights.shape[1], dim=1)[:, None]
 
 
 def _out_buffers(values: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
+    """Allocate the weighted and the rotated messages of one chunk of edges."""
     n_edges, rows, width = values.shape
     size = chunk_size(n_edges, (rows + n_out) * width, values.device)
     return values.new_empty(size, rows, width), values.new_empty(size, n_out, width)

@@ -11,7 +11,7 @@ from dens.fast.products import linear_by_degree
 
 
 def feed_forward(p: nn.Module, x: Tensor) -> Tensor:
-    """Linear by degree, an MLP at each point of a grid, linear by degree.
+    """Apply a linear layer by degree, an MLP at each grid point, and a linear layer by degree.
 
     Args:
         p: holds so3_linear_1, scalar_mlp, grid_mlp, so3_linear_2, to_grid and from_grid.
@@ -29,5 +29,5 @@ def feed_forward(p: nn.Module, x: Tensor) -> Tensor:
 
 
 def scalar_feed_forward(p: nn.Module, x: Tensor) -> Tensor:
-    """Degree 0 of :func:`feed_forward`, which the grid does not reach: (n_atoms, 1, out)."""
+    """Compute degree 0 of :func:`feed_forward`, which needs no grid: (n_atoms, 1, out)."""
     return F.linear(p.scalar_mlp(x[:, :1]), p.so3_linear_2.weight[0], p.so3_linear_2.bias)

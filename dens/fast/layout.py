@@ -1,4 +1,4 @@
-"""Which coefficient stands where in order-major edge features."""
+"""Order-major layout: the positions of coefficients in the features of edges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OrderMajor:
 
     @property
     def coefficients(self) -> list[tuple[int, int]]:
-        """(l, m) of each row."""
+        """The degree and order (l, m) of each row."""
         rows = []
         for m in range(self.mmax + 1):
             for sign in (1, -1) if m else (1,):
@@ -34,23 +34,23 @@ class OrderMajor:
 
     @property
     def rows(self) -> list[int]:
-        """The row of each coefficient among all (lmax + 1)^2, degree-major."""
+        """The degree-major row of each coefficient among all (lmax + 1)^2."""
         return [degree * (degree + 1) + m for degree, m in self.coefficients]
 
     @property
     def reduced_rows(self) -> list[int]:
-        """The row of each coefficient among those with abs(m) <= mmax, degree-major."""
+        """The degree-major row of each coefficient among all with abs(m) <= mmax."""
         by_degree = sorted(self.coefficients)
         return [by_degree.index(coefficient) for coefficient in self.coefficients]
 
     @property
     def rescale(self) -> list[float]:
-        """Factor of each row that makes up for the orders beyond mmax: sqrt((2l+1)/(2 mmax+1))."""
+        """Factor of each row to compensate the orders beyond mmax: sqrt((2l+1)/(2 mmax+1))."""
         return [
             math.sqrt((2 * degree + 1) / (2 * self.mmax + 1)) if degree > self.mmax else 1.0
             for degree, _ in self.coefficients
         ]
 
     def rows_of_degree(self, degree: int) -> list[int]:
-        """The rows of one degree."""
+        """Return the rows of one degree."""
         return [row for row, (l_row, _) in enumerate(self.coefficients) if l_row == degree]

@@ -1,4 +1,4 @@
-"""The linear maps of EquiformerV2: by degree on atoms, by order on edges."""
+"""Linear layers of EquiformerV2 (by degree on atoms, by order on edges), and edge softmax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dens.fast.chunks import autocast_type, own_type
 
 
 def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One matrix for each degree, and a bias for l = 0.
+    """Apply one matrix to each degree, and a bias to l = 0.
 
     Args:
         x: (n_atoms, (lmax + 1)^2, channels), degree-major.
@@ -29,14 +29,14 @@ def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def complex_linear(x: Tensor, weight: Tensor) -> Tensor:
-    r"""The complex product of order m > 0.
+    r"""Apply the complex linear layer of an order m > 0.
 
     .. math:: \begin{pmatrix} y_+ \\ y_- \end{pmatrix} =
         \begin{pmatrix} W_r & -W_i \\ W_i & W_r \end{pmatrix}
         \begin{pmatrix} x_+ \\ x_- \end{pmatrix}
 
-    On a CPU in three real products of a quarter of that size instead of four (Gauss); elsewhere,
-    where the arithmetic is cheap and launches are not, as one.
+    A CPU computes three real products of a quarter of that size instead of four (Gauss); a GPU,
+    where arithmetic is cheap and launches are not, computes one product.
 
     Args:
         x: (n_edges, 2 n), +m before -m.
@@ -51,7 +51,7 @@ def complex_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def block_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """:func:`complex_linear` as one product with the block matrix."""
+    """Compute :func:`complex_linear` as one product with the block matrix."""
     real, imaginary = weight.chunk(2)
     block = torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
     return F.linear(x, block)
@@ -89,7 +89,7 @@ class _ThreeProducts(torch.autograd.Function):
 
 
 def softmax_by_target(logits: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-    """Softmax over the edges into each atom: (n_edges, heads) -> the same."""
+    """Apply softmax over the edges into each atom: (n_edges, heads) -> (n_edges, heads)."""
     index = target[:, None].expand_as(logits)
     largest = logits.new_zeros(n_atoms, logits.shape[1]).scatter_reduce(
         0, index, logits.detach(), "amax", include_self=False

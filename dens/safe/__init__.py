@@ -1,1 +1,1 @@
-"""Read pickled records and checkpoints without running code from them."""
+"""Read pickled records and checkpoints without running code from them: an allow-list of names."""

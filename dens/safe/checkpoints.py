@@ -1,8 +1,8 @@
 """Read checkpoints without running code from them.
 
 A checkpoint is a pickle, and a pickle may call anything. PyTorch's restricted reader
-(``weights_only``) builds tensors and plain containers only; to these,
-:data:`dens.safe.pickles.NUMBERS` adds the numpy numbers that older fairchem checkpoints hold.
+(``weights_only``) builds only tensors and plain containers; :data:`dens.safe.pickles.NUMBERS` adds
+the numpy numbers in older fairchem checkpoints to its allow-list.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 
-from dens.safe.pickles import NUMBERS, ForbiddenClass, name_refused_by_torch, trusted
+from dens.safe.errors import ForbiddenClass, name_refused_by_torch, trusted
+from dens.safe.pickles import NUMBERS
 
 
 def safe_load(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
+    """Load the content of a checkpoint on the CPU; runs no code from it.
 
     Raises:
-        ValueError: there is no such file; it is no checkpoint; it asks for a class or function that
-            is not on the list, none of which was run.
+        ValueError: the file is missing, damaged or no checkpoint, or asks for a class or function
+            that is not on the allow-list.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +51,7 @@ def _reason(path: Path, message: str) -> str:
 
 @contextmanager
 def _allowed() -> Iterator[None]:
-    """Extend PyTorch's list for the time of one load."""
+    """Extend PyTorch's allow-list during one load."""
     before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([_named(*key, kind) for key, kind in NUMBERS.items()])
     try:
@@ -61,7 +62,7 @@ def _allowed() -> Iterator[None]:
 
 
 def _named(module: str, name: str, function: Callable) -> Callable:
-    """``function`` under the name by which a pickle asks for it, as PyTorch's list expects."""
+    """Give a function the name by which a pickle asks for it, which PyTorch's list compares."""
     if isinstance(function, type):
         return function
 

@@ -29,7 +29,7 @@ REDUCTIONS = {
 
 
 def scatter_loop(src, index, dim, dim_size, reduce):
-    """One entry at a time; ``index`` has the shape of ``src``."""
+    """Scatter one entry at a time; ``index`` has the shape of ``src``."""
     groups = {}
     for place in itertools.product(*map(range, src.shape)):
         goal = list(place)
@@ -137,7 +137,7 @@ def test_broadcast(index_shape, shape, dim, view):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """``install()`` where the packages are missing, undone afterwards."""
+    """Call ``install()`` as if the packages were missing; undo it afterwards."""
     for name in NAMES:
         monkeypatch.setitem(sys.modules, name, None)  # remembers what was there
         monkeypatch.delitem(sys.modules, name)
@@ -179,7 +179,7 @@ def test_unsupported_names_raise_when_used(stand_ins, module, name, package):
 
 
 def run_python(code: str, path: str = "") -> dict:
-    """Run ``code`` in a new interpreter with ``path`` first on its path: what it prints as JSON."""
+    """Run code in a new interpreter with ``path`` first on its path; parse the JSON it prints."""
     root = str(ROOT)
     path = os.pathsep.join(filter(None, [path, root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -195,7 +195,7 @@ def run_python(code: str, path: str = "") -> dict:
 
 def test_all_of_fairchem_imports_and_pyg_is_not_deceived():
     flags = run_python(
-        "from dens import compat\n"
+        "from dens.fairchem1 import compat\n"
         "compat.install()\n"
         "from fairchem.core.common.utils import setup_imports\n"
         "setup_imports()\n"
@@ -212,7 +212,7 @@ def test_installed_packages_are_left_alone(tmp_path):
     (tmp_path / "torch_scatter.py").write_text("scatter = segment_csr = segment_coo = 'real'\n")
     (tmp_path / "torch_sparse.py").write_text("class SparseTensor: ...\nSparseStorage = 'real'\n")
     code = (
-        "from dens import compat\n"
+        "from dens.fairchem1 import compat\n"
         "compat.install()\n"
         "import json, torch_scatter, torch_sparse\n"
         "print(json.dumps([torch_scatter.__file__, torch_sparse.__file__]))\n"
@@ -248,7 +248,7 @@ def test_saved_normalizers_load_as_fairchem_loads_them(tmp_path):
 
 
 class Springs:
-    """What the relaxer asks of a trainer: each atom is pulled to its own place."""
+    """Fake trainer for the relaxer: springs pull each atom to its own place."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every layout, written as their authors' programs write them."""
+"""Write checkpoints of every layout with the trainers that define them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLDER_DENS = {
 
 
 def foreign_model(stress: bool = False, **backbone) -> dict:
-    """The ``model`` section of fairchem 1.10's own DeNS."""
+    """Make the ``model`` section of fairchem 1.10's own DeNS."""
     heads = {
         "energy": {"module": "eqV2_DeNS_scalar_head"},
         "forces": {"module": "eqV2_DeNS_vector_head"},
@@ -32,7 +32,7 @@ def foreign_model(stress: bool = False, **backbone) -> dict:
 
 
 def new_trainer(name: str, src: str, folder: Path, *, model: dict, dens=None, **sections):
-    """A trainer of fairchem or dens that writes its checkpoints below ``folder``."""
+    """Build a trainer of fairchem or dens that writes its checkpoints below ``folder``."""
     setup_imports()
     config = trainer_config(src, model=model, dens=dens)
     if dens is None:
@@ -49,7 +49,7 @@ def new_trainer(name: str, src: str, folder: Path, *, model: dict, dens=None, **
 
 
 def randomise(trainer, average: bool = True) -> None:
-    """Random weights, biases included; and a moving average that differs from them."""
+    """Randomise all weights, biases included, and the moving average, which then differs."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -59,8 +59,8 @@ def randomise(trainer, average: bool = True) -> None:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def save(trainer, **changes) -> Path:
-    """The path of the checkpoint that the trainer writes."""
+def save(trainer) -> Path:
+    """Save a checkpoint and return its path."""
     return Path(trainer.save(checkpoint_file="checkpoint.pt"))
 
 
@@ -69,7 +69,7 @@ def dens_trainer(src: str, folder: Path, model: dict, **sections):
 
 
 def trained(folder: Path, stress: bool = False, splits=(), **sections):
-    """A DeNS trainer after a few steps, with its data as ``splits`` too (test, relax)."""
+    """Train a DeNS trainer for a few steps; its data serve as ``splits`` too (test, relax)."""
     src = write_dataset(folder / "data", n=20, **({"stress": torch.ones(1, 9)} if stress else {}))
     heads = {**MODEL["heads"], **(STRESS if stress else {})}
     dataset = {**trainer_config(src)["dataset"], **{name: {"src": src} for name in splits}}
@@ -89,7 +89,7 @@ def plain_trainer(src: str, folder: Path, model: dict | None = None):
 
 
 def flatten(path: Path, name: str = "equiformer_v2", prefix: str = "module.module.") -> Path:
-    """Rewrite a hydra checkpoint in the flat layout, with the names that its authors used."""
+    """Rewrite a hydra checkpoint in the flat layout, with its authors' names."""
     content = torch.load(path, weights_only=True)
     renamed = {}
     for key, value in content["state_dict"].items():

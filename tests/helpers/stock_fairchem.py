@@ -1,4 +1,4 @@
-"""Run stock fairchem where no process can import dens, as on the machine of somebody else."""
+"""Run stock fairchem in processes that cannot import dens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 
 
 class NoDens:
-    """An importer that comes first and finds that there is no dens."""
+    """Importer that comes first and finds no dens."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -45,16 +45,15 @@ torch.rand_like = lambda x, **_: torch.rand(
 
 
 def same_frames(x: torch.Tensor, **_) -> torch.Tensor:
-    """A ``torch.rand_like`` that makes the random frames of edges those of a stock process."""
+    """Replace ``torch.rand_like``, so that the frames of edges equal those of a stock process."""
     return torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
 
 
 class StockFairchem:
-    """Python processes that have fairchem and not dens.
+    """Runner of Python processes that have fairchem but not dens.
 
     fairchem 1.10 cannot start without torch_scatter and torch_sparse, and cannot relax with
-    ASE >= 3.26. So the file of dens that mends this lies alone in the folder, under another name;
-    it leaves alone what works.
+    ASE >= 3.26. So dens's file that repairs this is copied to the folder under another name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +64,7 @@ class StockFairchem:
         shutil.copy(dens.fairchem1.compat.__file__, self.path / "stand_ins.py")
 
     def python(self, *args: object, **environment: str) -> str:
-        """Run ``python ARGS``; its log, or an AssertionError with its end where it fails."""
+        """Run ``python ARGS`` and return its log; AssertionError with the log's end if it fails."""
         path = os.pathsep.join([str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, **environment}
         done = subprocess.run(
@@ -79,7 +78,7 @@ class StockFairchem:
         return done.stdout + done.stderr
 
     def fairchem(self, mode: str, config: Path, checkpoint: Path) -> str:
-        """``fairchem --mode MODE``, on the CPU."""
+        """Run ``fairchem --mode MODE`` on the CPU."""
         options = ["--config-yml", config, "--checkpoint", checkpoint, "--cpu"]
         mend = {"MEND_RELAXATIONS": "1"} if mode == "run-relaxations" else {}
         return self.python("-m", "fairchem.core._cli", "--mode", mode, *options, **mend)

@@ -1,1 +1,1 @@
-"""``dens check``: look for what would end or spoil a run, before it starts."""
+"""``dens check`` for fairchem-core 1.10: config, data, normalisers, and one real training step."""

@@ -1,7 +1,7 @@
-"""``dens check``: everything that can fail in the first hour of a run, in seconds.
+"""``dens check``: find what would end or spoil a run in its first hour, in seconds.
 
-Every check is made, whatever the others say, unless it needs what they found missing. Nothing is
-left behind: the trainer is built in a temporary folder, without logger, and thrown away.
+Every check is made, whatever the others find, unless it needs what they found missing. Nothing is
+left behind: the trainer is built in a temporary folder, without logger, and discarded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dens.fairchem1.check.step import built, choose_records, evaluation_step, si
 from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
 from dens.runs.check.corruption import check_denoising
-from dens.runs.check.findings import Report
+from dens.runs.check.findings import Findings
 from dens.runs.check.memory import check_memory
 from dens.runs.check.schedule import check_schedule
 
@@ -52,16 +52,17 @@ def check_command(
     """Check a training config and print the findings.
 
     Args:
-        num_gpus: ranks of the run that is meant; the check itself takes one.
-        checkpoint: with which the run is meant to start.
+        config_path: the config.
+        num_gpus: ranks of the planned run; the check itself takes one.
+        checkpoint: the checkpoint with which the planned run starts.
         sample: structures of each split to read.
-        overrides: of the config, or options of the launcher.
+        overrides: overrides of the config, or options of the launcher.
 
     Returns:
         Whether there are no errors.
 
     Raises:
-        ConfigError: the config cannot be read, or an override is none.
+        ConfigError: the config cannot be read, or an override is unknown.
     """
     argv = ["--config-yml", str(config_path), "--num-gpus", str(num_gpus)]
     argv += ["--checkpoint", str(checkpoint)] if checkpoint else []
@@ -71,10 +72,10 @@ def check_command(
     with _silence():
         with as_config_error(config_path):
             config = build_config(args, changes)
-        report = Report(show=lambda finding: click.echo(finding.styled()))
-        examine(config, report, sample)
-    click.echo(f"{report.summary()} ({time.perf_counter() - started:.1f} s)")
-    return not report.count("error")
+        findings = Findings(show=lambda finding: click.echo(finding.styled()))
+        examine(config, findings, sample)
+    click.echo(f"{findings.summary()} ({time.perf_counter() - started:.1f} s)")
+    return not findings.count("error")
 
 
 @contextmanager
@@ -91,82 +92,72 @@ def _silence() -> Iterator[None]:
         root.setLevel(level)
 
 
-def examine(config: Mapping[str, Any], report: Report, sample: int = SAMPLE) -> None:
-    """Make all checks of a config that `dens.fairchem1.launch` could run.
+def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE) -> None:
+    """Make all checks of a config that `dens.fairchem1.launch` can run.
 
     Args:
         config: with the keys that fairchem's ``build_config`` adds.
         sample: structures of each split to read.
     """
-    dens = check_settings(config, report)
-    usable = not report.count("error")
+    dens = check_settings(config, findings)
+    usable = not findings.count("error")
     if "datasets" in config:
-        report.warn("data", "fairchem's multitask layout (datasets) is not looked into")
+        findings.warn("data", "fairchem's multitask layout (datasets) is not looked into")
         return
     splits: dict[str, Split] = {}
-    with report.attempt("data"):
-        splits = open_splits(split_settings(config.get("dataset")), sample, report)
-    _check_data(config, splits, dens, report)
-    _check_run(config, splits, report)
+    with findings.attempt("data"):
+        splits = open_splits(split_settings(config.get("dataset")), sample, findings)
+    _check_data(config, splits, findings)
+    if "train" in splits:
+        _check_training(config, splits["train"], dens, findings)
     if usable:
-        _check_step(config, splits, sample, report)
+        _check_step(config, splits, sample, findings)
     else:
-        report.warn("step", "not tried: the errors above come first")
+        findings.warn("step", "not tried: the errors above come first")
 
 
-def _check_data(
-    config: Mapping[str, Any], splits: dict[str, Split], dens: DeNSConfig | None, report: Report
-) -> None:
+def _check_data(config: Mapping[str, Any], splits: dict[str, Split], findings: Findings) -> None:
     outputs = config.get("outputs") or {}
     targets = [name for term in config.get("loss_functions") or [] for name in term]
     levels = {name: (outputs.get(name) or {}).get("level", "system") for name in targets}
     levels = levels or {"energy": "system", "forces": "atom"}  # of the older layout
     for split in splits.values():
-        with report.attempt("labels"):
-            check_labels(split, levels, report)
+        findings.run("labels", check_labels, split, levels)
     model = config.get("model") or {}
     backbone = model.get("backbone", model)
-    with report.attempt("elements"):
-        check_elements(splits, backbone.get("max_num_elements", _MAX_ELEMENTS), report)
-    with report.attempt("data"):
-        check_apart(splits, report)
-    if "train" not in splits:
-        return
-    train = splits["train"]
-    with report.attempt("data"):
-        check_sizes(train, config.get("optim") or {}, config["world_size"], report)
-    with report.attempt("normaliser"):
-        check_scales(train, config["seed"] or 0, dens is not None, report)
-    if dens is not None:
-        with report.attempt("denoising"):
-            check_denoising(dens, list(train.sound.values()), report)
+    limit = backbone.get("max_num_elements", _MAX_ELEMENTS)
+    findings.run("elements", check_elements, splits, limit)
+    findings.run("data", check_apart, splits)
 
 
-def _check_run(config: Mapping[str, Any], splits: dict[str, Split], report: Report) -> None:
+def _check_training(
+    config: Mapping[str, Any], train: Split, dens: DeNSConfig | None, findings: Findings
+) -> None:
     optim = config.get("optim") or {}
-    if "train" not in splits or "max_epochs" not in optim:
-        return
-    ranks = config["world_size"] // (config["gp_gpus"] or 1)
-    with report.attempt("steps"):
+    findings.run("data", check_sizes, train, optim, config["world_size"])
+    findings.run("normaliser", check_scales, train, config["seed"] or 0, dens is not None)
+    if dens is not None:
+        findings.run("denoising", check_denoising, dens, list(train.sound.values()))
+    if "max_epochs" in optim:
+        ranks = config["world_size"] // (config["gp_gpus"] or 1)
         validates = "val" in split_settings(config["dataset"])
-        check_schedule(optim, len(splits["train"].dataset), ranks, validates, report)
+        findings.run("steps", check_schedule, optim, len(train.dataset), ranks, validates)
 
 
 def _check_step(
-    config: Mapping[str, Any], splits: dict[str, Split], sample: int, report: Report
+    config: Mapping[str, Any], splits: dict[str, Split], sample: int, findings: Findings
 ) -> None:
     train, val = splits.get("train"), splits.get("val")
     if train is None or not train.sound:
-        report.warn("step", "not tried: there is no structure to take it on")
+        findings.warn("step", "not tried: there is no structure to take it on")
         return
     batch_size = config["optim"].get("batch_size", 1)
-    with report.attempt("trainer"), built(config, sample) as trainer:
+    with findings.attempt("trainer"), built(config, sample) as trainer:
         records = choose_records(train, batch_size, trainer.device.type == "cpu")
-        with report.attempt("step"):
-            footprint = train_step(trainer, records, report)
-            check_memory(footprint, sizes_of(train), batch_size, trainer.device, report)
-            check_disk(config["run_dir"], footprint, report)
+        with findings.attempt("step"):
+            footprint = train_step(trainer, records, findings)
+            check_memory(footprint, sizes_of(train), batch_size, trainer.device, findings)
+            check_disk(config["run_dir"], footprint, findings)
         if val is not None and val.sound:
-            with report.attempt("validation"):
-                smallest = min(val.sound.values(), key=lambda data: int(data.natoms))
-                evaluation_step(trainer, [smallest], report)
+            smallest = min(val.sound.values(), key=lambda data: int(data.natoms))
+            findings.run("validation", evaluation_step, trainer, [smallest])

@@ -1,4 +1,7 @@
-"""The data of a config: whether they are there and labelled, and which elements they have."""
+"""Check the data of a config: present, labelled, of known elements, apart from each other.
+
+It imports nothing of fairchem; it is here because the splits are opened by fairchem's data sets.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from dens.data.soundness import find_fault
 from dens.data.survey.samples import draw
 from dens.fairchem1.config.inputs import is_present
 from dens.fairchem1.data.datasets import open_split
-from dens.runs.check.findings import Report
+from dens.runs.check.findings import Findings
 from dens.settings import ConfigError
 
 _ON_DISK = {"energy": "y", "forces": "force"}  # as OC20 names them
@@ -27,9 +30,8 @@ class Split:
     """A split of the data and a sample of it.
 
     Attributes:
-        sample: numbers of records that were drawn.
-        sound: those records that training could take, by number.
-        faults: where each kind of fault was seen.
+        sample: numbers of the records that were drawn.
+        sound: those of them that training can take, by number.
     """
 
     name: str
@@ -37,46 +39,57 @@ class Split:
     dataset: Any
     sample: np.ndarray
     sound: dict[int, Any] = field(default_factory=dict)
-    faults: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def share(self, records: list) -> str:
+        """Say how many of the sampled records are affected."""
+        return f"{len(records)} of {len(self.sample)} {self.name} structures looked at"
+
+    def label(self, i: int) -> str:
+        """Name a record by its number on disk (a shuffled split has another order) and its ids."""
+        data = self.dataset[i]
+        ids = (f"{name}={data[name]}" for name in ("sid", "fid") if name in data)
+        return " ".join([f"record {self.dataset.indices[i]}", *ids])
 
 
 def open_splits(
-    settings: Mapping[str, dict[str, Any]], sample: int, report: Report
+    settings: Mapping[str, dict[str, Any]], sample: int, findings: Findings
 ) -> dict[str, Split]:
-    """Open the training and validation data, and read a sample of each.
+    """Open the training and validation data, and draw a sample of each.
 
     Args:
-        settings: of the splits, see `dens.fairchem1.data.datasets.split_settings`.
-        sample: how many structures of each to read.
+        settings: of the splits, see `dens.fairchem1.config.read.split_settings`.
+        sample: number of structures to read of each.
     """
     splits = {}
     for name in ("train", "val"):
         own = dict(settings.get(name, {}))
         if not own or not is_present(own):
-            continue  # what is missing has been said
-        with report.attempt("data"):
+            continue  # missing files are reported already
+        with findings.attempt("data"):
             dataset = open_split(own, name)
             if len(dataset) == 0:
                 raise ConfigError(f"there are no structures in dataset.{name}.src = {own['src']}")
             splits[name] = Split(name, own, dataset, draw(len(dataset), sample))
     if splits:
         parts = [f"{name} {len(s.dataset)} ({s.settings['src']})" for name, s in splits.items()]
-        report.ok("data", f"{', '.join(parts)} structures")
+        findings.ok("data", f"{', '.join(parts)} structures")
     return splits
 
 
-def check_labels(split: Split, levels: Mapping[str, str], report: Report) -> None:
+def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) -> None:
     """Read the sample of a split, report the faulty records and keep the others in `split.sound`.
 
     Args:
-        levels: the fields that losses are taken of: ``atom`` or ``system``.
+        split: the split; its `sound` is filled.
+        levels: ``atom`` or ``system`` for each field that a loss is taken of.
     """
+    faults: dict[str, list[str]] = defaultdict(list)
     remedies: dict[str, str] = {}
     for i in split.sample.tolist():
         try:
             data = split.dataset[i]
         except Exception as error:  # a damaged record raises anything
-            split.faults["cannot be read"].append(f"{type(error).__name__}: {error}")
+            faults["cannot be read"].append(f"{type(error).__name__}: {error}")
             continue
         fault = find_fault(data, {**levels, "fixed": "atom"})
         if fault is None and bool((data.fixed != 0).all()):
@@ -84,25 +97,23 @@ def check_labels(split: Split, levels: Mapping[str, str], report: Report) -> Non
         if fault is None:
             split.sound[i] = data
         else:
-            split.faults[fault].append(_name(split, i, data))
+            faults[fault].append(split.label(i))
             remedies.setdefault(fault, _remedy(fault, data))
     # records that training skips do not end it
     skips = split.name == "train" and split.settings.get("on_bad") == "skip" and split.sound
-    tell = report.warn if skips else report.error
-    for fault, where in split.faults.items():
-        of = f"{len(where)} of {len(split.sample)} {split.name} structures looked at"
+    for fault, where in faults.items():
         first = "; ".join(where[:3]) + ("; ..." if len(where) > 3 else "")
-        tell("labels", f"{of}: {fault}: {first}{remedies.get(fault, '')}")
-    if not split.faults:
-        report.ok(
-            "labels",
-            f"{len(split.sound)} {split.name} structures read: {', '.join(levels)}, all finite",
-        )
-        _check_marks(split, report)
+        detail = f"{split.share(where)}: {fault}: {first}{remedies.get(fault, '')}"
+        (findings.warn if skips else findings.error)("labels", detail)
+    if not faults:
+        n = len(split.sound)
+        detail = f"{n} {split.name} structures read: {', '.join(levels)}, all finite"
+        findings.ok("labels", detail)
+        _check_marks(split, findings)
 
 
 def _remedy(fault: str, data: Any) -> str:
-    """What to do about a missing label, where it has the name that data sets use on disk."""
+    """Suggest a key_mapping for a missing label that has the name of data sets on disk."""
     if not fault.endswith(" is missing"):
         return ""
     renamed = [f"{old}: {new}" for new, old in _ON_DISK.items() if new not in data and old in data]
@@ -110,83 +121,71 @@ def _remedy(fault: str, data: Any) -> str:
     return f" (they have {', '.join(sorted(data.keys()))}{advice})"
 
 
-def _name(split: Split, i: int, data: Any) -> str:
-    """A record's number in its files, which differs from `i` in a shuffled split, and its ids."""
-    ids = (f"{name}={data[name]}" for name in ("sid", "fid") if name in data)
-    return " ".join([f"record {split.dataset.indices[i]}", *ids])
-
-
-def _check_marks(split: Split, report: Report) -> None:
-    """Warn where tags are missing, or say that atoms should be fixed that are not."""
+def _check_marks(split: Split, findings: Findings) -> None:
+    """Warn if tags are missing, or if no atom is fixed although some are sub-surface."""
     records = split.sound.values()
     if not all("tags" in data for data in records):
-        report.warn("labels", f"{split.name} structures have no tags: relaxations need them")
+        findings.warn("labels", f"{split.name} structures have no tags: relaxations need them")
         return
     # in molecules and bulks, all tags are 0
     buried = sum(bool((data.tags == 0).any() and (data.tags > 0).any()) for data in records)
     if buried and not any(bool((data.fixed != 0).any()) for data in records):
-        report.warn(
+        findings.warn(
             "labels",
             f"{buried} of {len(records)} {split.name} structures have sub-surface atoms (tag 0), "
             "and no atom is fixed: all would be trained on and corrupted",
         )
 
 
-def check_elements(splits: Mapping[str, Split], limit: int, report: Report) -> None:
-    """Compare atomic numbers with the model's embedding; records that do not fit are dropped.
+def check_elements(splits: Mapping[str, Split], limit: int, findings: Findings) -> None:
+    """Report elements that the model's embedding lacks, and drop their records from the sound.
 
     Args:
+        splits: by name.
         limit: ``max_num_elements``: atomic numbers must be below it.
     """
     seen: set[int] = set()
-    n_errors = report.count("error")
+    n_errors = findings.count("error")
     for split in splits.values():
+        outside: dict[int, list[str]] = defaultdict(list)
         for i, data in list(split.sound.items()):
             numbers = set(torch.as_tensor(data.atomic_numbers).long().tolist())
             seen |= numbers
-            if min(numbers) >= 1 and max(numbers) < limit:
-                continue
-            del split.sound[i]
-            z = max(numbers) if max(numbers) >= limit else min(numbers)
-            split.faults[f"atomic number {z}"].append(_name(split, i, data))
-        for fault, where in split.faults.items():
-            if fault.startswith("atomic number"):
-                report.error(
-                    "elements",
-                    f"{fault} in {len(where)} of {len(split.sample)} {split.name} structures "
-                    f"looked at ({where[0]}): the model takes 1 to {limit - 1} "
-                    f"(model.backbone.max_num_elements = {limit})",
-                )
-    if seen and report.count("error") == n_errors:
+            if unknown := [z for z in numbers if not 1 <= z < limit]:
+                del split.sound[i]
+                outside[max(unknown)].append(split.label(i))
+        for z, where in outside.items():
+            findings.error(
+                "elements",
+                f"atomic number {z} in {split.share(where)} ({where[0]}): the model takes 1 to "
+                f"{limit - 1} (model.backbone.max_num_elements = {limit})",
+            )
+    if seen and findings.count("error") == n_errors:
         last = f"{chemical_symbols[max(seen)]} ({max(seen)})"
-        report.ok("elements", f"{len(seen)} kinds, up to {last}; the model takes 1 to {limit - 1}")
+        detail = f"{len(seen)} kinds, up to {last}; the model takes 1 to {limit - 1}"
+        findings.ok("elements", detail)
 
 
-def check_sizes(split: Split, optim: Mapping[str, Any], ranks: int, report: Report) -> None:
-    """Look for the sizes that batches are balanced with."""
+def check_sizes(split: Split, optim: Mapping[str, Any], ranks: int, findings: Findings) -> None:
+    """Report missing sizes of structures, which batches are balanced by."""
     if split.dataset.metadata_hasattr("natoms"):
         return
     where = f"there is no metadata.npz with natoms in {split.settings['src']}"
     balancing = optim.get("load_balancing")
     if balancing is not None and optim.get("load_balancing_on_error", "raise") == "raise":
-        report.error("data", f"{where}, which optim.load_balancing = {balancing} needs")
+        findings.error("data", f"{where}, which optim.load_balancing = {balancing} needs")
     elif ranks > 1:
-        report.warn("data", f"{where}: batches are not balanced between ranks")
+        findings.warn("data", f"{where}: batches are not balanced between ranks")
 
 
-def check_apart(splits: Mapping[str, Split], report: Report) -> None:
-    """Warn where validation reads the training set."""
-    paths = [
-        {Path(src).resolve() for src in _listed(split.settings["src"])} for split in splits.values()
-    ]
+def check_apart(splits: Mapping[str, Split], findings: Findings) -> None:
+    """Warn if validation reads the training set."""
+    sources = [np.atleast_1d(split.settings["src"]).tolist() for split in splits.values()]
+    paths = [{Path(src).resolve() for src in listed} for listed in sources]
     if len(paths) == 2 and paths[0] & paths[1]:
         shared = ", ".join(str(path) for path in paths[0] & paths[1])
-        report.warn(
+        findings.warn(
             "data",
             f"validation reads the training set, {shared}: its figures would say nothing about "
             "other structures (dataset.val.src)",
         )
-
-
-def _listed(src: Any) -> list[str]:
-    return [str(path) for path in src] if isinstance(src, list | tuple) else [str(src)]

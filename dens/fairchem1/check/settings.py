@@ -12,7 +12,7 @@ from typing import Any
 from dens.denoising.config import DeNSConfig
 from dens.fairchem1.config.inputs import check_inputs
 from dens.fairchem1.config.rules import check_config, parse_dens
-from dens.runs.check.findings import Report
+from dens.runs.check.findings import Findings
 from dens.runs.check.memory import Footprint, in_words
 from dens.settings import ConfigError
 
@@ -34,7 +34,7 @@ _OPTIM = (
 )
 
 
-def check_settings(config: Mapping[str, Any], report: Report) -> DeNSConfig | None:
+def check_settings(config: Mapping[str, Any], report: Findings) -> DeNSConfig | None:
     """Report what the config alone shows, and where its inputs are missing.
 
     Returns:
@@ -71,7 +71,7 @@ def _check_needed(config: Mapping[str, Any], optim: Mapping[str, Any]) -> None:
 
 
 def _check_spelling(
-    where: str, section: Mapping[str, Any], known: tuple[str, ...], report: Report
+    where: str, section: Mapping[str, Any], known: tuple[str, ...], report: Findings
 ) -> None:
     for key in section:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
@@ -88,7 +88,7 @@ def _describe(config: Mapping[str, Any], dens: DeNSConfig | None) -> str:
     return f"trainer {name}; DeNS with prob {dens.prob:g}, sigma {sigmas} Å on {ratio} of the atoms"
 
 
-def check_disk(run_dir: str | Path, footprint: Footprint, report: Report) -> None:
+def check_disk(run_dir: str | Path, footprint: Footprint, report: Findings) -> None:
     """Report whether checkpoints can be written to the run's folder."""
     folder = Path(run_dir).resolve()
     while not folder.exists():

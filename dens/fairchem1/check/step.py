@@ -1,4 +1,4 @@
-"""One real training step of a config: the trainer is built, corrupts, and goes back and forth."""
+"""Take one real training step of a config: build the trainer, corrupt, forward and backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.check.data import Split
 from dens.fairchem1.check.scales import limit_fits
 from dens.runs.check.corruption import only
-from dens.runs.check.findings import Report, counted
+from dens.runs.check.findings import Findings, counted
 from dens.runs.check.memory import Footprint, measure_activations
 from dens.settings import ConfigError
 
@@ -28,11 +28,11 @@ ATOMS_ON_CPU = 32  # in the batch of the step: a large model takes seconds and G
 
 @contextmanager
 def built(config: Mapping[str, Any], sample: int) -> Iterator[Any]:
-    """The trainer of a config, on one rank, and nothing left of it afterwards.
+    """Build the trainer of a config on one rank, in a temporary folder, and discard it afterwards.
 
     Args:
         config: as `dens.fairchem1.launch` reads it.
-        sample: how many structures normalisers that are to be fitted are fitted on.
+        sample: number of structures to fit normalisers on, where they are fitted.
     """
     config = copy.deepcopy(dict(config))
     dataset = config["dataset"]
@@ -53,43 +53,38 @@ def built(config: Mapping[str, Any], sample: int) -> Iterator[Any]:
 
 
 def choose_records(train: Split, batch_size: int, on_cpu: bool) -> list[Any]:
-    """The batch of the step: on a GPU the largest there can be; on a CPU a small one.
+    """Choose the batch of the step: the largest possible on a GPU, a small one on a CPU.
 
-    On a CPU the smallest structures of the sample are taken, until they are a batch or have
-    `ATOMS_ON_CPU` atoms together. On a GPU the largest of the data set, where ``metadata.npz`` has
-    their sizes, else of the sample.
+    On a CPU the smallest structures of the sample are taken, up to a batch or `ATOMS_ON_CPU` atoms
+    together, but at least one. On a GPU the largest of the data set are taken if ``metadata.npz``
+    has their sizes, else of the sample.
     """
-    by_size = sorted(train.sound, key=lambda i: int(train.sound[i].natoms))
-    if on_cpu:
-        chosen, atoms = by_size[:1], int(train.sound[by_size[0]].natoms)
-        for i in by_size[1:batch_size]:
-            atoms += int(train.sound[i].natoms)
-            if atoms > ATOMS_ON_CPU:
-                break
-            chosen.append(i)
-        return [train.sound[i] for i in chosen]
-    if not train.dataset.metadata_hasattr("natoms"):
-        return [train.sound[i] for i in by_size[-batch_size:]]
-    return [train.dataset[int(i)] for i in sizes_of(train).argsort()[-batch_size:]]
+    if not on_cpu and train.dataset.metadata_hasattr("natoms"):
+        return [train.dataset[int(i)] for i in sizes_of(train).argsort()[-batch_size:]]
+    by_size = sorted(train.sound.values(), key=lambda data: int(data.natoms))
+    if not on_cpu:
+        return by_size[-batch_size:]
+    atoms = np.cumsum([int(data.natoms) for data in by_size[:batch_size]])
+    return by_size[: max(1, int((atoms <= ATOMS_ON_CPU).sum()))]
 
 
 def sizes_of(split: Split) -> np.ndarray:
-    """Atoms of each structure of the data set, where it says, else of those in the sample."""
+    """Return the atoms of each structure of the data set if it has metadata, else of the sample."""
     if split.dataset.metadata_hasattr("natoms"):
         return np.asarray(split.dataset.dataset.get_metadata("natoms", split.dataset.indices))
     return np.array([int(data.natoms) for data in split.sound.values()])
 
 
-def train_step(trainer: Any, records: Sequence[Any], report: Report) -> Footprint:
-    """Take a step on a batch of these records, every one corrupted where the trainer is of DeNS.
+def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Footprint:
+    """Take a training step on records, all corrupted if the trainer is of DeNS.
 
     Raises:
-        ConfigError: what is not finite, or which parameters have no gradient.
+        ConfigError: the loss or a gradient is not finite, or parameters have no gradient.
     """
     applies_dens = getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0
     batch = trainer.collater(list(records))
-    if applies_dens:  # on the trainer, which is thrown away
-        trainer.dens = _forced(trainer.dens, int((batch.fixed == 0).sum()))
+    if applies_dens:  # on the trainer, which is discarded afterwards
+        trainer.dens = _corrupt_all(trainer.dens, int((batch.fixed == 0).sum()))
     trainer.epoch, trainer.step = 1.0 / max(len(trainer.train_loader), 1), 1
     trainer.model.train()
     trainer.optimizer.zero_grad()
@@ -109,24 +104,22 @@ def train_step(trainer: Any, records: Sequence[Any], report: Report) -> Footprin
     _check_gradients(trainer.model)
     trainer.optimizer.step()
     parameters = list(trainer.model.parameters())
-    report.ok(
+    findings.ok(
         "step",
         f"forward{' with corruption' if corrupted else ''} and backward on {trainer.device.type}: "
-        f"{counted(len(records), 'structure')} of {len(batch.pos)} atoms in "
-        f"{seconds:.2g} s, loss "
+        f"{counted(len(records), 'structure')} of {len(batch.pos)} atoms in {seconds:.2g} s, loss "
         f"{loss.item():.4g}; finite gradients in all {len(parameters)} tensors of "
         f"{sum(p.numel() for p in parameters):,} parameters",
     )
     return Footprint.of(trainer, activations(), len(batch.pos))
 
 
-def _forced(dens: DeNSConfig, n_free: int) -> DeNSConfig:
-    """The settings with every structure corrupted, on all atoms where a few might all be missed."""
+def _corrupt_all(dens: DeNSConfig, n_free: int) -> DeNSConfig:
+    """Copy the settings so that every structure is corrupted: on all atoms if there are few."""
     ratio = dens.corrupt_ratio
     hits = ratio is not None and (1 - ratio) ** n_free < 1e-6
-    return only(dens, None).model_copy(
-        update={"prob": 1.0, "corrupt_ratio": ratio if hits else None}
-    )
+    changes = {"prob": 1.0, "corrupt_ratio": ratio if hits else None}
+    return only(dens, None).model_copy(update=changes)
 
 
 def _check_gradients(model: torch.nn.Module) -> None:
@@ -135,23 +128,23 @@ def _check_gradients(model: torch.nn.Module) -> None:
     if absent:
         raise ConfigError(
             f"{len(absent)} of {len(trained)} parameters got no gradient, on which a run of "
-            f"several ranks stops: {_some(absent)}"
+            f"several ranks stops: {_first(absent)}"
         )
     bad = [name for name, grad in trained.items() if not grad.isfinite().all()]
     if bad:
         raise ConfigError(
-            f"the gradient of {len(bad)} of {len(trained)} parameters is not finite: {_some(bad)}"
+            f"the gradient of {len(bad)} of {len(trained)} parameters is not finite: {_first(bad)}"
         )
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     names = [name.removeprefix("module.") for name in names]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @torch.no_grad()
-def evaluation_step(trainer: Any, records: Sequence[Any], report: Report) -> None:
-    """Evaluate on these records, and look for the metric that the best checkpoint is chosen by.
+def evaluation_step(trainer: Any, records: Sequence[Any], findings: Findings) -> None:
+    """Evaluate records and check that the metric for the best checkpoint is among the results.
 
     Raises:
         ConfigError: there is no such metric.
@@ -170,7 +163,5 @@ def evaluation_step(trainer: Any, records: Sequence[Any], report: Report) -> Non
             f"evaluation_metrics.primary_metric must be one of {', '.join(metrics)}, got "
             f"{primary!r} (evaluation_metrics.primary_metric)"
         )
-    report.ok(
-        "validation",
-        f"{', '.join(metrics)}; the best checkpoint is that of the best {primary}",
-    )
+    detail = f"{', '.join(metrics)}; the best checkpoint is that of the best {primary}"
+    findings.ok("validation", detail)

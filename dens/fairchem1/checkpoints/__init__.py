@@ -1,1 +1,1 @@
-"""Checkpoints in and out: their layouts, starting from them, exporting and inspecting them."""
+"""Checkpoints: read every layout, resume or start from them, export, inspect and run them."""

@@ -1,7 +1,7 @@
-"""Turn a checkpoint of any layout into one of stock EquiformerV2, for machines without dens.
+"""Export a checkpoint of any layout to stock EquiformerV2, for machines without dens.
 
-What DeNS added is left out: in evaluation it has no effect. The file holds tensors, numbers, text
-and plain containers only, so that every PyTorch reads it.
+Noise head and force encoding are left out: they have no effect in evaluation. The file holds
+tensors, numbers, text and plain containers only, so that every PyTorch reads it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from fairchem.core.common.utils import update_config
 from torch import Tensor
 
 from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
-from dens.fairchem1.checkpoints.settings import stock_section
+from dens.fairchem1.checkpoints.model_sections import stock_section
 
 _LIN_REF = "backbone.energy_lin_ref"
 
 
 def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = False) -> str:
-    """Write a stock EquiformerV2 checkpoint, and return a line that says what it is.
+    """Write a stock EquiformerV2 checkpoint; return a line that describes it.
 
     Args:
         path: a checkpoint of any layout.
         out: the file to write.
-        raw: the weights as trained; by default their moving average, where there is one.
-        bare: the weights alone, in the safetensors format.
+        raw: export the weights as trained; by default their moving average, where there is one.
+        bare: write the weights alone, in the safetensors format.
 
     Raises:
         ValueError: ``path`` cannot be exported, ``out`` is ``path``, or safetensors is missing.
@@ -45,7 +45,11 @@ def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = 
 
 
 def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
-    """The content of a stock checkpoint with the function of ``checkpoint`` on clean structures.
+    """Make the content of a stock checkpoint that gives equal results on clean structures.
+
+    Args:
+        checkpoint: the checkpoint to export.
+        where: the name of its file, for errors.
 
     Raises:
         ValueError: the checkpoint holds no config.
@@ -62,7 +66,8 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
         logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
     elementrefs = dict(checkpoint.elementrefs)
     if model["backbone"].get("use_energy_lin_ref"):
-        elementrefs["energy"] = _references(weights[_LIN_REF], checkpoint)
+        references = weights[_LIN_REF] * checkpoint.scale("energy")  # in eV
+        elementrefs["energy"] = {"element_references": references}
         model["backbone"]["use_energy_lin_ref"] = False
     return plain(
         {
@@ -76,17 +81,9 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
     )
 
 
-def _references(lin_ref: Tensor, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Energies of the elements, eV, from those inside the model, which are in its own units."""
-    normalizer = checkpoint.normalizers.get("energy", {})
-    scale = normalizer.get("rmsd", normalizer.get("std", 1.0))
-    return {"element_references": lin_ref * scale}
-
-
 def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """What fairchem reads when it runs a checkpoint; nothing of how and where it was trained."""
-    config = copy.deepcopy(dict(config))
-    config = update_config(config)
+    """Keep the part of a config that fairchem reads to run a checkpoint."""
+    config = update_config(copy.deepcopy(dict(config)))
     optim, dataset = config.get("optim") or {}, config.get("dataset") or {}
     if isinstance(dataset, list):
         dataset = dataset[0]
@@ -96,7 +93,7 @@ def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
         "outputs": config["outputs"],
         "loss_functions": config["loss_functions"],
         "evaluation_metrics": config.get("evaluation_metrics") or {},
-        # OCPCalculator deletes src, and so wants one
+        # OCPCalculator deletes src, so it must be there
         "dataset": {"src": "", **{k: dataset[k] for k in ("key_mapping",) if k in dataset}},
         "optim": {k: optim[k] for k in ("batch_size", "eval_batch_size") if k in optim},
         "task": {},
@@ -105,7 +102,7 @@ def _config(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, An
 
 
 def plain(value: Any) -> Any:
-    """``value`` with builtin containers, numbers and text, and tensors of their own memory."""
+    """Convert to builtin containers, numbers and text, and tensors with their own memory."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):

@@ -1,4 +1,7 @@
-"""What a checkpoint holds, read from it without running any code of it."""
+"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code.
+
+It imports nothing of fairchem; it is here because the layouts are those of fairchem's checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _BLOCK = "backbone.blocks.0."
 
 
 def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of an EquiformerV2, from the shapes of its weights (by their names in dens)."""
+    """Read the sizes of an EquiformerV2 off the shapes of its weights (by their names in dens)."""
     sizes = {}
     if EMBEDDING in weights:
         sizes["max_num_elements"], sizes["sphere_channels"] = weights[EMBEDDING].shape
@@ -35,20 +38,23 @@ def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def inspect_checkpoint(path: str | Path) -> str:
-    """A table of what a checkpoint holds.
+    """Describe a checkpoint in a table.
 
     Raises:
-        ValueError: it cannot be read, or its layout is unknown.
+        ValueError: it cannot be read, or its layout or its version of dens is unknown.
     """
-    checkpoint = read(path, raw=True)
-    rows = _rows(checkpoint, checkpoint.content)
+    rows = _rows(read(path, raw=True))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    content = checkpoint.content
     config = content.get("config") or {}
     backbone = (checkpoint.model or {}).get("backbone", {})
+    optim = config.get("optim") or {}
+    dens = optim.get("dens") or optim.get("denoising_pos_params") or {}
+    average = content.get("ema")
     count = sum(w.numel() for name, w in checkpoint.weights.items() if "mapping" not in name)
     rows = [("layout", checkpoint.layout), ("numbers in weights and tables", f"{count:,}")]
     rows += [(key, str(value)) for key, value in describe(checkpoint.weights).items()]
@@ -57,10 +63,10 @@ def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str,
         ("max_neighbors", str(backbone.get("max_neighbors", "not given"))),
         ("heads", ", ".join(f"{name} ({role})" for name, role in checkpoint.heads.items())),
         ("force encoding", _encoding(checkpoint.weights)),
-        ("DeNS settings", _dens(config.get("optim") or {})),
+        ("DeNS settings", ", ".join(f"{key} {value}" for key, value in dens.items()) or "none"),
         ("epoch, step", f"{content.get('epoch', '-')}, {content.get('step', '-')}"),
         ("best metric", _best(content)),
-        ("moving average (ema)", _average(content)),
+        ("moving average (ema)", f"yes, decay {average['decay']}" if average else "no"),
         ("optimizer", "yes" if content.get("optimizer") else "no"),
     ]
     for target, state in checkpoint.normalizers.items():
@@ -69,6 +75,8 @@ def _rows(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[tuple[str,
     for target, state in checkpoint.elementrefs.items():
         used = int((state["element_references"] != 0).sum())
         rows.append((f"element references of {target}", f"{used} elements"))
+    ours = content.get("dens")
+    rows.append(("dens", f"{ours['package']}, version {ours['version']}" if ours else "not used"))
     rows.append(("fairchem", str((config.get("cmd") or {}).get("version", "not given"))))
     return rows
 
@@ -79,11 +87,6 @@ def _encoding(weights: Mapping[str, Tensor]) -> str:
     return "forces and sigma" if f"{ENCODING}sigma_weight" in weights else "forces"
 
 
-def _dens(optim: Mapping[str, Any]) -> str:
-    settings = optim.get("dens") or optim.get("denoising_pos_params") or {}
-    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "none"
-
-
 def _best(content: Mapping[str, Any]) -> str:
     name, value = content.get("primary_metric"), content.get("best_val_metric")
     if value is not None:
@@ -91,8 +94,3 @@ def _best(content: Mapping[str, Any]) -> str:
     metrics = content.get("val_metrics") or {}
     found = [f"{key} {float(m['metric']):.6g}" for key, m in metrics.items() if "metric" in m]
     return ", ".join(found) or "not given"
-
-
-def _average(content: Mapping[str, Any]) -> str:
-    average = content.get("ema")
-    return f"yes, decay {average['decay']}" if average else "no"

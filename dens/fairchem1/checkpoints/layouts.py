@@ -1,7 +1,7 @@
-"""Checkpoints of EquiformerV2 with and without DeNS, whoever wrote them, under the names of dens.
+"""Read EquiformerV2 checkpoints of every layout, with and without DeNS, as models of dens.
 
-Five layouts are known. ``module.``, which DataParallel and its kin put before each name, once or
-more often, is no part of them.
+Each weight gets the name that it has in dens. Five layouts are known; ``module.`` in front of the
+names, which DataParallel and the like add once or more often, makes no difference.
 
 ====================== =====================================================================
 EquiformerV2           ``backbone.*``, ``output_heads.<name>.energy_block``, ``.force_block``
@@ -12,9 +12,12 @@ DeNS, flat             flat, with ``force_embedding`` and ``denoising_pos_block`
 dens                   ``backbone.force_encoding``, ``output_heads.noise``
 ====================== =====================================================================
 
+A checkpoint with a version of dens is of the last layout; others are recognised by their names.
+This module imports nothing of fairchem; it is here because all five are layouts of its checkpoints.
+
 In both foreign DeNS layouts the force embedding, and the embedding of sigma, have a bias on l = 0
-that reaches every atom, clean or not. So it is one with the atom embedding: it is added to the
-embedding of every element, which reproduces those models exactly, with one parameter less.
+that reaches every atom, clean or not. It acts like a part of the atom embedding, so it is added to
+the embedding of every element. This reproduces those models exactly, with one parameter less.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dens.fairchem1.checkpoints.settings import NOISE_HEAD, model_section, trainable_names
+from dens.fairchem1.checkpoints.model_sections import NOISE_HEAD, model_section, trainable_names
+from dens.fairchem1.checkpoints.state import upgrade
 from dens.safe.checkpoints import safe_load
 
 DENS = "dens"
@@ -39,11 +43,12 @@ FLAT = "EquiformerV2, flat"
 ENCODING = "backbone.force_encoding."
 EMBEDDING = "backbone.sphere_embedding.weight"
 
-_FLAT_HEADS = {
-    "energy_block.": "output_heads.energy.energy_block.",
-    "force_block.": "output_heads.forces.force_block.",
-    "denoising_pos_block.": "output_heads.noise.force_block.",
-}
+_UNFLATTENED = [
+    (r"^energy_block\.", "output_heads.energy.energy_block."),
+    (r"^force_block\.", "output_heads.forces.force_block."),
+    (r"^denoising_pos_block\.", "output_heads.noise.force_block."),
+    (r"^(?!output_heads\.)", "backbone."),
+]
 _RENAMED = [
     (r"^backbone\.force_embedding\.", ENCODING),
     (r"^backbone\.noise_schedule_sigma_embedding\.", f"{ENCODING}sigma_"),
@@ -52,20 +57,20 @@ _RENAMED = [
     (r"^output_heads\.[^.]+\.denoising_pos_block\.", "output_heads.noise.force_block."),
 ]
 _TARGETS = {"target": "energy", "grad_target": "forces"}  # older names of normalisers
+_BIASES = (f"{ENCODING}bias", f"{ENCODING}sigma_bias")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds of a model.
+    """Model in a checkpoint, under the names of dens.
 
     Attributes:
         layout: one of the five.
         weights: tensors by their names in dens.
-        model: the ``model`` section that builds that model of dens, or None where the file holds no
-            config.
-        normalizers: by target, state dicts.
-        elementrefs: by target, state dicts.
-        content: all of the file, as it is.
+        model: the ``model`` section to build it with, or None where the file holds no config.
+        normalizers: state dicts by target.
+        elementrefs: state dicts by target.
+        content: the whole file, upgraded to the current version of dens.
     """
 
     layout: str
@@ -84,6 +89,11 @@ class Checkpoint:
                 found[name] = "noise"
         return found
 
+    def scale(self, target: str) -> Any:
+        """Return the standard deviation by which a target is divided; 1 without a normaliser."""
+        normalizer = self.normalizers.get(target, {})
+        return normalizer.get("rmsd", normalizer.get("std", 1.0))
+
 
 def read(path: str | Path, raw: bool = False) -> Checkpoint:
     """Read a checkpoint of any layout; runs no code from the file.
@@ -93,19 +103,25 @@ def read(path: str | Path, raw: bool = False) -> Checkpoint:
         raw: take the weights as trained; by default their moving average, where there is one.
 
     Raises:
-        ValueError: no such file, not a checkpoint, an unknown layout, or damaged.
+        ValueError: the file is missing, damaged or no checkpoint; its layout or its version of dens
+            is unknown.
     """
-    return interpret(safe_load(path), str(path), raw)
+    return interpret(upgrade(safe_load(path), str(path)), str(path), raw)
 
 
 def interpret(content: dict[str, Any], where: str, raw: bool = False) -> Checkpoint:
-    """A :class:`Checkpoint` from the content of a file; ``where`` is its name for errors.
+    """Make a :class:`Checkpoint` from the content of a file.
+
+    Args:
+        content: of the current version of dens, or of any foreign layout.
+        where: the name of the file, for errors.
+        raw: see :func:`read`.
 
     Raises:
         ValueError: an unknown layout, or a moving average that does not fit the weights.
     """
     found = _state_dict(content, where)
-    layout = recognise(found, where)
+    layout = DENS if "dens" in content else recognise(found, where)
     weights = {name: found[key] for key in found if (name := canonical(key, layout))}
     model = model_section(
         content.get("config"),
@@ -132,13 +148,15 @@ def interpret(content: dict[str, Any], where: str, raw: bool = False) -> Checkpo
 
 
 def is_resumable(content: dict[str, Any], where: str, names: Iterable[str]) -> bool:
-    """Whether the file is a checkpoint of dens with the state of its training.
+    """Tell whether training can resume from the content of a file.
 
-    One of a plain model, which the trainer takes with ``prob: 0``, is for such a model only: any
-    other starts from its weights.
+    It can where dens wrote it with its optimizer. A plain model, which the trainer uses with
+    ``prob: 0``, is resumed as a plain model only: any other starts from its weights.
 
     Args:
-        names: those of the model's state dict.
+        content: of the current version of dens, or of any foreign layout.
+        where: the name of the file, for errors.
+        names: the names in the model's state dict.
 
     Raises:
         ValueError: an unknown layout.
@@ -146,8 +164,7 @@ def is_resumable(content: dict[str, Any], where: str, names: Iterable[str]) -> b
     if "optimizer" not in content:
         return False
     state = _state_dict(content, where)
-    ours = "steps" in content  # as our trainer writes it, whatever the model
-    return recognise(state, where) == DENS or (ours and set(state) == set(names))
+    return recognise(state, where) == DENS or ("dens" in content and set(state) == set(names))
 
 
 def _state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
@@ -159,14 +176,14 @@ def _state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
 
 
 def recognise(names: Iterable[str], where: str) -> str:
-    """The layout of a state dict, by its names (without ``module.``).
+    """Find the layout of a state dict by its names (without ``module.``).
 
     Raises:
-        ValueError: none of the five.
+        ValueError: none of the five fits.
     """
     names = list(names)
     starts = {name.split(".")[0] for name in names}
-    if "backbone" in starts and "output_heads" in starts:
+    if {"backbone", "output_heads"} <= starts:
         if any(name.startswith("backbone.force_embedding.") for name in names):
             return FAIRCHEM_DENS
         ours = (ENCODING, "output_heads.noise.")
@@ -180,23 +197,14 @@ def recognise(names: Iterable[str], where: str) -> str:
 
 
 def canonical(key: str, layout: str) -> str | None:
-    """The name in dens of a tensor, or None for a table that dens does not keep."""
-    if layout in (FLAT, FLAT_DENS):
-        for old, new in _FLAT_HEADS.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-                break
-        else:
-            key = f"backbone.{key}"
-    if key == "backbone.force_embedding.expand_index":
-        return None
-    for pattern, name in _RENAMED:
+    """Return the name in dens of a tensor, or None for a table that dens does not keep."""
+    for pattern, name in (_UNFLATTENED if layout in (FLAT, FLAT_DENS) else []) + _RENAMED:
         key = re.sub(pattern, name, key)
-    return key
+    return None if key == f"{ENCODING}expand_index" else key
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """The role (energy, forces, noise or other) of each head, by the names of its tensors."""
+    """Find the role (energy, forces, noise or other) of each head by the names of its tensors."""
     found: dict[str, str] = {}
     for name in names:
         if match := re.match(r"output_heads\.([^.]+)\.([^.]+)", name):
@@ -207,8 +215,8 @@ def roles(names: Iterable[str]) -> dict[str, str]:
 
 
 def _averages(weights, shadow: list[Tensor], model, where: str) -> dict[str, Tensor]:
-    """The moving average by name: it is kept as a list, in the order of the trained weights."""
-    trained = trainable_names(model) | {f"{ENCODING}bias", f"{ENCODING}sigma_bias"}
+    """Name the moving averages: the file lists them in the order of the trained weights."""
+    trained = trainable_names(model).union(_BIASES)
     names = [name for name in weights if name in trained]
     if [weights[name].shape for name in names] != [value.shape for value in shadow]:
         raise ValueError(
@@ -221,7 +229,7 @@ def _averages(weights, shadow: list[Tensor], model, where: str) -> dict[str, Ten
 def _fold_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the biases of foreign encodings to the embedding of every element."""
     weights = dict(weights)
-    for name in (f"{ENCODING}bias", f"{ENCODING}sigma_bias"):
+    for name in _BIASES:
         if name in weights:
             weights[EMBEDDING] = weights[EMBEDDING] + weights.pop(name)
     if (sigma := weights.get(f"{ENCODING}sigma_weight")) is not None:

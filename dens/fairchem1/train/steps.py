@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from dens.data.batches import WithSampleId, join_outputs, non_finite_structures, split_batch
 from dens.data.checked import checked
-from dens.fairchem1.checkpoints.save import refuse_non_finite, write_checkpoint
+from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
@@ -286,7 +286,7 @@ class ReproducibleSteps:
         refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
 
         def write(state: dict, **where: str) -> str:
-            state["steps"] = {"metrics": self.metrics, "skipped_steps": self.skipped_steps}
+            state["dens"] = dens_state(self.metrics, self.skipped_steps)
             return write_checkpoint(state, **where)
 
         with replaced(base_trainer, save_checkpoint=write):
@@ -294,7 +294,7 @@ class ReproducibleSteps:
 
     def resumed(self, checkpoint: dict[str, Any]) -> None:
         """Take over from a checkpoint what the parent does not know of."""
-        state = checkpoint.get("steps", {})
+        state = checkpoint.get("dens", {})
         self.skipped_steps = state.get("skipped_steps", 0)
         self._resumed_metrics = state.get("metrics")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         check_model_classes(model, self.dens)
         sum_shared_gradients()
         if self.pretrained.path is not None:
-            task = {**task, "pretrained": asdict(self.pretrained)}
+            task = {**task, "pretrained": self.pretrained.model_dump()}
         super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
         if self.device.type == "cpu":
             keep_freed_memory()

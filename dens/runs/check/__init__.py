@@ -1,1 +1,1 @@
-"""Parts of ``dens check`` that need no training framework."""
+"""``dens check``: findings, and checks of schedule, memory and corruption for any host."""

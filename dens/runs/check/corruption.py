@@ -1,4 +1,4 @@
-"""DeNS settings against a sample of the data: how much of it would be corrupted."""
+"""Check DeNS settings against a sample of the data: how much of it can be corrupted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch_geometric.data import Batch, Data
 from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import corrupt, eligible_structures
 from dens.random import Stream
-from dens.runs.check.findings import Report
+from dens.runs.check.findings import Findings
 
-FEW = 0.1  # of the structures
+FEW = 0.1  # share of the structures
 EXCLUDING = (
     "exclude_md",
     "min_num_atoms",
@@ -22,33 +22,35 @@ EXCLUDING = (
     "max_stress_norm",
     "strict_max_ratio",
 )
-_DRAWS = 8  # of each structure: few atoms may all be missed once
+_DRAWS = 8  # for each structure: few atoms may all be missed once
 
 
-def check_denoising(dens: DeNSConfig, records: Sequence[Any], report: Report) -> None:
+def check_denoising(dens: DeNSConfig, records: Sequence[Any], findings: Findings) -> None:
     """Report the share of the records that can be corrupted, and settings that switch DeNS off."""
     if dens.prob == 0:
-        report.warn("denoising", "prob is 0: DeNS is off, this is a plain run (optim.dens.prob)")
+        findings.warn("denoising", "prob is 0: DeNS is off, this is a plain run (optim.dens.prob)")
         return
     if dens.denoising_coefficient == 0 and not dens.denoising_coefficient_end:
-        report.warn(
+        findings.warn(
             "denoising",
             "the noise is not learned: its weight is 0 (optim.dens.denoising_coefficient)",
         )
-    if not records or not _has_fields(dens, records, report):
+    if not records or not _has_fields(dens, records, findings):
         return
     share, atoms = corruptible(dens, records)
     if share >= FEW:
-        report.ok(
+        findings.ok(
             "denoising",
             f"{share:.0%} of the sampled structures can be corrupted, with probability {dens.prob} "
             f"each, on {atoms:.0%} of their atoms",
         )
         return
-    rules = {name: getattr(dens, name) for name in EXCLUDING if getattr(dens, name)}
-    alone = {name: 1 - corruptible(only(dens, name), records)[0] for name in rules}
-    reasons = ", ".join(f"{name} = {rules[name]} ({alone[name]:.0%})" for name in rules)
-    report.warn(
+    reasons = ", ".join(
+        f"{name} = {getattr(dens, name)} ({1 - corruptible(only(dens, name), records)[0]:.0%})"
+        for name in EXCLUDING
+        if getattr(dens, name)
+    )
+    findings.warn(
         "denoising",
         f"only {share:.0%} of the sampled structures can ever be corrupted, so DeNS would hardly "
         f"be trained; excluded by: {reasons or 'nothing, but they have hardly a free atom'} "
@@ -56,33 +58,36 @@ def check_denoising(dens: DeNSConfig, records: Sequence[Any], report: Report) ->
     )
 
 
-def _has_fields(dens: DeNSConfig, records: Sequence[Any], report: Report) -> bool:
-    needs = {"md": dens.exclude_md is True, "stress": dens.max_stress_norm is not None}
-    setting = {"md": "exclude_md", "stress": "max_stress_norm"}
+def _has_fields(dens: DeNSConfig, records: Sequence[Any], findings: Findings) -> bool:
+    """Report fields that settings read and records lack."""
     found = True
-    for name, needed in needs.items():
+    for name, key, needed in (
+        ("md", "exclude_md", dens.exclude_md is True),
+        ("stress", "max_stress_norm", dens.max_stress_norm is not None),
+    ):
         without = sum(name not in data for data in records)
         if needed and without:
             found = False
-            report.error(
+            findings.error(
                 "denoising",
-                f"{without} of {len(records)} structures have no {name}, which {setting[name]} "
-                f"reads (optim.dens.{setting[name]})",
+                f"{without} of {len(records)} structures have no {name}, which {key} reads "
+                f"(optim.dens.{key})",
             )
     return found
 
 
 def only(dens: DeNSConfig, name: str | None) -> DeNSConfig:
-    """The settings with no exclusion, or with a single one."""
+    """Copy the settings with a single exclusion, or with none."""
     off = {rule: None for rule in EXCLUDING if rule != name}
     off |= {"early_epochs": None} | ({"exclude_md": False} if "exclude_md" in off else {})
     return dens.model_copy(update=off)
 
 
 def corruptible(dens: DeNSConfig, records: Sequence[Any]) -> tuple[float, float]:
-    """The share of structures that can be corrupted, and of atoms that are, in those.
+    """Corrupt records a few times with ``prob`` 1, structure by structure as in training.
 
-    Structures are corrupted one by one as training does, with ``prob`` 1, a few times each.
+    Returns:
+        The share of structures that are ever corrupted, and of corrupted atoms in those.
     """
     dens = dens.model_copy(update={"prob": 1.0})
     fields = ("pos", "forces", "natoms", "fixed", "md", "stress")
@@ -93,8 +98,8 @@ def corruptible(dens: DeNSConfig, records: Sequence[Any]) -> tuple[float, float]
         forces=batch.forces,
         batch=batch.batch,
         natoms=batch.natoms,
-        md=batch.md if "md" in batch else None,
-        stress=batch.stress if "stress" in batch else None,
+        md=getattr(batch, "md", None),
+        stress=getattr(batch, "stress", None),
     )
     ever = torch.zeros(len(records), dtype=torch.bool)
     atoms = total = 0

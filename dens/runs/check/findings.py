@@ -1,4 +1,4 @@
-"""The findings of a check, in the order in which they are made."""
+"""Findings of ``dens check``: one line each, in the order in which they are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,65 +19,68 @@ _COLORS = {"ok": "green", "warn": "yellow", "error": "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``level`` is ok, warn or error; what was looked at; what was seen."""
+    """One line: ``level`` (ok, warn or error), the topic of the check, and the result."""
 
     level: str
     what: str
     detail: str
 
-    def __str__(self) -> str:
-        return f"{self.level:<6} {self.what}: {self.detail}"
-
     def styled(self) -> str:
-        """The line for a terminal."""
+        """Format the line for a terminal."""
         level = click.style(f"{self.level:<6}", fg=_COLORS[self.level], bold=self.level != "ok")
         return f"{level} {self.what}: {self.detail}"
 
 
 @dataclass
-class Report:
-    """The findings so far; ``show`` is called with each as it is made."""
+class Findings:
+    """List of the findings so far; ``show`` is called with each new one.
+
+    ``ok``, ``warn`` and ``error`` take the topic of the check and the result.
+    """
 
     show: Callable[[Finding], None] = lambda finding: None
-    findings: list[Finding] = field(default_factory=list)
-
-    def ok(self, what: str, detail: str) -> None:
-        self._add("ok", what, detail)
-
-    def warn(self, what: str, detail: str) -> None:
-        self._add("warn", what, detail)
-
-    def error(self, what: str, detail: str) -> None:
-        self._add("error", what, detail)
+    lines: list[Finding] = field(default_factory=list)
 
     def _add(self, level: str, what: str, detail: str) -> None:
         finding = Finding(level, what, detail)
-        if finding not in self.findings:  # two checks may meet the same mistake
-            self.findings.append(finding)
+        if finding not in self.lines:  # two checks may meet the same mistake
+            self.lines.append(finding)
             self.show(finding)
 
+    ok = partialmethod(_add, "ok")
+    warn = partialmethod(_add, "warn")
+    error = partialmethod(_add, "error")
+
     def count(self, level: str) -> int:
-        return sum(finding.level == level for finding in self.findings)
+        """Count the findings of a level."""
+        return sum(finding.level == level for finding in self.lines)
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Turn whatever is raised inside into an error of ``what``, so that other checks go on."""
+        """Turn any exception in the block into an error finding, so that other checks go on."""
         try:
             yield
         except (Exception, SystemExit) as error:
             for line in explain(error):
                 self.error(what, line)
 
+    def run(self, what: str, check: Callable[..., None], *args: Any) -> None:
+        """Run one check, which takes the findings as its last argument, in :meth:`attempt`."""
+        with self.attempt(what):
+            check(*args, self)
+
     def summary(self) -> str:
-        """The last line."""
-        errors, warnings = self.count("error"), self.count("warn")
-        if errors:
-            return f"not ready: {counted(errors, 'error')}, {counted(warnings, 'warning')}"
-        return f"ready to train, {counted(warnings, 'warning')}"
+        """Format the last line: whether the run can start, and the numbers of findings."""
+        errors, warnings = self.count("error"), counted(self.count("warn"), "warning")
+        return (
+            f"not ready: {counted(errors, 'error')}, {warnings}"
+            if errors
+            else (f"ready to train, {warnings}")
+        )
 
 
 def explain(error: BaseException) -> list[str]:
-    """An error in lines for the user; one that was not meant for users comes with its place."""
+    """Format an exception in lines for the user; an unexpected one with file and line number."""
     if isinstance(error, ConfigError):
         return str(error).splitlines()
     frames = traceback.extract_tb(error.__traceback__)
@@ -85,5 +90,5 @@ def explain(error: BaseException) -> list[str]:
 
 
 def counted(n: int, noun: str) -> str:
-    """A number and a noun in the plural that it needs."""
+    """Format a number with its noun, in the plural if needed."""
     return f"{n} {noun}{'' if n == 1 else 's'}"

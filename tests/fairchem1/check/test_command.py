@@ -1,4 +1,4 @@
-"""``dens check`` finds what would end or spoil a run, says so in one line, and leaves nothing."""
+"""``dens check`` reports each problem of a run in one line, and leaves no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NORMALIZER = {"energy": {"mean": 0.0, "stdev": 1.0}, "forces": {"mean": 0.0, "st
 
 
 def write_split(folder: Path, n: int, seed: int, change=lambda i, data: None) -> str:
-    """Random labels as a data set has them on disk; ``change`` edits each record first."""
+    """Write random structures as a data set on disk; ``change`` edits each record first."""
     rng = np.random.default_rng(seed)
     with LmdbWriter(folder) as writer:
         for i in range(n):
@@ -56,12 +56,12 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def without_step(monkeypatch) -> None:
-    """For what is found before the trainer is built."""
+    """Skip the training step, for findings before the trainer is built."""
     monkeypatch.setattr(checkup, "_check_step", lambda *args: None)
 
 
 def write_config(data: dict[str, str], **changes) -> Path:
-    """A sound config of the small model and data, as YAML; keys of ``changes`` have dots for `__`.
+    """Write a sound config of the small model and data; `__` in keys of ``changes`` means a dot.
 
     Its 6 steps an epoch make 60 in 10 epochs, more than five horizons of its EMA.
     """
@@ -87,7 +87,7 @@ def write_config(data: dict[str, str], **changes) -> Path:
 
 
 def findings(capsys, *args, **options) -> list[str]:
-    """The lines that a check prints, and whether it found no error, as the last one says too."""
+    """Run a check and return its lines; the last one must agree with the result."""
     passed = check_command(*args, **options)
     *lines, last = capsys.readouterr().out.splitlines()
     assert passed == last.startswith("ready to train")
@@ -124,7 +124,7 @@ def test_a_sound_config_passes_with_the_right_numbers(data, workplace, capsys):
 
 
 def test_memory_grows_with_the_atoms(data, workplace, capsys, monkeypatch):
-    """What a step keeps is in proportion to its atoms, so that a small step foretells a large."""
+    """Memory of activations is proportional to atoms, so a small step predicts a large one."""
 
     def per_atom(atoms: int) -> float:
         monkeypatch.setattr("dens.fairchem1.check.step.ATOMS_ON_CPU", atoms)
@@ -142,7 +142,7 @@ def test_ranks_share_the_data(data, workplace, without_step, capsys):
     assert "2 steps an epoch (24 structures, 4 on each of 4 ranks), 20 in 10 epochs" in steps[0]
 
 
-def test_accumulated_pieces_are_one_step(data, workplace, capsys):
+def test_accumulated_micro_batches_are_one_step(data, workplace, capsys):
     overrides = ["--optim.batch_size=2", "--optim.grad_accumulation_steps=2"]
     lines = findings(capsys, write_config(data), overrides=overrides)
     assert all(line.startswith("ok ") for line in lines), lines
@@ -367,7 +367,7 @@ def test_stock_runs_and_checkpoints_are_checked_too(data, workplace, capsys):
 
 
 def test_the_command(data, workplace, capsys):
-    """Its exit status, and that what it silences is heard again."""
+    """The command sets its exit status and restores logging afterwards."""
     root = logging.getLogger()
     before = root.level
     config = write_config(data)

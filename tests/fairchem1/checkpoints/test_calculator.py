@@ -1,4 +1,4 @@
-"""The relaxation that the documentation shows, molecules, and the fast path."""
+"""ASE calculators: the documented relaxation, molecules, and the fast path."""
 
 import re
 
@@ -49,7 +49,7 @@ def results(path, atoms, **options):
 
 @pytest.mark.parametrize("use_pbc", [False, True])
 def test_molecules(dataset, tmp_path, use_pbc):
-    """Without a cell or in a wide one, a molecule has the same energy and forces."""
+    """A molecule has equal energy and forces without a cell and in a wide one."""
     backbone = {**MODEL["backbone"], **WITHOUT_GRID, "use_pbc": use_pbc}
     path = save(dens_trainer(dataset, tmp_path / "run", {**MODEL, "backbone": backbone}))
     boxed = molecule("CH3CH2OH", vacuum=10.0, pbc=True)

@@ -1,4 +1,4 @@
-"""What is read from checkpoint files, and what is refused: hostile, damaged and foreign ones."""
+"""Reading checkpoints: hostile, damaged and unknown files are refused; inspect and export."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from dens.safe.checkpoints import safe_load
 
 
 class Hostile:
-    """Makes a file when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __reduce__(self):
         return (os.mkdir, ("it_ran",))
@@ -87,7 +87,7 @@ def test_a_file_can_be_trusted(monkeypatch):
 
 
 def test_numpy_numbers_of_older_checkpoints():
-    """And the list that PyTorch trusts is afterwards what it was."""
+    """Numpy numbers are read, and PyTorch's allow-list is restored afterwards."""
     before = list(torch.serialization.get_safe_globals())
     content = {"best_val_metric": np.float64(1.5), "step": np.int64(3), "done": np.bool_(True)}
     torch.save(content, "file.pt")

@@ -1,4 +1,4 @@
-"""Exported checkpoints: which weights, and nothing overwritten. (test_stock.py runs them.)"""
+"""Exporting checkpoints: choice of weights, no overwriting. (test_stock.py runs exported ones.)"""
 
 from pathlib import Path
 

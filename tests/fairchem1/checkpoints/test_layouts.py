@@ -1,4 +1,4 @@
-"""Published DeNS checkpoints, and plain ones, give the same function under the names of dens."""
+"""Foreign layouts: models of dens reproduce published DeNS checkpoints and plain ones."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1.checkpoints.export import export
 from dens.fairchem1.checkpoints.layouts import FAIRCHEM_DENS, FLAT, FLAT_DENS, read
-from dens.fairchem1.checkpoints.settings import build, dens_section
+from dens.fairchem1.checkpoints.model_sections import build, dens_section
 from dens.random import make_generator
 
 LADDER = {"sigma": None, "sigma_low": 0.02, "sigma_high": 0.2, "num_sigmas": 3}
@@ -37,7 +37,7 @@ def imported(path, raw=False, **backbone):
 
 
 def corrupted_pair(ratio):
-    """A corrupted batch with our fields, and the same one with theirs."""
+    """Make a corrupted batch with our fields, and an equal one with fairchem's."""
     batch = make_batch(3)
     settings = {**DENS, **LADDER, "prob": 1.0, "granularity": "batch", "corrupt_ratio": ratio}
     generator = make_generator(0, 0, 0)
@@ -55,7 +55,7 @@ def corrupted_pair(ratio):
 @pytest.mark.parametrize("sigma", [False, True], ids=["forces", "forces and sigma"])
 @pytest.mark.parametrize("layout", [FAIRCHEM_DENS, FLAT_DENS])
 def test_dens_of_others(dataset, tmp_path, layout, sigma):
-    """Energy, forces and noise, clean and corrupted; and the export on clean structures."""
+    """Outputs are equal on clean and corrupted structures; so is the export on clean ones."""
     trainer = foreign_trainer(
         dataset,
         tmp_path,
@@ -101,7 +101,7 @@ def test_flat_plain_model(dataset, tmp_path):
 
 
 def test_element_references_of_the_flat_layout(dataset, tmp_path):
-    """energy_lin_ref, in units of the normaliser inside the model, becomes references in eV."""
+    """energy_lin_ref, in units of the model's normaliser, becomes references in eV."""
     trainer = plain_trainer(dataset, tmp_path)
     path = flatten(save(trainer))
     content = torch.load(path, weights_only=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning from plain checkpoints, going on from published ones, and resuming."""
+"""Fine-tune plain checkpoints, continue published ones, and resume."""
 
 import copy
 import logging
@@ -78,7 +78,7 @@ def test_model_pretrained_and_a_fresh_noise_head(dataset, tmp_path, plain):
 
 
 def test_training_goes_on_from_a_published_model(dataset, tmp_path):
-    """Noise head and encoding are taken too; normalisers come along; the rest starts afresh."""
+    """Noise head, encoding and normalisers are taken too; the training state starts afresh."""
     theirs = foreign_trainer(dataset, tmp_path / "theirs", foreign_model())
     randomise(theirs)
     theirs.step = 7
@@ -143,7 +143,7 @@ def without_forces():
 )
 @pytest.mark.filterwarnings("ignore")
 def test_what_does_not_fit_is_refused_by_name(dataset, tmp_path, model, message):
-    from dens.fairchem1.checkpoints.settings import build
+    from dens.fairchem1.checkpoints.model_sections import build
 
     torch.save({"state_dict": build(model).state_dict()}, tmp_path / "plain.pt")
     trainer = dens_trainer(dataset, tmp_path / "run", MODEL)
@@ -156,9 +156,9 @@ def test_what_does_not_fit_is_refused_by_name(dataset, tmp_path, model, message)
     ("pretrained", "message"),
     [
         ("missing.pt", "checkpoint missing.pt does not exist (model.pretrained)"),
-        (3, "model.pretrained must be a path, or a mapping with path and noise_head, got 3"),
-        ({"file": "x"}, "model.pretrained must be a path, or a mapping"),
-        ({"noise_head": "zero"}, "noise_head must be force_head or fresh, got 'zero'"),
+        (3, "path must be a path, got 3 (model.pretrained.path)"),
+        ({"file": "x"}, "unknown key file = 'x' (model.pretrained.file): the keys are path, noise"),
+        ({"noise_head": "zero"}, "noise_head must be 'force_head' or 'fresh', got 'zero' (model."),
     ],
 )
 def test_pretrained_settings_are_checked(dataset, tmp_path, pretrained, message):

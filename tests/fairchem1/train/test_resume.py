@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and steps that must not be taken."""
+"""Resume interrupted runs; save only complete steps and finite weights."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from helpers.trainers import DENS, STOCK_MODEL, trainer_config
 from kill_and_resume import compare, unequal, write_config
 
 from dens.fairchem1 import DeNSTrainer
-from dens.fairchem1.checkpoints.save import write_checkpoint
+from dens.fairchem1.checkpoints.state import write_checkpoint
 from dens.process import StopSignals
 from dens.safe.checkpoints import safe_load
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
-    """The short form of kill_and_resume.py: SIGKILL, also into saving, and SIGTERM."""
+    """Short form of kill_and_resume.py: SIGKILL, also while saving, and SIGTERM."""
     # the last signal may find the run at its end
     assert compare(tmp_path, steps=40, kills=5).startswith(("4 kills", "5 kills"))
 
@@ -57,7 +57,7 @@ def saving_trainer(dataset, tmp_path):
 
 
 def test_the_checkpoint_of_a_step_holds_all_of_the_step(saving_trainer):
-    """fairchem saves before the evaluation and before the schedule moves on."""
+    """The evaluation and the schedule's step are in it; fairchem saves before both."""
     trainer, path = saving_trainer
     trainer.config["optim"]["eval_every"] = 2
     trainer.train(disable_eval_tqdm=True)
@@ -68,7 +68,7 @@ def test_the_checkpoint_of_a_step_holds_all_of_the_step(saving_trainer):
 
 
 def test_a_model_without_noise_head_is_resumed_too(dataset, tmp_path):
-    """With prob: 0 the trainer takes plain EquiformerV2; its checkpoints are no mere weights."""
+    """With prob: 0 the trainer takes plain EquiformerV2, and resumes its optimizer and step."""
     settings = {"is_debug": False, "run_dir": str(tmp_path), "timestamp_id": "run"}
     plain = {"dens": {**DENS, "prob": 0.0}, "model": STOCK_MODEL, "logger": "tensorboard"}
     config = trainer_config(dataset, **settings, **plain, optim={"checkpoint_every": 3})
@@ -101,7 +101,7 @@ def test_sigterm_waits_for_the_step(saving_trainer):
 
 
 def test_other_handlers_are_left_or_deferred():
-    """submitit ignores SIGTERM, and requeues the job at its own signal."""
+    """submitit's SIGTERM handler stays; its signal of preemption is deferred, then delivered."""
     calls = []
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR2)}
     try:
@@ -121,7 +121,7 @@ def test_other_handlers_are_left_or_deferred():
 
 
 def test_a_preempted_job_is_requeued(tmp_path, submit, monkeypatch):
-    """submitit's local executor: saved at the end of the step, started again, equal in the end."""
+    """With submitit's local executor: the step is saved, the job restarts, results are equal."""
     monkeypatch.chdir(tmp_path)
     path = write_config(tmp_path, steps=10)
     config = yaml.safe_load(path.read_text())
@@ -142,7 +142,7 @@ def test_a_preempted_job_is_requeued(tmp_path, submit, monkeypatch):
 
 
 def test_sigterm_stops_all_ranks_alike(tmp_path, children_env):
-    """The launcher gets the signal; its two ranks save the same step, and it says so."""
+    """The launcher gets the signal; both ranks stop after one step, which is saved."""
     config = write_config(tmp_path, steps=1000)
     program = "from dens.cli import main; main()"  # ranks import no script again, just their entry
     argv = ["--config", str(config), "--cpu", "--num-gpus", "2", "--timestamp-id", "run"]

@@ -1,4 +1,4 @@
-"""What pickles may do: nothing but build tensors, arrays and containers."""
+"""The allow-list of pickles: they build tensors, arrays and containers, and run no code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("untrusting")
 
 
 def in_protocol_2(name: str) -> str:
-    """The name of Python 2, which such pickles have."""
+    """Return the name in Python 2, which pickles of protocol 2 contain."""
     return name.replace("builtins.", "__builtin__.").replace("subprocess.", "commands.")
 
 
@@ -57,7 +57,7 @@ def test_checkpoints_run_nothing(sentinel, tmp_path, name, zipped):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_these_pickles_are_hostile(sentinel, monkeypatch, name):
-    """Else the tests above would show nothing; and the switch works."""
+    """Without the restriction these pickles do run code, so the tests above are not empty."""
     monkeypatch.setenv("DENS_TRUST_FILES", "1")
     loads(payload(name, sentinel))
     until = time.monotonic() + 10
@@ -67,7 +67,7 @@ def test_these_pickles_are_hostile(sentinel, monkeypatch, name):
 
 
 def test_a_storage_may_be_written_in_another_way():
-    """Then PyTorch's restricted reader is asked."""
+    """Storages written in another way are read by PyTorch's restricted reader."""
     file = io.BytesIO()
     storage = torch.storage.TypedStorage(
         wrap_storage=torch.arange(6.0).untyped_storage(), dtype=torch.float32, _internal=True
@@ -79,7 +79,7 @@ def test_a_storage_may_be_written_in_another_way():
 
 
 def full_record() -> Data:
-    """Whatever records may hold."""
+    """Make a record with every kind of field that is allowed."""
     rng = np.random.default_rng(0)
     return Data(
         pos=torch.randn(6, 3)[::2],
@@ -130,7 +130,7 @@ def test_records_are_read_as_pickle_reads_them(protocol):
 
 
 def old_record() -> bytes:
-    """A ``Data`` as PyTorch Geometric 1.x pickled it, its fields in the object itself."""
+    """Pickle a ``Data`` as PyTorch Geometric 1.x did, with its fields in the object itself."""
     data = Data.__new__(Data)
     vars(data).update(x=None, edge_index=None, edge_attr=None, y=-1.5, norm=None, face=None)
     vars(data).update(pos=torch.ones(2, 3), atomic_numbers=torch.tensor([8.0, 29.0]), natoms=2)
@@ -174,7 +174,7 @@ def test_damaged_records(pickled, message):
 
 
 class Forged:
-    """A tensor that claims other sizes than its storage has, or gets another state."""
+    """Tensor whose pickle claims other sizes than its storage has, or sets another state."""
 
     def __init__(self, offset, size, stride, *state):
         self.args, self.state = (offset, size, stride, False, OrderedDict()), state
@@ -210,7 +210,7 @@ def test_a_storage_of_a_wrong_length():
 
 @pytest.mark.parametrize("module_name", ALLOWED, ids=".".join)
 def test_what_may_be_named_cannot_be_changed(module_name):
-    """A pickle can set attributes of what it names; torch and numpy stay as they were."""
+    """A pickle may set attributes of objects; those of torch and numpy stay unchanged."""
     module, name = module_name
     named = f"c{module}\n{name}\n".encode()
     for state in (b"}X\x01\x00\x00\x00xK\x01s", b"N}X\x01\x00\x00\x00xK\x01s\x86"):

@@ -1,4 +1,4 @@
-"""The config of a checkpoint as settings of the models of dens, or of stock EquiformerV2."""
+"""Convert the ``model`` section of a config: to the classes of dens, or to stock EquiformerV2."""
 
 from __future__ import annotations
 
@@ -15,38 +15,31 @@ from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbon
 from dens.fairchem1.config.translate import translate_model
 
 BACKBONE, NOISE_HEAD = "dens.EquiformerV2Backbone", "dens.NoiseHead"
-_TO_DENS = {
-    "equiformer_v2_backbone": BACKBONE,
-    "equiformerV2_scalar_head": "dens.EnergyHead",
-    "equiformer_v2_energy_head": "dens.EnergyHead",
-    "equiformerV2_vector_head": "dens.ForceHead",
-    "equiformer_v2_force_head": "dens.ForceHead",
-    "dens_equiformer_v2_backbone": BACKBONE,
-    "dens_energy_head": "dens.EnergyHead",
-    "dens_force_head": "dens.ForceHead",
-    "dens_noise_head": NOISE_HEAD,
-}
-_TO_STOCK = {
-    BACKBONE: "equiformer_v2_backbone",
-    "dens.EnergyHead": "equiformerV2_scalar_head",
-    "dens.ForceHead": "equiformerV2_vector_head",
-}
+# each row: the name in dens, the stock name, further names of equivalent classes
+_CLASSES = """
+dens.EquiformerV2Backbone equiformer_v2_backbone dens_equiformer_v2_backbone
+dens.EnergyHead equiformerV2_scalar_head equiformer_v2_energy_head dens_energy_head
+dens.ForceHead equiformerV2_vector_head equiformer_v2_force_head dens_force_head
+dens.NoiseHead - dens_noise_head
+"""
+_ROWS = [row.split() for row in _CLASSES.strip().splitlines()]
+_TO_DENS = {other: ours for ours, *others in _ROWS for other in others}
+_TO_STOCK = {ours: stock for ours, stock, *_ in _ROWS}
 _STOCK_KEYS = set(inspect.signature(EquiformerV2Backbone.__init__).parameters) - {"self"}
 _OUR_KEYS = {"force_encoding", "sigma_encoding"}
-_KNOWN_AS = {
-    "use_force_encoding": "force_encoding",
-    "use_noise_schedule_sigma_encoding": "sigma_encoding",
-}
 
 
 def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dict[str, Any] | None:
-    """The ``model`` section of a checkpoint's config, for the hydra model with classes of dens.
+    """Convert a checkpoint's config to a ``model`` section of the hydra model of dens.
 
     Args:
         config: the config in the file, or None.
-        where: the name of the file.
+        where: the name of the file, for errors.
         foreign: whether backbone and heads are those of fairchem 1.10's DeNS.
-        noise: whether a model without heads in its config has a noise head.
+        noise: whether to add a noise head where the config lists no heads.
+
+    Returns:
+        The section, or None where there is no config.
 
     Raises:
         ValueError: a model that dens has no class for.
@@ -57,7 +50,7 @@ def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dic
     if isinstance(model, str):  # the oldest form: a name, and the settings beside it
         model = {"name": model, **copy.deepcopy(config.get("model_attributes") or {})}
     if model.get("name") != "hydra":
-        model = _as_hydra(model, noise)
+        model = _hydra_section(translate_model(model), noise)
     elif foreign:
         model = translate_model(model)
     if "backbone" not in model or "heads" not in model:
@@ -73,9 +66,11 @@ def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dic
 
 
 def dens_section(model: Mapping[str, Any], **backbone: Any) -> dict[str, Any]:
-    """A ``model`` section with the classes of dens, where it has one for fairchem's own.
+    """Replace fairchem's classes in a ``model`` section by those of dens.
 
-    ``backbone`` are further settings of the backbone.
+    Args:
+        model: the section of a hydra model.
+        backbone: further settings of its backbone.
     """
     model = copy.deepcopy(dict(model))
     model["backbone"].update(backbone)
@@ -85,8 +80,8 @@ def dens_section(model: Mapping[str, Any], **backbone: Any) -> dict[str, Any]:
     return model
 
 
-def _as_hydra(model: Mapping[str, Any], noise: bool) -> dict[str, Any]:
-    settings = {_KNOWN_AS.get(key, key): value for key, value in model.items()}
+def _hydra_section(settings: Mapping[str, Any], noise: bool) -> dict[str, Any]:
+    """Make the section of a hydra model from one flat list of settings."""
     keys = _STOCK_KEYS | _OUR_KEYS
     heads = {"energy": "dens.EnergyHead", "forces": "dens.ForceHead"}
     if noise:
@@ -100,20 +95,8 @@ def _as_hydra(model: Mapping[str, Any], noise: bool) -> dict[str, Any]:
     }
 
 
-def build(model: Mapping[str, Any]) -> HydraModel:
-    """The model of a ``model`` section, with random weights."""
-    setup_imports()
-    model = copy.deepcopy(dict(model))
-    return registry.get_model_class(model.pop("name"))(**model)
-
-
-def trainable_names(model: Mapping[str, Any]) -> set[str]:
-    """The names of the weights that training changes."""
-    return {name for name, weight in build(model).named_parameters() if weight.requires_grad}
-
-
 def stock_section(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``model`` section of dens with fairchem's own classes, without noise head and encoding."""
+    """Replace the classes of dens by fairchem's own; drop noise head and force encoding."""
     model = copy.deepcopy(dict(model))
     backbone = {k: v for k, v in model["backbone"].items() if k in _STOCK_KEYS}
     backbone["model"] = _TO_STOCK[model["backbone"]["model"]]
@@ -122,3 +105,15 @@ def stock_section(model: Mapping[str, Any]) -> dict[str, Any]:
         if head["module"] != NOISE_HEAD:
             heads[name] = {**head, "module": _TO_STOCK.get(head["module"], head["module"])}
     return {**model, "backbone": backbone, "heads": heads}
+
+
+def build(model: Mapping[str, Any]) -> HydraModel:
+    """Build the model of a ``model`` section, with random weights."""
+    setup_imports()
+    model = copy.deepcopy(dict(model))
+    return registry.get_model_class(model.pop("name"))(**model)
+
+
+def trainable_names(model: Mapping[str, Any]) -> set[str]:
+    """Return the names of the weights that training changes."""
+    return {name for name, weight in build(model).named_parameters() if weight.requires_grad}

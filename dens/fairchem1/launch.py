@@ -38,7 +38,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.fairchem1.config.read import as_config_error
-from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.train.logger import keep_logs
 from dens.patching import replaced
@@ -173,8 +173,8 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
         logger = config.get("logger", "wandb")
         logger = logger if isinstance(logger, dict) else {"name": logger}
         config |= {"logger": {**logger, "quiet": True}, "hide_eval_progressbar": True}
-    if not (args.submit and args.sweep_yml):
-        _check(config)
+    if not (args.submit and args.sweep_yml):  # else each run of the sweep is settled
+        config = _settle(config)
     if without_gpu:
         logging.info("There is no CUDA device: running on the CPU with gloo, as --cpu does.")
     return config
@@ -188,18 +188,18 @@ def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
     for config in configs:
         run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...
         config["timestamp_id"] = base["timestamp_id"] + run
-        _check(config)
-    return configs
+    return [_settle(config) for config in configs]
 
 
-def _check(config: dict[str, Any]) -> None:
+def _settle(config: dict[str, Any]) -> dict[str, Any]:
     try:
-        check_config(config)
+        config = settle(config)
         check_inputs(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _read_safely(config)
     keep_wandb_offline(config)
+    return config
 
 
 def _read_safely(config: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ def examine(config: Mapping[str, Any], report: Report, sample: int = SAMPLE) -> 
         config: with the keys that fairchem's ``build_config`` adds.
         sample: structures of each split to read.
     """
-    dens = check_settings(config, report)
+    config, dens = check_settings(config, report)
     usable = not report.count("error")
     if "datasets" in config:
         report.warn("data", "fairchem's multitask layout (datasets) is not looked into")

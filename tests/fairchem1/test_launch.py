@@ -33,7 +33,7 @@ def config_yml(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data/data.0000.lmdb").touch()
     path = tmp_path / "c.yml"
     config = {
-        "trainer": "recording_trainer.RecordingTrainer",
+        "trainer": "helpers.recording_trainer.RecordingTrainer",
         "dataset": {"train": {"src": "data"}},
         "model": {"name": "none"},
         "optim": {"num_workers": 0, "lr": 0.1},

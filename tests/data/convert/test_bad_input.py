@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from helpers.labelled import molecules, slabs, write_oc20, write_traj, write_vasprun
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
+from dens.cli import data as command
 
 CASES: dict[str, tuple[Callable[[Path], list], str]] = {}
 

@@ -30,7 +30,7 @@ from helpers.labelled import (
 )
 from helpers.paths import ROOT
 
-from dens.data.cli import data as command
+from dens.cli import data as command
 from dens.data.convert.frames import Splitting, convert
 from dens.data.convert.labels import Recipe
 from dens.data.references import References, load_references

@@ -18,7 +18,7 @@ from ase.io import write
 from click.testing import CliRunner
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as data_command
+from dens.cli import data as data_command
 from dens.data.convert.md17 import convert_md17
 from dens.data.sources import md17 as md17_sources
 from dens.data.sources.md17 import MOLECULES, find_molecule

@@ -16,7 +16,7 @@ from helpers.trainers import DENS, trainer_config
 from torch_geometric.data import Data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
+from dens.cli import data as command
 from dens.data.sources.oc20 import says_md
 
 

@@ -36,7 +36,8 @@ def known_keys(schema: type[BaseModel]) -> tuple[str, ...]:
 
 def is_near_miss(name: str, known: Iterable[str]) -> bool:
     """Tell whether an unknown key is so similar to a known one that it must be misspelt."""
-    return bool(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_MISS))
+    swapped = any(sorted(name) == sorted(key) for key in known)  # short ones, such as scr
+    return swapped or bool(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR_MISS))
 
 
 def unknown_key(name: str, value: Any, where: str, known: Iterable[str]) -> str:

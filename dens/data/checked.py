@@ -1,7 +1,13 @@
-"""Validate each record as it is read; optionally replace bad ones.
+"""Data sets whose records are looked at before they are trained on, and replaced where one says so.
 
-The settings are two keys of ``dataset.train``, see :class:`BadRecordSettings`. Which record
-replaces a bad one depends on its number alone, so that all ranks and resumed runs agree.
+``dataset.train`` takes
+
+- ``on_bad``: ``error`` (default), or ``skip``: take the next good record in the place of a bad one;
+- ``on_bad_limit``: how many different records may be bad: a number of records, or a fraction of the
+  data set (default 0.01). One more is an error.
+
+Which record takes the place of a bad one is a function of its number alone: so all ranks, and a run
+that is resumed, agree.
 """
 
 from __future__ import annotations
@@ -95,7 +101,7 @@ def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> C
 
 
 class CheckedRecords(Dataset):
-    """Data set of structures that validates each record when it is read.
+    """A data set of structures, with every record looked at when it is read.
 
     Args:
         dataset: whose records are PyG ``Data``.
@@ -116,7 +122,7 @@ class CheckedRecords(Dataset):
 
     @property
     def bad_records(self) -> int:
-        """Number of different records replaced so far, by this process and its data loaders."""
+        """How many different records were replaced so far, by this process and its loaders'."""
         return 0 if self._tally is None else self._tally.count
 
     def __len__(self) -> int:
@@ -146,7 +152,7 @@ class CheckedRecords(Dataset):
 
 
 class _Tally:
-    """Set of the bad records so far, in memory that the processes of a data loader share."""
+    """Which records were bad, in memory that the processes of a loader share."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

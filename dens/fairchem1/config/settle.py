@@ -43,6 +43,7 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
     """
     config = dict(config)
     setup_imports(config)
+    _check_types(config)
     trainer = trainer or find_class("trainer", config.get("trainer", "ocp"), "trainer")
     if not getattr(trainer, "applies_dens", False):
         run_all(lambda: refuse_ignored(config), lambda: check_keys(config, trainer))
@@ -57,10 +58,28 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
     return config
 
 
+def _check_types(config: Mapping[str, Any]) -> None:
+    """Refuse a section that is no mapping, or losses that are no list."""
+    names = ("optim", "model", "task", "outputs", "evaluation_metrics")
+    found = {name: config.get(name) for name in names}
+    for path in ("model", "model.heads"):  # what they hold, after themselves
+        if isinstance(section := found.get(path), Mapping):
+            keys = ("backbone", "heads") if path == "model" else section
+            found |= {f"{path}.{key}": section.get(key) for key in keys}
+    wrong = [
+        f"{name} must be a mapping, got {section!r} ({name})"
+        for name, section in found.items()
+        if section is not None and not isinstance(section, Mapping)
+    ]
+    losses = config.get("loss_functions")
+    if losses and not isinstance(losses, list):
+        wrong.append(f"loss_functions must be a list, got {losses!r} (loss_functions)")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
 def _check_dens(config: Mapping[str, Any], trainer: type) -> None:
     optim, model, dataset = (config.get(name) or {} for name in ("optim", "model", "dataset"))
-    if not (isinstance(optim, Mapping) and isinstance(model, Mapping)):
-        check_keys(config, trainer)  # raises
     if not isinstance(dataset, Mapping):
         dataset = {}  # an older form, without the keys of dens
     splits = {name: split for name, split in dataset.items() if isinstance(split, Mapping)}

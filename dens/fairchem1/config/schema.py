@@ -102,6 +102,7 @@ def is_known_class(cls: type) -> bool:
     return cls.__module__.split(".")[0] in ("fairchem", "dens")
 
 
+ANY = make_schema()
 TOP = make_schema(
     "trainer task model outputs dataset optim loss_functions evaluation_metrics logger slurm "
     "hide_eval_progressbar "

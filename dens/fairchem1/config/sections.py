@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,29 @@ from pydantic import BaseModel
 
 from dens.fairchem1.config import schema
 from dens.fairchem1.config.read import SPLITS
+from dens.fairchem1.config.rules import run_all
 from dens.settings import ConfigError, parse_settings
 
 # path in the config, settings, their schema, whether unknown keys without near miss are accepted
 _Section = tuple[str, Any, type[BaseModel], bool]
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Refuse sections that are no mapping, and losses that are no list.
+
+    Raises:
+        ConfigError: one line for each section.
+    """
+    wrong = [
+        f"{where} must be a mapping, got {settings!r} ({where})"
+        for where, settings, _, _ in _list_sections(config, lenient=True)
+        if not isinstance(settings, Mapping | None)
+    ]
+    losses = config.get("loss_functions")
+    if losses and not isinstance(losses, list):
+        wrong.append(f"loss_functions must be a list, got {losses!r} (loss_functions)")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 def check_keys(config: Mapping[str, Any], trainer: type) -> None:
@@ -25,23 +45,19 @@ def check_keys(config: Mapping[str, Any], trainer: type) -> None:
     is accepted, unless it is a near miss of a known one.
 
     Args:
-        config: as read from YAML, in the current form.
+        config: in the current form, of sound types.
         trainer: the class that it names.
 
     Raises:
         ConfigError: one line for each mistake.
     """
     lenient = not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
-    problems = []
-    for where, settings, known, accepts_others in _list_sections(config, lenient):
-        try:
-            if not isinstance(settings, Mapping | None):
-                raise ConfigError(f"{where} must be a mapping, got {settings!r} ({where})")
-            parse_settings(known, settings or {}, where, lenient=accepts_others)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    run_all(
+        *(
+            partial(parse_settings, known, settings or {}, where, lenient=accepts_others)
+            for where, settings, known, accepts_others in _list_sections(config, lenient)
+        )
+    )
 
 
 def _list_sections(config: Mapping[str, Any], lenient: bool) -> Iterator[_Section]:
@@ -49,18 +65,20 @@ def _list_sections(config: Mapping[str, Any], lenient: bool) -> Iterator[_Sectio
     yield "task", config.get("task"), schema.TASK, lenient
     yield "task.relax_opt", _get(config, "task", "relax_opt"), schema.RELAX_OPT, lenient
     yield "evaluation_metrics", config.get("evaluation_metrics"), schema.METRICS, lenient
+    yield "outputs", config.get("outputs"), schema.ANY, True
     for name, output in _items(config.get("outputs")):
         yield f"outputs.{name}", output, schema.OUTPUT, lenient
         for part, settings in _items(_get(output, "decomposition")):
             yield f"outputs.{name}.decomposition.{part}", settings, schema.OUTPUT, lenient
-    for term in config.get("loss_functions") or []:
+    losses = config.get("loss_functions")
+    for term in losses if isinstance(losses, list) else []:
         for name, settings in _items(term):
             yield f"loss_functions.{name}", settings, schema.LOSS, lenient
     if isinstance(logger := config.get("logger"), Mapping):
         accepts_others = lenient or _is_foreign("logger", logger.get("name"))
         yield "logger", logger, schema.LOGGER, accepts_others
-    if "folder" not in (slurm := config.get("slurm") or {}):  # else submitit has rewritten it
-        yield "slurm", slurm, schema.SLURM, True  # sbatch has many more options
+    if _get(config, "slurm", "folder") is None:  # else submitit has rewritten it
+        yield "slurm", config.get("slurm"), schema.SLURM, True  # sbatch has many more options
     yield from _list_optim(config.get("optim"), lenient)
     yield from _list_model(config.get("model"), lenient)
     yield from _list_dataset(config.get("dataset"), lenient)
@@ -84,6 +102,7 @@ def _list_model(model: Any, lenient: bool) -> Iterator[_Section]:
     backbone = _get(model, "backbone")
     yield from _list_class("model", model, "name", "" if lenient else "pretrained")
     yield from _list_class("model.backbone", backbone, "model")
+    yield "model.heads", _get(model, "heads"), schema.ANY, True
     for name, head in _items(_get(model, "heads")):
         yield from _list_class(f"model.heads.{name}", head, "module")
     yield "model.finetune_config", _get(model, "finetune_config"), schema.FINETUNE, False
@@ -91,13 +110,11 @@ def _list_model(model: Any, lenient: bool) -> Iterator[_Section]:
 
 def _list_class(where: str, settings: Any, key: str, more: str = "") -> Iterator[_Section]:
     """List a section that is passed on to the model class which it names under ``key``."""
-    if not isinstance(settings, Mapping):
-        yield where, settings, schema.TOP, True
-        return
-    model_class = _find("model", settings.get(key))
-    if model_class is not None:  # else it is refused where the class is needed
+    known, open_ended = schema.ANY, True
+    if model_class := _find("model", _get(settings, key)):  # else it is refused where it is needed
         names, open_ended = schema.model_keys(model_class)
-        yield where, settings, schema.make_schema(" ".join([key, *names, more])), open_ended
+        known = schema.make_schema(" ".join([key, *names, more]))
+    yield where, settings, known, open_ended
 
 
 def _list_dataset(dataset: Any, lenient: bool) -> Iterator[_Section]:

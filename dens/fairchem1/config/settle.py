@@ -20,7 +20,7 @@ from dens.fairchem1.config.rules import (
     refuse_ignored,
     run_all,
 )
-from dens.fairchem1.config.sections import check_keys
+from dens.fairchem1.config.sections import check_keys, check_types
 from dens.fairchem1.config.translate import is_foreign, translate
 from dens.runs.monitor.settings import parse_monitor
 from dens.settings import ConfigError
@@ -43,7 +43,7 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
     """
     config = dict(config)
     setup_imports(config)
-    _check_types(config)
+    check_types(config)
     trainer = trainer or find_class("trainer", config.get("trainer", "ocp"), "trainer")
     if not getattr(trainer, "applies_dens", False):
         run_all(lambda: refuse_ignored(config), lambda: check_keys(config, trainer))
@@ -56,26 +56,6 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
             logging.warning(f"DeNS settings in an older form were read as\n{notice}")
     _check_dens(config, trainer)
     return config
-
-
-def _check_types(config: Mapping[str, Any]) -> None:
-    """Refuse a section that is no mapping, or losses that are no list."""
-    names = ("optim", "model", "task", "outputs", "evaluation_metrics")
-    found = {name: config.get(name) for name in names}
-    for path in ("model", "model.heads"):  # what they hold, after themselves
-        if isinstance(section := found.get(path), Mapping):
-            keys = ("backbone", "heads") if path == "model" else section
-            found |= {f"{path}.{key}": section.get(key) for key in keys}
-    wrong = [
-        f"{name} must be a mapping, got {section!r} ({name})"
-        for name, section in found.items()
-        if section is not None and not isinstance(section, Mapping)
-    ]
-    losses = config.get("loss_functions")
-    if losses and not isinstance(losses, list):
-        wrong.append(f"loss_functions must be a list, got {losses!r} (loss_functions)")
-    if wrong:
-        raise ConfigError("\n".join(wrong))
 
 
 def _check_dens(config: Mapping[str, Any], trainer: type) -> None:

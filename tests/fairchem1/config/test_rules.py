@@ -1,4 +1,4 @@
-"""What the config alone shows to be wrong is refused before anything is built."""
+"""Configs whose DeNS settings do not fit the rest are refused before anything is built."""
 
 import copy
 

@@ -52,7 +52,7 @@ def oc20(source: Path, out: Path) -> None:
     frames: forces of a relaxation change so fast that those of the nearest frame in another block
     of 20 are worse than zeros.
     """
-    from dens.data.cli import data
+    from dens.cli import data
 
     common = ["--references", str(_only(source, "oc20_linref.npz")), "--max-force", "50"]
     split = ["--split", "by-block", "--fractions", "train=0.8,val=0.1,test=0.1", "--block", "5"]

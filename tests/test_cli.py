@@ -1,13 +1,18 @@
+"""The program: which command runs, what it prints, its exit status, and what it imports."""
+
 from __future__ import annotations
 
 import configparser
+import importlib
 import os
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from helpers.paths import ROOT
 
 from dens import cli
@@ -15,14 +20,16 @@ from dens.fairchem1 import launch as launcher
 from dens.settings import ConfigError
 
 
-def program(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run ``python main.py`` as a user does."""
+def program(
+    *argv: str, cwd: Path = ROOT, python: tuple[str, ...] = (str(ROOT / "main.py"),)
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python main.py`` as a user does, or python with other arguments."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *argv],
+        [sys.executable, *python, *argv],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         timeout=120,
         check=False,
     )
@@ -67,10 +74,13 @@ def test_arguments_default_to_those_of_the_process(launched, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "error: unknown command 'trian': the commands are demo-data, "),
+        (["trian"], "error: unknown command 'trian': the commands are data, check, "),
         (["main.py", "main.py"], "error: unknown command 'main.py'"),
         ([], "error: the following arguments are required: --config-yml"),
         (["demo-data"], "error: Missing argument 'OUT'."),
+        (["data", "demo"], "error: Missing argument 'OUT'."),
+        (["data", "stast"], "error: No such command 'stast'."),
+        (["data", "stats", "nowhere"], "error: "),
         (["evaluate", "--config", "c.yml"], "error: Missing option '--checkpoint'."),
     ],
 )
@@ -98,29 +108,92 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.main(["--config", "a.yml"])
 
 
+@pytest.mark.parametrize("error", [ValueError("no\nsuch run"), OSError("no such run")])
+def test_errors_of_commands_take_one_line(error, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dens.runs.report.write_report", fail)
+    assert error_of(capsys, "report", "r1") == "error: no such run\n"
+
+
+@pytest.mark.parametrize("argv", [["--config", "a.yml"], ["report", "r1"]])
+def test_an_interrupt_takes_one_line(argv, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launcher, "launch", interrupt)
+    monkeypatch.setattr("dens.runs.report.write_report", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
+
+
+# ---- other versions of fairchem ------------------------------------------------------------------
+
+
 def test_training_without_fairchem_says_what_to_install(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "dens.fairchem1.launch")
     monkeypatch.setitem(sys.modules, "fairchem.core.common.flags", None)
     error = error_of(capsys, "--config", "a.yml")
-    assert error.startswith("error: training needs fairchem-core 1.10: pip install ")
+    assert error.startswith("error: this needs fairchem-core 1.10: pip install ")
 
 
-def test_demo_data(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def fairchem2(monkeypatch) -> list:
+    """As if fairchem-core 2 were installed; the calls of its program."""
+    calls = []
+    monkeypatch.setattr(cli, "fairchem_version", lambda: "2.13.0")
+    monkeypatch.setattr("fairchem.core._cli.main", lambda: calls.append(sys.argv))
+    return calls
+
+
+@pytest.mark.parametrize("argv", [["-c", "train.yml"], ["--help"], ["data"]])
+def test_fairchem_2_keeps_its_own_program(argv, fairchem2, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/fairchem", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    assert fairchem2 == [["/bin/fairchem", *argv]]
+
+
+def test_commands_that_do_not_train_work_with_fairchem_2(fairchem2, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/bin/dens"])
+    for argv in (["--help"], ["data", "--help"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(argv)
+        assert not exit_.value.code
+    assert "convert" in capsys.readouterr().out
+    error = error_of(capsys, "--config", "a.yml")
+    assert error.startswith("error: training needs fairchem-core 1.10, and 2.13.0 is installed")
+    assert not fairchem2
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["data", "demo"], ["demo-data"]])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_demo_data(command, terminal, tmp_path, capsys, monkeypatch):
     def make(out, seed, progress):
-        progress("train", 1, 2)
-        progress("train", 2, 2)
+        assert (progress is not None) == terminal
+        if progress:
+            progress("train", 1, 2)
+            progress("train", 2, 2)
         if out.exists():
             raise ValueError(f"{out} already exists")
         return types.SimpleNamespace(table=lambda: f"made {out} from {seed}")
 
     monkeypatch.setattr("dens.data.demo.make_demo_data", make)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["demo-data", str(tmp_path / "out"), "--seed", "3"])
+        cli.main([*command, str(tmp_path / "out"), "--seed", "3"])
     assert not exit_.value.code
     printed = capsys.readouterr()
     assert printed.out == f"made {tmp_path / 'out'} from 3\n"
-    assert printed.err.endswith("train: 2 of 2 frames\n")
-    assert f"error: {tmp_path} already exists\n" in error_of(capsys, "demo-data", str(tmp_path))
+    assert printed.err.endswith("train: 2 of 2 frames\n" if terminal else "")
+    assert f"error: {tmp_path} already exists\n" in error_of(capsys, *command, str(tmp_path))
 
 
 def test_evaluate_passes_its_arguments_on(monkeypatch):
@@ -136,14 +209,15 @@ def test_evaluate_passes_its_arguments_on(monkeypatch):
     assert calls == [((Path("c.yml"), Path("w.pt")), more)]
 
 
-def test_download_data_runs_fairchems_script(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["data download", "download-data"])
+def test_download_runs_fairchems_script(command, tmp_path, monkeypatch):
     shell = []
     monkeypatch.setattr(os, "system", shell.append)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     # it gets as far as reading what the (here empty) download unpacked to
     with pytest.raises(RuntimeError, match="Did you uncompress"):
-        cli.main(f"download-data --task s2ef --split 200k --data-path {tmp_path}".split())
+        cli.main(f"{command} --task s2ef --split 200k --data-path {tmp_path}".split())
     assert shell[0].startswith("wget ")
     assert shell[0].endswith(f"s2ef_train_200K.tar -P {tmp_path}")
 
@@ -153,6 +227,51 @@ def test_help_shows_options_and_commands():
     assert result.returncode == 0, result.stderr
     for part in ("--gp-gpus", "--config", "--optim.dens.sigma=0.15", *cli.commands.commands):
         assert part in result.stdout
+    assert "demo-data" not in result.stdout
+
+
+@pytest.mark.parametrize("group", [cli.commands, cli.data])
+def test_help_lines_are_those_of_the_commands(group):
+    for name, (target, line) in group.lazy.items():
+        module, attribute = target.split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert line in ("", cli.first_line(command)), name
+
+
+LIGHT = """
+import sys, time
+import dens, dens.cli
+sys.argv = ["dens", *sys.argv[1:]]
+try:
+    if sys.argv[1:]:
+        dens.cli.main()
+finally:
+    heavy = {"torch", "fairchem", "pydantic", "numpy", "ase", "wandb"} & set(sys.modules)
+    print(heavy or "light", time.process_time() < 0.5)
+"""
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["data", "--help"], ["data"]])
+def test_help_and_the_package_itself_import_nothing_heavy(argv):
+    result = program(*argv, python=("-c", LIGHT))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "light True"
+
+
+def test_the_module_is_a_program_too():
+    result = program("data", python=("-m", "dens.cli"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Usage: dens data ")
+
+
+def test_commands_of_data_get_the_reader_of_configs():
+    seen = []
+    command = click.Command("probe", callback=click.pass_obj(seen.append))
+    for group, argv in ((cli.commands, ["data", "probe"]), (cli.data, ["probe"])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(cli.data.commands, "probe", command)
+            assert CliRunner().invoke(group, argv).exit_code == 0
+    assert seen == [cli.open_config] * 2
 
 
 def test_missing_data_end_the_program_with_one_clear_line(tmp_path):

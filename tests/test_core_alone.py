@@ -31,3 +31,26 @@ assert not loaded, loaded
 def test_core_without_fairchem():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+REGISTERED = """
+import dens
+try:
+    from fairchem.core.common.registry import registry
+except ImportError:  # it needs what dens.fairchem1 supplies
+    before = False
+else:
+    before = "dens" in registry.mapping["trainer_name_mapping"]
+assert not before
+import dens.fairchem1
+from fairchem.core.common.registry import registry
+
+assert registry.get_trainer_class("dens") is dens.DeNSTrainer
+assert registry.get_model_class("dens_equiformer_v2_backbone") is dens.EquiformerV2Backbone
+assert registry.get_dataset_class("dens_oc22_lmdb") is dens.OC22LmdbDataset
+"""
+
+
+def test_short_names_come_with_the_adapter():
+    done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

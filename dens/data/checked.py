@@ -15,20 +15,38 @@ import logging
 import math
 import multiprocessing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from dens.data.soundness import find_fault
 from dens.safe.pickles import BadRecord
-from dens.settings import ConfigError
+from dens.settings import ConfigError, parse_settings, setting
 
 LIMIT = 0.01
 
 
+class BadRecordSettings(BaseModel):
+    """What training does with bad records: two keys of ``dataset.train``."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    on_bad: Literal["error", "skip"] = setting(
+        "error or skip", "skip: the next good record takes the place of a bad one", default="error"
+    )
+    on_bad_limit: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = (
+        setting(
+            "a number of records >= 1 or a fraction in (0, 1)",
+            f"how many different records may be bad, with on_bad: skip (default {LIMIT})",
+            default=None,
+        )
+    )
+
+
 def parse_on_bad(splits: Mapping[str, Mapping[str, Any] | None]) -> float | None:
-    """How many records may be replaced: a number, a fraction below 1, or None for ``error``.
+    """Read how many records may be replaced: a number, a fraction below 1, or None for ``error``.
 
     Args:
         splits: the settings of ``train``, ``val`` and so on, as in the ``dataset`` of a config.
@@ -37,34 +55,27 @@ def parse_on_bad(splits: Mapping[str, Mapping[str, Any] | None]) -> float | None
         ConfigError: names the key that is wrong, or would be ignored.
     """
     for name, settings in splits.items():
-        for key in ("on_bad", "on_bad_limit"):
+        for key in BadRecordSettings.model_fields:
             if name != "train" and (settings or {}).get(key, "error") != "error":
                 raise ConfigError(
                     f"{key} is for the training data only, metrics count every structure: got "
                     f"{settings[key]!r} (dataset.{name}.{key})"
                 )
-    settings = splits.get("train") or {}
-    on_bad, limit = settings.get("on_bad", "error"), settings.get("on_bad_limit")
-    if on_bad not in ("error", "skip"):
-        raise ConfigError(f"on_bad must be error or skip, got {on_bad!r} (dataset.train.on_bad)")
-    if on_bad == "error":
-        if limit is not None:
-            raise ConfigError(
-                f"on_bad_limit = {limit!r} needs on_bad: skip (dataset.train.on_bad_limit)"
-            )
-        return None
-    limit = LIMIT if limit is None else limit
-    is_count = type(limit) is int and limit >= 1
-    if not is_count and not (type(limit) is float and 0 < limit < 1):
+    train = splits.get("train") or {}
+    given = {key: train[key] for key in BadRecordSettings.model_fields if key in train}
+    settings = parse_settings(BadRecordSettings, given, "dataset.train")
+    limit = settings.on_bad_limit
+    if settings.on_bad == "skip":
+        return LIMIT if limit is None else limit
+    if limit is not None:
         raise ConfigError(
-            "on_bad_limit must be a number of records >= 1 or a fraction in (0, 1), got "
-            f"{limit!r} (dataset.train.on_bad_limit)"
+            f"on_bad_limit = {limit!r} needs on_bad: skip (dataset.train.on_bad_limit)"
         )
-    return limit
+    return None
 
 
 def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> CheckedRecords:
-    """A split of a trainer's data, with every record looked at when it is read.
+    """Wrap a split of a trainer's data so that each record is validated when it is read.
 
     Args:
         split: ``train`` and ``val`` need the labels of the losses; others need none.

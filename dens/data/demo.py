@@ -16,11 +16,13 @@ on the fixed atoms.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import click
 import numpy as np
 
 from dens.data.sources.emt import (
@@ -187,3 +189,16 @@ Seed: {summary.seed}
 
 {summary.table()}
 """
+
+
+@click.command("demo")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same data.")
+def demo_command(out: Path, seed: int) -> None:
+    """Make the data of the demo in the folder OUT."""
+
+    def show(split: str, done: int, total: int) -> None:
+        click.echo(f"\r{split}: {done} of {total} frames", nl=done >= total, err=True)
+
+    progress = show if sys.stderr.isatty() else None
+    click.echo(make_demo_data(out, seed, progress=progress).table())

@@ -1,16 +1,15 @@
-"""Launch training with fairchem-core 1.10: its own ``main``, with a few of its names exchanged.
+"""Launch training with the ``main`` of fairchem-core 1.10, in which five names are replaced.
 
-``fairchem.core._cli.main`` finds what it calls among the globals of its module. While it runs,
-:func:`launch` puts ours in the place of five of them and restores them afterwards:
+:func:`launch` replaces these globals of ``fairchem.core._cli`` while its ``main`` runs:
 
 ``build_config``, ``create_grid``
-    Read the config (or the sweep) as fairchem does, give each run an id of its own, and refuse what
-    the user should mend before a process is spawned or a job submitted.
+    Read the config (or the sweep) as fairchem does, give each run a unique id, and refuse mistakes
+    before a process is spawned or a job submitted.
 ``Runner``, ``runner_wrapper``
-    What submitted jobs and spawned ranks are started with. They import it by its name, and since it
-    lives here, ``dens`` is imported there before fairchem, as it is in this process.
+    Entry points of submitted jobs and spawned ranks, which import them by name. Since they live
+    here, those processes import ``dens`` before fairchem, as this one does.
 ``LaunchConfig``
-    With a free port, where fairchem's fixed one makes two runs on one machine share a rendezvous.
+    Uses a free port: with fairchem's fixed one, two runs on a machine share a rendezvous.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.fairchem1.config.read import as_config_error
-from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.train.logger import keep_logs
 from dens.patching import replaced
@@ -91,9 +90,9 @@ def _refuse(message: str) -> NoReturn:
 
 
 def new_timestamp_id(identifier: str = "") -> str:
-    """An id for a run, and for its folders: the time, four hex digits and the identifier, if any.
+    """Make a unique id of a run and its folders: time, four hex digits and identifier, if any.
 
-    fairchem's own, a float32, is the same for runs that start within about two minutes.
+    fairchem's own ids, float32 times, are equal for runs that start within about two minutes.
     """
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     # counted on from a random start: the ids of one process differ for certain
@@ -102,35 +101,35 @@ def new_timestamp_id(identifier: str = "") -> str:
 
 
 class Runner(_cli.Runner):
-    """fairchem's runner of one rank; a requeued job starts with this class again."""
+    """Runner of one rank, with which a requeued job starts again too."""
 
     def __call__(self, config: dict[str, Any]) -> None:
-        """Run the rank that this process is."""
+        """Run this process's rank."""
         if config["submit"] and "SLURM_JOB_ID" not in os.environ:
-            # submitit kept the job on this machine; fairchem would look for its rank in SLURM only
+            # submitit runs the job on this machine; fairchem would look for its rank in SLURM only
             config = {**config, "submit": False}
         with keep_logs():
             super().__call__(config)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by submitit on preemption: save, and return how to go on."""
+        """Save on preemption, and return to submitit how to resume."""
         delayed = super().checkpoint(*args, **kwargs)
         delayed.function = type(self)()
         return delayed
 
 
 def run_rank(config: dict[str, Any]) -> None:
-    """Run one rank, in this process or in a spawned one."""
+    """Run one rank, in this process or a spawned one."""
     Runner()(config)
 
 
 def launch(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Train, or whatever ``args.mode`` says, as fairchem's ``main`` does.
+    """Train, validate, predict or relax (``args.mode``), as fairchem's ``main`` does.
 
     Raises:
-        ConfigError: the user should mend something, found here or by a rank.
-        SystemExit: a spawned rank failed; holds its report. Or the run was stopped by SIGTERM: it
-            has saved, and the status is 143.
+        ConfigError: a mistake of the user, found here or by a rank.
+        SystemExit: with the report of a spawned rank that failed; or with status 143 after SIGTERM,
+            when the run has saved.
     """
     ours = {
         "build_config": read_config,
@@ -156,10 +155,10 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """The config of a run, checked, with its device and id settled; from :func:`parse_args`.
+    """Read and settle the config of a run, with its device and id, from :func:`parse_args`.
 
     Raises:
-        ConfigError: it cannot be read or used, or its data or checkpoint is missing.
+        ConfigError: it cannot be read or has mistakes, or its data or checkpoint is missing.
     """
     stays_here = not args.submit or AutoExecutor.which() == "local"
     if args.submit and stays_here and args.num_gpus > 1:
@@ -173,8 +172,8 @@ def read_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
         logger = config.get("logger", "wandb")
         logger = logger if isinstance(logger, dict) else {"name": logger}
         config |= {"logger": {**logger, "quiet": True}, "hide_eval_progressbar": True}
-    if not (args.submit and args.sweep_yml):
-        _check(config)
+    if not (args.submit and args.sweep_yml):  # else each run of the sweep is settled
+        config = _settle(config)
     if without_gpu:
         logging.info("There is no CUDA device: running on the CPU with gloo, as --cpu does.")
     return config
@@ -188,22 +187,22 @@ def _create_grid(base: dict[str, Any], sweep_yml: Path) -> list[dict[str, Any]]:
     for config in configs:
         run = config["identifier"].removeprefix(base["identifier"])  # _run0, _run1, ...
         config["timestamp_id"] = base["timestamp_id"] + run
-        _check(config)
-    return configs
+    return [_settle(config) for config in configs]
 
 
-def _check(config: dict[str, Any]) -> None:
+def _settle(config: dict[str, Any]) -> dict[str, Any]:
     try:
-        check_config(config)
+        config = settle(config)
         check_inputs(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _read_safely(config)
     keep_wandb_offline(config)
+    return config
 
 
 def _read_safely(config: dict[str, Any]) -> None:
-    """Let fairchem's own trainers, too, read LMDB files without running code from them."""
+    """Make stock trainers, too, read LMDB files without running code from them."""
     splits = config.get("dataset")
     if isinstance(splits, dict):
         keys = {"train": "dataset", "val": "val_dataset", "test": "test_dataset"}

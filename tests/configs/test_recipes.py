@@ -130,11 +130,11 @@ def test_recipe_takes_a_step(workplace, monkeypatch, name):
     from fairchem.core.common.registry import registry
 
     from dens.fairchem1.config.inputs import check_inputs
-    from dens.fairchem1.config.rules import check_config
+    from dens.fairchem1.config.settle import settle
 
     monkeypatch.chdir(workplace)
     config = load(name)
-    check_config(config)
+    settle(config)
     check_inputs({**config, "mode": "train"})
     config = shrink(config)
     trainer = registry.get_trainer_class(config["trainer"])(

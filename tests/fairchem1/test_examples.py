@@ -8,7 +8,7 @@ from helpers.checkpoint_files import dens_trainer
 from helpers.paths import ROOT
 from helpers.trainers import MODEL
 
-from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.config.settle import settle
 
 EXAMPLES = ROOT / "examples"
 SHRUNKEN = ("num_layers", "sphere_channels", "attn_hidden_channels", "edge_channels")
@@ -19,7 +19,7 @@ SHRUNKEN = ("num_layers", "sphere_channels", "attn_hidden_channels", "edge_chann
 def test_example_config(dataset, tmp_path, name):
     config, _, conflicts = load_config(str(EXAMPLES / name))
     assert not conflicts
-    check_config(copy.deepcopy(config))
+    settle(copy.deepcopy(config))
     for key in SHRUNKEN:
         config["model"]["backbone"][key] = MODEL["backbone"][key]
     optim = {**config["optim"], "batch_size": 4, "num_workers": 0, "max_epochs": 1}

@@ -33,7 +33,7 @@ def config_yml(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data/data.0000.lmdb").touch()
     path = tmp_path / "c.yml"
     config = {
-        "trainer": "recording_trainer.RecordingTrainer",
+        "trainer": "helpers.recording_trainer.RecordingTrainer",
         "dataset": {"train": {"src": "data"}},
         "model": {"name": "none"},
         "optim": {"num_workers": 0, "lr": 0.1},
@@ -206,7 +206,7 @@ def test_each_run_of_a_sweep_is_checked_and_gets_its_own_id(given, config_yml, m
     monkeypatch.setattr(_cli, "AutoExecutor", FakeExecutor)
     monkeypatch.setattr(launcher, "AutoExecutor", FakeExecutor)
     checked = []
-    monkeypatch.setattr(launcher, "check_config", checked.append)
+    monkeypatch.setattr(launcher, "settle", lambda config: checked.append(config) or config)
     Path("sweep.yml").write_text("optim: {lr: [1, 2], num_workers: [0, 3]}")
     argv = ["--config", str(config_yml), "--submit", "--sweep-yml", "sweep.yml", *given]
     launch(*parse_args(argv))

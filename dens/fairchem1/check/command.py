@@ -99,7 +99,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
         config: with the keys that fairchem's ``build_config`` adds.
         sample: structures of each split to read.
     """
-    dens = check_settings(config, findings)
+    config, dens = check_settings(config, findings)
     usable = not findings.count("error")
     if "datasets" in config:
         findings.warn("data", "fairchem's multitask layout (datasets) is not looked into")

@@ -1,4 +1,4 @@
-"""What a run needs from its surroundings, looked at before it starts: data, weights, a login."""
+"""Check the inputs of a run before it starts: data, checkpoint, W&B login."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dens.fairchem1.config.read import split_settings
 from dens.settings import ConfigError
 
 _NEEDED = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
-_DEMO = "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
+_DEMO = "dens data demo data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
 
 
 def check_inputs(config: Mapping[str, Any]) -> None:
-    """Refuse a run whose data set or checkpoint is not there.
+    """Refuse a run whose data set or checkpoint is missing.
 
-    Every split that the config names is looked for: fairchem opens them all, in every mode.
+    All splits of the config must exist: fairchem opens them all, in every mode.
 
     Raises:
         ConfigError: one line that names the keys and paths, how to get the data, and the demo.
@@ -46,12 +46,12 @@ def check_inputs(config: Mapping[str, Any]) -> None:
 
 
 def is_present(settings: Mapping[str, Any]) -> bool:
-    """Whether all the data are there that the settings of a split name."""
+    """Tell whether all data exist that the settings of a split name."""
     return all(_is_there(src, is_lmdb) for src, is_lmdb in _paths(settings))
 
 
 def _sources(dataset: Any) -> Iterator[tuple[str, str, bool]]:
-    """The key, the path and whether it is LMDB, of all data that ``dataset`` names."""
+    """List key, path and whether it is LMDB, for all data that ``dataset`` names."""
     for name, settings in split_settings(dataset).items():
         for src, is_lmdb in _paths(settings):
             yield f"dataset.{name}.src", src, is_lmdb
@@ -65,14 +65,14 @@ def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
 
 
 def _is_there(src: str, is_lmdb: bool) -> bool:
-    if is_lmdb and os.path.isdir(src):  # a download that was broken off leaves an empty folder
+    if is_lmdb and os.path.isdir(src):  # an aborted download leaves an empty folder
         return any(Path(src).glob("*.lmdb"))
     # ASE data may be named by a pattern, or be a server
     return os.path.exists(src) or bool(glob.glob(src)) or "://" in src
 
 
 def _how_to_get(key: str, src: str) -> str:
-    """The command that fills ``src``, where it is a folder as the shipped configs name them."""
+    """Write the command that makes ``src``, if it is a folder of a shipped config."""
     md17 = re.fullmatch(r"((?:.*/)?md17/(\w+))/(?:train|val|test)/?", src)
     if md17:
         folder, molecule = md17.groups()
@@ -82,13 +82,13 @@ def _how_to_get(key: str, src: str) -> str:
         return f"set {key} to where it is (--{key}=PATH)"
     root, val, train = oc20.groups()
     return (
-        f"dens download-data --task s2ef --split {val or train} --ref-energy --num-workers 8 "
+        f"dens data download --task s2ef --split {val or train} --ref-energy --num-workers 8 "
         f"--data-path {root or '.'}"
     )
 
 
 def keep_wandb_offline(config: Mapping[str, Any]) -> None:
-    """Switch W&B to offline where a run would log to it, nobody chose a mode or is logged in.
+    """Switch W&B to offline if the run logs to it without a chosen mode or a login.
 
     W&B would ask for a key, or end the run where it cannot ask.
     """
@@ -102,7 +102,7 @@ def keep_wandb_offline(config: Mapping[str, Any]) -> None:
 
 
 def _wandb_is_set_up() -> bool:
-    """Whether a mode was chosen or a key is stored; asks neither the network nor the user."""
+    """Tell whether a mode was chosen or a key is stored, without network or questions."""
     import wandb
     from requests.utils import get_netrc_auth
 

@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test", "relax")
 
 @contextmanager
 def as_config_error(path: str | Path) -> Iterator[None]:
-    """Turn the errors of reading the config at ``path`` into a `ConfigError` of one line."""
+    """Turn errors of reading the config at ``path`` into a `ConfigError` of one line."""
     try:
         yield
     except OSError as error:
@@ -36,7 +36,7 @@ def as_config_error(path: str | Path) -> Iterator[None]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A training config with its includes.
+    """Read a training config with its includes.
 
     Raises:
         ConfigError: it cannot be read.
@@ -46,10 +46,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def split_settings(dataset: Any) -> dict[str, dict[str, Any]]:
-    """The settings of the splits that a config's ``dataset`` has data for, by name.
+    """Return the settings of each split for which a config's ``dataset`` names data.
 
-    As trainers do, a split takes from ``train`` what it does not set itself, unless
-    ``use_train_settings`` is false. Only relaxations take even their ``src`` from there.
+    As in trainers, a split inherits from ``train`` what it does not set itself, unless
+    ``use_train_settings`` is false. Only relaxations inherit even ``src``.
 
     Raises:
         ConfigError: the section or a split is no mapping.

@@ -1,7 +1,8 @@
-"""DeNS settings in other people's configs: the authors' repository and fairchem 1.10.
+"""Translate the older form of DeNS settings, of the authors' repository and of fairchem 1.10.
 
 Both keep them in ``optim.use_denoising_pos``, ``optim.denoising_pos_params`` and
-``optim.denoising_pos_coefficient``. Their names live in this module only.
+``optim.denoising_pos_coefficient``. Their names are used
+in this module only.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dens.denoising.config import DeNSConfig
-from dens.settings import ConfigError
+from dens.settings import ConfigError, known_keys, unknown_key
 
 _KEYS = ("use_denoising_pos", "denoising_pos_params", "denoising_pos_coefficient")
+_PARAMS = (
+    *("prob", "fixed_noise_std", "std", "std_low", "std_high", "num_steps", "corrupt_ratio"),
+    "all_atoms",
+)
 
 _MODELS = {
     "equiformer_v2_dens_backbone": "dens.EquiformerV2Backbone",
@@ -28,18 +33,29 @@ _BACKBONE_KEYS = {
 
 
 def is_foreign(optim: Mapping[str, Any]) -> bool:
-    """Whether ``optim`` holds DeNS settings in the older form."""
+    """Tell whether ``optim`` holds DeNS settings in the older form."""
     return any(key in optim for key in _KEYS)
 
 
+def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the sections of a config in which the older form differs, and return them.
+
+    Raises:
+        ConfigError: what cannot be translated.
+    """
+    return {
+        "optim": translate_optim(config["optim"]),
+        "model": translate_model(config.get("model") or {}),
+        "task": translate_task(config.get("task") or {}),
+    }
+
+
 def translate_optim(optim: Mapping[str, Any]) -> dict[str, Any]:
-    """``optim`` with its older DeNS settings rewritten as ``optim.dens``; others unchanged.
+    """Rewrite the older DeNS settings in ``optim`` as ``optim.dens``; keep the other keys.
 
     Raises:
         ConfigError: both forms at once; a key that neither repository has; a key that is missing.
     """
-    if not is_foreign(optim):
-        return dict(optim)
     given = [key for key in _KEYS if key in optim]
     if "dens" in optim:
         raise ConfigError(
@@ -81,17 +97,15 @@ def _translate_params(optim: Mapping[str, Any]) -> dict[str, Any]:
         "reduction": "joint",
         "exclude_md": "if_marked",
     }
-    unknown = [key for key in params if key not in DeNSConfig.model_fields or key in new]
-    if unknown:
-        raise ConfigError(
-            f"unknown key {unknown[0]} = {params[unknown[0]]!r} ({where}.{unknown[0]})"
-        )
+    more = [key for key in known_keys(DeNSConfig) if key not in new]
+    if unknown := [key for key in params if key not in more]:
+        raise ConfigError(unknown_key(unknown[0], params[unknown[0]], where, [*_PARAMS, *more]))
     new.update(params)
     return {key: value for key, value in new.items() if value is not None}
 
 
 def translate_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``model`` section with foreign DeNS names and keys rewritten, and a noise head added.
+    """Rewrite the older names and keys in a ``model`` section, and add a noise head.
 
     Raises:
         ConfigError: an option of theirs that has no equivalent here.
@@ -123,7 +137,7 @@ def _rename(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translate_task(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``task`` section with the authors' data set name replaced by fairchem's."""
+    """Replace the authors' name of a data set in a ``task`` section by fairchem's."""
     if task.get("dataset") == "trajectory_lmdb_v2":
         return {**task, "dataset": "trajectory_lmdb"}
     return dict(task)

@@ -11,12 +11,11 @@ import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.trainers import base_trainer
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -24,28 +23,13 @@ from torch.nn.utils import clip_grad_norm_
 from dens.data.batches import WithSampleId, join_outputs, non_finite_structures, split_batch
 from dens.data.checked import checked
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
+from dens.fairchem1.config.schema import StepSettings
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
-from dens.settings import ConfigError, parse_settings, setting
+from dens.settings import ConfigError, parse_settings
 
 _SPLITS = ("train", "val", "test", "relax")
-
-
-class StepSettings(BaseModel):
-    """Settings of ``optim`` that fairchem has not."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    grad_accumulation_steps: int = setting(
-        "an integer >= 1", "micro-batches that a step's batch is computed in", default=1, ge=1
-    )
-    amp_dtype: Literal["bfloat16"] | None = setting(
-        "'bfloat16' or null (--amp is float16)", "precision of the model's products", default=None
-    )
-    max_skipped_steps: int = setting(
-        "an integer >= 1", "steps in a row that may be skipped as not finite", default=10, ge=1
-    )
 
 
 class ReproducibleSteps:

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import torch
-import yaml
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
@@ -29,13 +28,8 @@ from dens.denoising.corruption import (
 )
 from dens.denoising.force_encoding import ForceEncoding
 from dens.fairchem1.checkpoints.start import Pretrained, load_from, take_pretrained
-from dens.fairchem1.config.rules import check_model_classes, check_targets, parse_dens
-from dens.fairchem1.config.translate import (
-    is_foreign,
-    translate_model,
-    translate_optim,
-    translate_task,
-)
+from dens.fairchem1.config.rules import check_targets, parse_dens
+from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
 from dens.fairchem1.train.loss_terms import LossTerms
@@ -71,19 +65,14 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
     _loss_values: dict[str, float]  # terms of the step's loss, averaged over ranks
 
     def __init__(self, *, model: dict, optimizer: dict, task: dict, **kwargs: Any) -> None:
-        self.dens = parse_dens(optimizer)
-        model, self.pretrained = take_pretrained(model)
-        if is_foreign(optimizer):
-            model, task = translate_model(model), translate_task(task)
-            optimizer = translate_optim(optimizer)
-            if distutils.is_master():
-                notice = yaml.safe_dump({"optim": {"dens": optimizer["dens"]}}, sort_keys=False)
-                logging.warning(f"DeNS settings in an older form were read as\n{notice}")
-        check_model_classes(model, self.dens)
+        config = settle({"model": model, "optim": optimizer, "task": task, **kwargs}, type(self))
+        self.dens = parse_dens(config["optim"])
+        model, self.pretrained = take_pretrained(config["model"])
         sum_shared_gradients()
+        task = config["task"]
         if self.pretrained.path is not None:
             task = {**task, "pretrained": self.pretrained.model_dump()}
-        super().__init__(model=model, optimizer=optimizer, task=task, **kwargs)
+        super().__init__(model=model, optimizer=config["optim"], task=task, **kwargs)
         if self.device.type == "cpu":
             keep_freed_memory()
 

@@ -17,7 +17,7 @@ from matplotlib import image
 from torch_geometric.data import Data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
+from dens.cli import data as command
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
 from dens.fairchem1.data.datasets import ConfigReader

@@ -17,7 +17,7 @@ from helpers.trainers import trainer_config
 from torch_geometric.data import Batch
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.cli import data as command
+from dens.cli import data as command
 from dens.data.soundness import open_or_periodic
 from dens.data.survey.stats import Moments
 from dens.fairchem1.data.datasets import ConfigReader

@@ -218,7 +218,10 @@ WRONG = [
         "error  settings: evaluation_metrics.primary_metric must be one of loss, energy_mae, ",
     ),
     ({"optim__num_workers": None}, "error  settings: optim.num_workers is missing"),
-    ({"optim__bath_size": 8}, "warn   settings: optim.bath_size is not read: did you mean optim.b"),
+    (
+        {"optim__bath_size": 8},
+        "error  settings: unknown key bath_size = 8 (optim.bath_size): did",
+    ),
     ({"dataset__train__src": "gone"}, "error  data: no data there: dataset.train.src = gone"),
     (
         {"optim__scheduler_params__warmup_epochs": 0.1},

@@ -1,11 +1,11 @@
-"""What the config alone shows to be wrong is refused before anything is built."""
+"""Configs whose DeNS settings do not fit the rest are refused before anything is built."""
 
 import copy
 
 import pytest
 from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, trainer_config
 
-from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.config.settle import settle
 from dens.settings import ConfigError
 
 
@@ -37,13 +37,13 @@ def without_head(name) -> dict:
 
 
 def test_good_configs_pass():
-    check_config(config())
-    check_config(config(trainer="dens"))
-    check_config(config(optim=optim(dens=None, **FOREIGN), model=without_head("noise")))
-    check_config(config(trainer="equiformerv2_forces", model=STOCK_MODEL, optim=optim(dens=None)))
-    check_config(config(model={"name": "dens.EquiformerV2DeNS", **BACKBONE}))
+    settle(config())
+    settle(config(trainer="dens"))
+    settle(config(optim=optim(dens=None, **FOREIGN), model=without_head("noise")))
+    settle(config(trainer="equiformerv2_forces", model=STOCK_MODEL, optim=optim(dens=None)))
+    settle(config(model={"name": "dens.EquiformerV2DeNS", **BACKBONE}))
     # switched off, DeNS needs nothing of the model
-    check_config(config(model=STOCK_MODEL, optim=optim(dens={**DENS, "prob": 0})))
+    settle(config(model=STOCK_MODEL, optim=optim(dens={**DENS, "prob": 0})))
 
 
 BAD = [
@@ -90,7 +90,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[m[:40] for _, m in BAD])
 def test_bad_configs_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
-        check_config(config(**changes))
+        settle(config(**changes))
     assert message in str(error.value)
 
 
@@ -102,7 +102,7 @@ def test_every_mistake_has_its_line():
         "evaluation_metrics": {"metrics": {"forces": ["mae"]}, "primary_metric": "mae"},
     }
     with pytest.raises(ConfigError) as error:
-        check_config(config(**changes))
+        settle(config(**changes))
     lines = str(error.value).splitlines()
     starts = ("sigma must", "model.heads has no", "outputs must", "evaluation_metrics.primary")
     assert len(lines) == len(starts)

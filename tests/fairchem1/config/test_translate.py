@@ -1,4 +1,4 @@
-"""Configs written for the authors' repository and for fairchem 1.10 run as they are meant."""
+"""Configs of the authors' repository and of fairchem 1.10 are translated and train."""
 
 import logging
 

@@ -125,7 +125,7 @@ def test_a_preempted_job_is_requeued(tmp_path, submit, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_config(tmp_path, steps=10)
     config = yaml.safe_load(path.read_text())
-    config["trainer"] = "interrupted_trainer.InterruptedTrainer"
+    config["trainer"] = "helpers.interrupted_trainer.InterruptedTrainer"
     config["optim"]["checkpoint_every"] = 10
     path.write_text(yaml.safe_dump(config))
     preempted = tmp_path / "preempted"

@@ -1,0 +1,79 @@
+"""Settle a training config once, at each front door: translate older forms, check everything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from fairchem.core.common import distutils
+from fairchem.core.common.utils import setup_imports
+
+from dens.data.checked import parse_on_bad
+from dens.fairchem1.checkpoints.start import take_pretrained
+from dens.fairchem1.config.rules import (
+    check_model_classes,
+    check_targets,
+    find_class,
+    parse_dens,
+    refuse_ignored,
+    run_all,
+)
+from dens.fairchem1.config.sections import check_keys, check_types
+from dens.fairchem1.config.translate import is_foreign, translate
+from dens.runs.monitor.settings import parse_monitor
+from dens.settings import ConfigError
+
+
+def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, Any]:
+    """Return a config in the current form, all of whose settings are valid.
+
+    A settled config is returned as it is. Neither data nor weights are read.
+
+    Args:
+        config: as read from YAML, with or without what the launcher adds.
+        trainer: the trainer's class; by default the one that the config names.
+
+    Raises:
+        ConfigError: one line for each mistake: an unknown key; a number given as a string; invalid
+            settings of dens, or ones that the trainer or the model would ignore; a DeNS trainer
+            without DeNS settings, force loss or force output; a primary metric that is not
+            computed.
+    """
+    config = dict(config)
+    setup_imports(config)
+    check_types(config)
+    trainer = trainer or find_class("trainer", config.get("trainer", "ocp"), "trainer")
+    if not getattr(trainer, "applies_dens", False):
+        run_all(lambda: refuse_ignored(config), lambda: check_keys(config, trainer))
+        return config
+    if is_foreign(config.get("optim") or {}):
+        config |= translate(config)
+        if distutils.is_master():
+            notice = {"optim": {"dens": config["optim"]["dens"]}}
+            notice = yaml.safe_dump(notice, sort_keys=False)
+            logging.warning(f"DeNS settings in an older form were read as\n{notice}")
+    _check_dens(config, trainer)
+    return config
+
+
+def _check_dens(config: Mapping[str, Any], trainer: type) -> None:
+    optim, model, dataset = (config.get(name) or {} for name in ("optim", "model", "dataset"))
+    if not isinstance(dataset, Mapping):
+        dataset = {}  # an older form, without the keys of dens
+    splits = {name: split for name, split in dataset.items() if isinstance(split, Mapping)}
+    try:
+        dens = parse_dens(optim)
+    except ConfigError:
+        dens = None
+    run_all(
+        lambda: parse_on_bad(splits),
+        lambda: parse_dens(optim),
+        lambda: parse_monitor(optim),
+        lambda: take_pretrained(model),
+        lambda: check_model_classes(model, dens),
+        lambda: check_targets(config),
+        # a model that is only used keeps what its checkpoint says
+        lambda: config.get("inference_only") or check_keys(config, trainer),
+    )

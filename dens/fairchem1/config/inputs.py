@@ -14,7 +14,7 @@ from dens.fairchem1.config.read import split_settings
 from dens.settings import ConfigError
 
 _NEEDED = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
-_DEMO = "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
+_DEMO = "dens data demo data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
 
 
 def check_inputs(config: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ def _how_to_get(key: str, src: str) -> str:
         return f"set {key} to where it is (--{key}=PATH)"
     root, val, train = oc20.groups()
     return (
-        f"dens download-data --task s2ef --split {val or train} --ref-energy --num-workers 8 "
+        f"dens data download --task s2ef --split {val or train} --ref-energy --num-workers 8 "
         f"--data-path {root or '.'}"
     )
 

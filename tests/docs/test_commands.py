@@ -1,4 +1,4 @@
-"""Every command of README and the documentation runs, on little data, or is checked as far as possible.
+"""Every command of README and documentation runs on little data, or is checked as far as possible.
 
 :data:`TABLE` says how. A command that is not in it fails, and so does an entry that no page has.
 """
@@ -29,7 +29,6 @@ FEW = (
     "--dataset.train.first_n=16 --dataset.val.first_n=4 --optim.scheduler_params.warmup_epochs=1 "
     "--optim.max_epochs=1 --optim.num_workers=0 --logger=tensorboard"
 )
-RELAX = "--data data/demo/val_id"
 # what stands for the words in capitals
 WORDS = {"CONFIG": "configs/oc20/eqv2_dens_demo.yml", "STUDY": "demo"}
 
@@ -97,8 +96,9 @@ TABLE = {
     "dens data download --task s2ef --split val_id --ref-energy --num-workers 8 "
     "--data-path data/oc20": DOWNLOAD,
     TRAIN: Run("--optim.max_epochs=1 --optim.num_workers=0", makes="checkpoint.pt"),
-    "fairchem main.py --config configs/oc20/eqv2_dens.yml --num-gpus 8 --num-nodes 2 "
-    "--submit": Run(status=2, says="error: ", reason="needs SLURM, GPUs and OC20"),
+    "fairchem main.py --config configs/oc20/eqv2_dens.yml --num-gpus 8 --num-nodes 2 --submit": Run(
+        status=2, says="error: ", reason="needs SLURM, GPUs and OC20"
+    ),
     "fairchem main.py --config configs/oc20/eqv2_dens.yml": Run(
         status=2, says="no data there: dataset.train.src = data/oc20", reason="needs OC20"
     ),
@@ -172,8 +172,9 @@ TABLE = {
     "OMP_NUM_THREADS=1 python -m benchmarks.inference --size S": Run(
         "--help", says="--size", reason=SLOW_BENCHMARK
     ),
-    "OMP_NUM_THREADS=1 python -m benchmarks.step --against fairchem --size M "
-    "--out step.json": Run("--help", says="--against", reason=SLOW_BENCHMARK),
+    "OMP_NUM_THREADS=1 python -m benchmarks.step --against fairchem --size M --out step.json": Run(
+        "--help", says="--against", reason=SLOW_BENCHMARK
+    ),
     "OMP_NUM_THREADS=1 python -m benchmarks.scaling --size S --plot scaling.png "
     "--out scaling.json": Run("--help", says="--plot", reason=SLOW_BENCHMARK),
     "python -m benchmarks.data": Run(

@@ -1,24 +1,22 @@
 """Tables of settings in the documentation are those of the schemas.
 
-``python tests/docs/test_tables.py`` writes them anew: each stands between ``<!-- table: SCHEMA -->``,
-with the dotted path of its schema, and ``<!-- /table -->``.
+``python tests/docs/test_tables.py`` writes them again, between ``<!-- table: SCHEMA -->``, where
+SCHEMA is a dotted path, and ``<!-- /table -->``.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1])] if __name__ == "__main__" else []
-
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.settings import options_table
-from helpers.documents import PAGES
 
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = re.compile(r"<!-- table: ([\w.]+) -->\n(.*?)<!-- /table -->", re.DOTALL)
 SCHEMAS = {"DeNSConfig", "MonitorSettings", "StepSettings"}
 

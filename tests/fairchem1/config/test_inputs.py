@@ -89,12 +89,12 @@ def test_the_refusal_says_how_to_get_oc20_and_how_to_run_the_demo():
         check_inputs(run_config(dataset))
     message = str(error.value)
     for part in (
-        "dens download-data --task s2ef --split 2M --ref-energy --num-workers 8 "
+        "dens data download --task s2ef --split 2M --ref-energy --num-workers 8 "
         "--data-path data/oc20",
         "--split val_id --ref-energy --num-workers 8 --data-path data/oc20",
         "--dataset.test.src=PATH",
         "dens data md17 aspirin --download --out data/md17/aspirin",
-        "dens demo-data data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml",
+        "dens data demo data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml",
     ):
         assert part in message
     assert (ROOT / preflight._DEMO.split()[-1]).is_file()

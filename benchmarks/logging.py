@@ -1,4 +1,4 @@
-"""What logging costs a training step, and denoising validation an evaluation.
+"""Measure the cost of logging for a step, and of denoising validation for an evaluation.
 
     python -m benchmarks.logging --config configs/oc20/eqv2_dens_demo.yml --out logging.json \
         --dataset.val.src=data/demo/train
@@ -34,7 +34,7 @@ from dens.runs.monitor import TrainingMonitor
 
 
 class Unwatched:
-    """Stands where the trainer's watch stood, and measures nothing."""
+    """Stand-in for the trainer's monitor that measures nothing."""
 
     def step(self, batch: Any) -> None: ...
 
@@ -44,7 +44,7 @@ class Unwatched:
 
 
 def train_step(trainer, batch) -> None:
-    """One step as the training loop does it, with its log."""
+    """Take a step as the training loop does, with its logging."""
     trainer.step += 1
     trainer.epoch = trainer.step / len(trainer.train_loader)
     trainer.model.train()
@@ -60,7 +60,7 @@ def train_step(trainer, batch) -> None:
 
 
 def clocks(action: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Seconds of this process, on a GPU those of the wall, and of the wall."""
+    """Time an action: (process seconds, or wall seconds on a GPU; wall seconds)."""
     wall, process = time.perf_counter(), time.process_time()
     action()
     if device.type == "cuda":
@@ -70,7 +70,7 @@ def clocks(action: Callable[[], Any], device: torch.device) -> tuple[float, floa
 
 
 def measure_steps(trainer, log: RunLog, watch: TrainingMonitor, steps: int) -> dict[str, list]:
-    """Times of ``steps`` pairs of steps, bare and logged."""
+    """Time ``steps`` pairs of steps, bare and logged."""
     arms = {"bare": (None, Unwatched()), "logged": (log, watch)}
     found: dict[str, list] = {name: [] for name in arms}
     batches = iter(trainer.train_loader)
@@ -90,7 +90,7 @@ def measure_steps(trainer, log: RunLog, watch: TrainingMonitor, steps: int) -> d
 
 
 def measure_evaluations(trainer, watch: TrainingMonitor, evaluations: int) -> dict[str, list]:
-    """Times of as many evaluations and denoising validations, after one of each to warm up."""
+    """Time evaluations and denoising validations in turns, after a warm-up of each."""
     trainer.logger, trainer.watch = None, Unwatched()
     arms = {
         "evaluation": lambda: trainer.validate("val", disable_tqdm=True),
@@ -106,14 +106,14 @@ def measure_evaluations(trainer, watch: TrainingMonitor, evaluations: int) -> di
 
 
 def ratios(over: list, under: list, clock: int) -> list[float]:
-    """Median and quartiles of the pairs' ratios."""
+    """Return median and quartiles of the ratios of pairs."""
     pairs = [a[clock] / b[clock] for a, b in zip(over, under, strict=True)]
     low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
     return [middle, low, high]
 
 
 def summary(steps: dict, evaluations: dict, structures: int, of: int) -> dict[str, Any]:
-    """What was found: costs as fractions, by the process's clock and by the wall's."""
+    """Summarise costs as fractions, by process time and by wall time."""
     result: dict[str, Any] = {"torch": torch.__version__, "structures": structures, "of": of}
     for clock, name in enumerate(("process", "wall")):
         logged, low, high = ratios(steps["logged"], steps["bare"], clock)

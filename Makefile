@@ -26,7 +26,7 @@ test: install browser
 	$(BIN)/python -m pytest
 
 data/demo: | install
-	$(BIN)/dens demo-data $@
+	$(BIN)/dens data demo $@
 
 demo: install data/demo
 	. $(BIN)/activate && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} fairchem main.py --config $(DEMO)

@@ -1,1 +1,1 @@
-"""Measurements: ``python -m benchmarks.NAME``."""
+"""Benchmarks: ``python -m benchmarks.NAME``."""

@@ -1,4 +1,4 @@
-"""What the benchmarks compare: models of a size, a batch of slabs, and a training step of them."""
+"""Models, batches of slabs and training steps that the benchmarks compare."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ ARMS = {
 
 
 def make_batch(structures: int, seed: int = 0) -> Batch:
-    """Rattled metal slabs with an adsorbate, 73 to 77 atoms: about OC20's average."""
+    """Make a batch of rattled metal slabs with an adsorbate, 73 to 77 atoms (OC20's average)."""
     rng = np.random.default_rng(seed)
     return Batch.from_data_list([_slab(rng) for _ in range(structures)])
 
@@ -113,7 +113,7 @@ def _slab(rng: np.random.Generator) -> Data:
 
 
 def labelled(atoms: Atoms, energy: float, forces: np.ndarray) -> Data:
-    """A structure for the models, with an energy and forces (N, 3)."""
+    """Convert a structure to ``Data``, with an energy in eV and forces, (n_atoms, 3) in eV/Å."""
     return Data(
         pos=torch.tensor(atoms.positions, dtype=torch.float32),
         cell=torch.tensor(np.array(atoms.cell), dtype=torch.float32)[None],
@@ -126,7 +126,7 @@ def labelled(atoms: Atoms, energy: float, forces: np.ndarray) -> Data:
 
 
 def corrupted(batch: Batch, ratio: float | None, step: int = 0) -> Batch:
-    """The batch with a share ``ratio`` of its atoms corrupted, in our fields and fairchem's."""
+    """Corrupt a share ``ratio`` of a batch's atoms, in the fields of dens and of fairchem."""
     batch = batch.clone()
     if ratio is None:
         return batch
@@ -138,7 +138,7 @@ def corrupted(batch: Batch, ratio: float | None, step: int = 0) -> Batch:
 
 
 def build(name: str, size: dict, **backbone) -> HydraModel:
-    """A model of MODELS, its backbone with the settings ``size``."""
+    """Build a model of MODELS whose backbone has the settings ``size``."""
     settings, heads = MODELS[name]
     torch.manual_seed(0)
     return HydraModel(
@@ -150,7 +150,7 @@ def build(name: str, size: dict, **backbone) -> HydraModel:
 
 
 class Step:
-    """One arm: calling it takes a step.
+    """Training step of one arm, taken at each call.
 
     Args:
         arm: a key of ARMS.
@@ -173,7 +173,7 @@ class Step:
 
 
 def training_loss(model: HydraModel, batch: Batch) -> torch.Tensor:
-    """OC20's loss with DeNS, of one forward."""
+    """Compute OC20's loss with DeNS in one forward pass."""
     out = model(batch)
     loss = (out["energy"].view(-1) - batch.energy).abs().mean()
     noise, mask = getattr(batch, "noise", None), getattr(batch, "noise_mask", None)

@@ -1,9 +1,9 @@
-"""Loss curves of training with the fast path and with fairchem's modules, from the same start.
+"""Compare loss curves of the fast path and of fairchem's modules from the same weights.
 
     python -m benchmarks.curve --steps 300 --out curve.json
 
-All runs see the same batches, noise and edge frames. Rounding makes them drift apart, as it does
-runs of fairchem's modules from weights that differ in the last digit: those are the controls.
+All runs see the same batches, noise and edge frames, and diverge by rounding. The controls are
+runs of fairchem's modules from weights that differ in the last digit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RUNS = {
 
 
 def structures(count: int) -> list[Data]:
-    """Small rattled slabs with an oxygen atom, with EMT's energies and forces, normalised."""
+    """Make small rattled slabs with an oxygen atom, and normalised EMT energies and forces."""
     rng, found = np.random.default_rng(0), []
     for _ in range(count):
         slab = fcc111(rng.choice(["Cu", "Pt", "Pd", "Ag"]), size=(2, 2, 3), vacuum=6.0)
@@ -62,7 +62,7 @@ def structures(count: int) -> list[Data]:
 
 
 def train(run: str, steps: int, data: list[Data]) -> tuple[list[float], dict]:
-    """The loss of every step, and the weights after the last."""
+    """Train, and return the loss of every step and the final weights."""
     fast, change, seed = RUNS[run]
     model = build("ours DeNS", SIZE, fast=fast).train()
     of_weights = torch.Generator().manual_seed(seed)
@@ -89,12 +89,12 @@ def train(run: str, steps: int, data: list[Data]) -> tuple[list[float], dict]:
 
 
 def drift(losses: list[float], reference: list[float]) -> np.ndarray:
-    """(steps,), the relative difference of each loss."""
+    """Return the relative difference of each loss: (steps,)."""
     return abs(np.array(losses) / np.array(reference) - 1)
 
 
 def table(curves: dict[str, list[float]], windows: int = 6) -> str:
-    """The drift of each run from the first one, root mean square in windows of steps."""
+    """Format the drift of each run from the first, root mean square in windows of steps."""
     (first, reference), *others = curves.items()
     parts = np.array_split(np.arange(len(reference)), windows)
     lines = [f"| steps | loss, {first} | " + " | ".join(name for name, _ in others) + " |"]

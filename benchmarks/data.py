@@ -1,8 +1,8 @@
-"""Speed of conversion to LMDB, and of reading it back through fairchem's loader, with edges too.
+"""Measure conversion to LMDB, and reading it through fairchem's loader, without and with edges.
 
     python -m benchmarks.data --data PATH
 
-PATH: files or a folder as ``dens data convert`` takes them. Without ``--data``, slabs are made up.
+PATH: files or a folder as ``dens data convert`` takes them; random slabs by default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WITH_EDGES = 200  # structures to find edges for
 
 
 def make_up(path: Path) -> Path:
-    """A trajectory of `MADE_UP` slabs of 80 atoms, about the average of OC20."""
+    """Write a trajectory of `MADE_UP` slabs of 80 atoms, about the average of OC20."""
     rng = np.random.default_rng(0)
     atoms = fcc111("Cu", (4, 4, 5), vacuum=10.0)
     atoms.pbc = True
@@ -53,8 +53,10 @@ def make_up(path: Path) -> Path:
 def time_conversion(
     sources: list[Path], out: Path, recipe: LabelRules, workers: int
 ) -> tuple[int, float]:
-    """Structures converted, and the seconds from the first finished ones to the last: without the
-    start of the workers, which a large conversion does not feel."""
+    """Convert, and return the number of structures and the seconds, without starting the workers.
+
+    The start does not matter in a large conversion.
+    """
     marks: list[tuple[float, int]] = []
     # of one process, the time of its core, which other programs do not change
     clock = time.process_time if workers == 1 else time.perf_counter
@@ -80,8 +82,11 @@ def fairchems_edges(batch) -> None:
 
 
 def time_reading(folder: Path, workers: int, edges: Callable | None = None) -> tuple[int, float]:
-    """Structures read by fairchem's data set and collater in batches, and the seconds, of this
-    process's core where it has no workers. ``edges`` is called with each batch, up to a count."""
+    """Read with fairchem's data set and collater; return the number of structures and the seconds.
+
+    Without workers the seconds are process time. ``edges`` is called with each batch, up to
+    :data:`WITH_EDGES` structures.
+    """
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset, data_list_collater
 
     dataset = LmdbDataset({"src": str(folder), "key_mapping": {"y": "energy", "force": "forces"}})

@@ -1,4 +1,4 @@
-"""Inference with a DeNS checkpoint against plain EquiformerV2 of the same weights.
+"""Compare inference of a DeNS checkpoint with plain EquiformerV2 of the same weights.
 
     python -m benchmarks.inference --size S
 
@@ -44,7 +44,7 @@ HEADS = {"energy": "dens.EnergyHead", "forces": "dens.ForceHead", "noise": "dens
 
 
 def trainer_settings(size: dict) -> dict:
-    """What builds a DeNS trainer without data."""
+    """Return the arguments of a DeNS trainer without data."""
     model = {
         "name": "hydra",
         "backbone": {"model": "dens.EquiformerV2Backbone", "fast": False, **COMMON, **size},
@@ -79,7 +79,7 @@ def trainer_settings(size: dict) -> dict:
 
 
 def predictors(size: dict, cpu: bool, arms: list[str]) -> dict[str, Callable[[], object]]:
-    """One prediction for each arm, all with the same random weights."""
+    """Return a function for each arm that predicts once, all with the same random weights."""
     settings = trainer_settings(size)
     torch.manual_seed(0)
     trainer = registry.get_trainer_class("dens")(**copy.deepcopy(settings), cpu=cpu)
@@ -113,25 +113,25 @@ def _predictor(arm: str, trainers, calculators, slab) -> Callable[[], object]:
 
 
 def loader(slab) -> Callable[[], object]:
-    """Makes a batch of one structure, as the data loader would."""
+    """Return a function that makes a batch of one structure, as the data loader would."""
     data = AtomsToGraphs(r_energy=False, r_forces=False, r_pbc=True).convert(slab)
     return lambda: data_list_collater([data.clone()], otf_graph=True)
 
 
 def times(predict: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list]:
-    """Seconds of each arm in each round, after one to warm up."""
+    """Return the seconds of each arm in each round, after a warm-up round."""
     arms = {arm: partial(seconds_of, run, device) for arm, run in predict.items()}
     return {arm: seconds[1:] for arm, seconds in in_turns(arms, rounds + 1).items()}
 
 
 def memory(predict: Callable[[], object], device: str) -> float:
-    """Peak of the second prediction above what was there before it, MiB."""
+    """Return the peak memory of the second prediction above the memory before it, MiB."""
     predict()
     return peak(predict, device)
 
 
 def memory_of(arm: str, args: argparse.Namespace) -> float:
-    """:func:`memory` in a process of its own."""
+    """Measure :func:`memory` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.inference", "--memory-of", arm]
     command += ["--size", args.size, "--device", args.device]
     return last_number(command)

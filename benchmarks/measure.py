@@ -1,4 +1,4 @@
-"""What every measurement needs: clocks, peaks of memory, and on what it was made."""
+"""Clocks, peak memory and a description of the machine, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def clock(device: str) -> float:
-    """Seconds: of this process on a CPU, of the wall on a GPU, whose work is waited for."""
+    """Return process seconds on a CPU; on a GPU, wall seconds after its work is done."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -22,14 +22,14 @@ def clock(device: str) -> float:
 
 
 def seconds_of(run: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
+    """Time one call, in seconds."""
     start = clock(device)
     run()
     return clock(device) - start
 
 
 def in_turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each arm answers, round by round, in an order that changes."""
+    """Call each arm once in every round, in a changing order, and collect the results."""
     names, found = list(arms), {name: [] for name in arms}
     for turn in range(rounds):
         first = turn % len(names)
@@ -39,7 +39,7 @@ def in_turns(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def peak(run: Callable[[], object], device: str) -> float:
-    """Peak memory of ``run`` above what is there before it, MiB, in this process."""
+    """Return the peak memory of ``run`` above the memory before it, MiB, in this process."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -57,9 +57,9 @@ def _status(field: str) -> int:
 
 
 def last_number(command: list[str]) -> float:
-    """What a process prints last, with an allocator that gives memory back: the peak is the run's.
+    """Run a command whose last line of output is a number, and return that number.
 
-    Its last line is a number.
+    Its allocator returns freed memory at once, so that peaks are those of the run.
     """
     environment = {
         **os.environ,
@@ -71,20 +71,20 @@ def last_number(command: list[str]) -> float:
 
 
 def summary(values: list[float]) -> dict:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     low, median, high = np.percentile(values, [25, 50, 75])
     return {"median": median, "low": low, "high": high}
 
 
 def commit() -> str:
-    """The commit of the working tree, marked where it has changes."""
+    """Return the commit of the working tree, marked ``-dirty`` if it has changes."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 
 def hardware(device: str) -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     if device != "cpu":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Speed of the periodic neighbour search, ours against fairchem's, on equal edges.
+"""Compare the speed of our periodic neighbour search with fairchem's, on equal edges.
 
     OMP_NUM_THREADS=1 python -m benchmarks.neighbors
 
@@ -30,14 +30,14 @@ BATCH_SIZE = 4
 
 
 def crystal(rng: np.random.Generator) -> Atoms:
-    """A rattled crystal of 8 atoms: many images within the cutoff."""
+    """Make a rattled crystal of 8 atoms: many images within the cutoff."""
     atoms = bulk(rng.choice(["Cu", "Pt", "Al"])).repeat(2)
     atoms.rattle(0.05, rng=rng)
     return atoms
 
 
 def half_ideal_slab(rng: np.random.Generator) -> Atoms:
-    """A slab of 72 atoms whose lower half stands on ideal sites: many neighbours are as far."""
+    """Make a slab of 72 atoms whose lower half is on ideal sites: many equal distances."""
     atoms = fcc111(rng.choice(["Cu", "Pt", "Pd"]), size=(3, 4, 6), vacuum=8.0)
     atoms.pbc = True
     atoms.set_constraint(FixAtoms(mask=atoms.get_tags() > 3))
@@ -46,7 +46,7 @@ def half_ideal_slab(rng: np.random.Generator) -> Atoms:
 
 
 def batch_of(make: Callable, count: int, seed: int) -> Batch:
-    """Structures that ``make`` makes from random numbers."""
+    """Make a batch of structures with ``make``."""
     rng = np.random.default_rng(seed)
     return Batch.from_data_list([_data(make(rng)) for _ in range(count)])
 
@@ -67,7 +67,7 @@ BATCHES = {
 
 
 def seconds(function, *args, repeats: int, **kwargs) -> tuple[float, tuple]:
-    """Of this process, per call; and what the call returns."""
+    """Return process seconds per call, and the result of the last call."""
     start = time.process_time()
     for _ in range(repeats):
         found = function(*args, **kwargs)
@@ -75,7 +75,7 @@ def seconds(function, *args, repeats: int, **kwargs) -> tuple[float, tuple]:
 
 
 def measure(make, cutoff: float, limit: int, rounds: int) -> dict:
-    """Structures per second of both, and the ratio of their times."""
+    """Measure structures per second of both searches, and the ratio of their times."""
     theirs, ours = [], []
     for turn in range(rounds + 1):
         batch = make(BATCH_SIZE, turn)

@@ -1,4 +1,4 @@
-"""What the protections of a training step cost: safe reading, own random streams, finite numbers.
+"""Measure what safe reading, random streams and finite checks cost a training step.
 
     python -m benchmarks.protections --config configs/oc20/eqv2_dens_demo.yml
 
@@ -33,13 +33,13 @@ from dens.safe.pickles import load_record
 
 
 def medians(*arms: Callable[[], object], rounds: int) -> list[float]:
-    """Median seconds of each, in turns, after a round to warm up."""
+    """Return the median seconds of each arm, in turns, after a warm-up round."""
     timed = {str(i): partial(seconds_of, arm, "cpu") for i, arm in enumerate(arms)}
     return [median(seconds[1:]) for seconds in in_turns(timed, rounds + 1).values()]
 
 
 def step(trainer, batch) -> None:
-    """One training step, as fairchem's loop takes it."""
+    """Take one training step as fairchem's loop does."""
     trainer.step += 1
     trainer.epoch = 0.5
     trainer.model.train()
@@ -52,13 +52,13 @@ def step(trainer, batch) -> None:
 
 
 def raw_records(dataset, count: int) -> list[bytes]:
-    """The first records of an LMDB folder as they are stored."""
+    """Read the first records of an LMDB folder as bytes."""
     with dataset.envs[0].begin() as transaction:
         return [transaction.get(f"{i}".encode("ascii")) for i in range(count)]
 
 
 def protections(trainer, batch, records: list[bytes]) -> dict[str, tuple[Callable, Callable]]:
-    """For each protection, what runs with it and what without."""
+    """Return, for each protection, a function with it and one without."""
     out = trainer._forward(batch)
     loss = trainer._compute_loss(out, batch)
     loss.backward()
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def time_saving(trainer) -> list[float]:
-    """Seconds of saving with and without the protection, waiting for the disk included."""
+    """Time saving with and without the protection, waiting for the disk included."""
     state = {"weights": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     found: list[list[float]] = [[], []]
     with tempfile.TemporaryDirectory() as folder:

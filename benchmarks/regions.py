@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by part of the model and by kind of operation.
+"""Profile a training step by part of the model and by kind of operation.
 
     OMP_NUM_THREADS=1 python -m benchmarks.regions --size S
 
@@ -83,7 +83,7 @@ def label_parts(step: Step) -> None:
 
 
 def shares(events: list, prefix: str, device: str) -> dict[str, float]:
-    """The share of each label that begins with ``prefix``, of the time of all events."""
+    """Return the share of each label that begins with ``prefix`` in the time of all events."""
     by_node: dict[int, str] = {}  # the label under which an autograd node was made
     for event in sorted(events, key=lambda e: e.time_range.start):
         found, backward = _label(event, prefix)
@@ -101,7 +101,7 @@ def shares(events: list, prefix: str, device: str) -> dict[str, float]:
 
 
 def _label(event, prefix: str) -> tuple[str, object | None]:
-    """The innermost label around an event, or the node whose backward it belongs to."""
+    """Return the innermost label around an event, or the node whose backward it belongs to."""
     while event is not None:
         if event.name.startswith(prefix):
             return event.name.removeprefix(prefix), None
@@ -112,7 +112,7 @@ def _label(event, prefix: str) -> tuple[str, object | None]:
 
 
 def measure(arm: str, size: dict, structures: int, rounds: int, device: str) -> dict:
-    """Shares by part and by kind of operation, of one arm."""
+    """Measure shares by part and by kind of operation, for one arm."""
     step = Step(arm, size, structures, device)
     label_parts(step)
     step()

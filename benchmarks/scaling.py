@@ -1,4 +1,4 @@
-"""How a step's time grows with the number of neighbours and with lmax, with a plot.
+"""Measure and plot how the time of a step grows with neighbours and lmax.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling --size S --plot scaling.png
 
@@ -30,7 +30,7 @@ AXES = {
 
 
 def measure(size: dict, axis: str, rounds: int, device: str) -> dict[str, dict[int, list[float]]]:
-    """Seconds of each round, by arm and value."""
+    """Measure the seconds of each round, by arm and value."""
     found: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
     for value, settings in AXES[axis].items():
         for arm, seconds in times(ARMS, {**size, **settings}, 1, rounds, device).items():
@@ -39,7 +39,7 @@ def measure(size: dict, axis: str, rounds: int, device: str) -> dict[str, dict[i
 
 
 def table(axis: str, found: dict[str, dict[int, list[float]]]) -> str:
-    """Median seconds by value and arm, and the median ratio of the two with DeNS."""
+    """Format median seconds by value and arm, and the median ratio of the two with DeNS."""
     lines = [f"| {axis} | " + " | ".join(found) + " | ratio with DeNS |"]
     lines.append("|---|" + "---|" * (len(found) + 1))
     for value in AXES[axis]:
@@ -51,7 +51,7 @@ def table(axis: str, found: dict[str, dict[int, list[float]]]) -> str:
 
 
 def plot(found: dict[str, dict], path: Path) -> None:
-    """One panel for each axis."""
+    """Draw one panel for each axis."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
-"""One training step of EquiformerV2, ours against fairchem's, with and without DeNS.
+"""Compare a training step of our EquiformerV2 with fairchem's, with and without DeNS.
 
     python -m benchmarks.step --against fairchem --size M --out step.json
 
 A step is everything from positions to new weights: graph, forward, loss, backward, clipping,
-AdamW. Each arm has a process of its own and they take turns; their times are compared within each
-round, so that what else the machine does touches all of them alike. On a CPU the time is that of
-the process on one thread. The memory of a step is its peak above what model, optimizer and data
-take, with an allocator that gives memory back.
+AdamW. Each arm runs in a process of its own, in turns; times are compared within each round, so
+that other load on the machine affects all arms alike. On a CPU the time is that of the process on
+one thread. The memory of a step is its peak above what model, optimizer and data take,
+with an allocator that returns freed memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RATIOS = [
 
 
 class Arm:
-    """An arm in a process of its own, as a training run has: calling it takes a step."""
+    """Arm in a process of its own, like a training run; each call takes a step."""
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         self.arm = arm
@@ -53,7 +53,7 @@ class Arm:
             steps += 1
 
     def __call__(self) -> float:
-        """The seconds of one step."""
+        """Take one step and return its seconds."""
         print(file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -66,13 +66,13 @@ class Arm:
 
 
 def take_steps(step: Step, device: str) -> None:
-    """The other side of :class:`Arm`: a step for each line that comes in."""
+    """Take a step for each line of input; the process behind :class:`Arm`."""
     for _ in sys.stdin:
         print(seconds_of(step, device), flush=True)
 
 
 def times(arms: list[str], size: dict, structures: int, rounds: int, device: str) -> dict:
-    """Seconds of each step of each arm, in turns."""
+    """Measure the seconds of each step of each arm, in turns."""
     steps = {arm: Arm(arm, size, structures, device) for arm in arms}
     found = in_turns(steps, rounds)
     for step in steps.values():
@@ -81,7 +81,7 @@ def times(arms: list[str], size: dict, structures: int, rounds: int, device: str
 
 
 def memory(arm: str, size: dict, structures: int, device: str) -> float:
-    """Peak of the second step above what was there before it, MiB, in this process."""
+    """Return the peak memory of the second step above the memory before it, MiB."""
     step = Step(arm, size, structures, device)
     step()
     step.optimizer.zero_grad()
@@ -89,13 +89,13 @@ def memory(arm: str, size: dict, structures: int, device: str) -> float:
 
 
 def command_of(task: str, arm: str, size: dict, structures: int, device: str) -> list[str]:
-    """The command that does a task for one arm."""
+    """Return the command that runs a task for one arm."""
     command = [sys.executable, "-m", "benchmarks.step", task, arm, "--set", json.dumps(size)]
     return [*command, "--structures", str(structures), "--device", device]
 
 
 def report(found: dict, used: dict, args: argparse.Namespace) -> dict:
-    """What was measured, and where."""
+    """Collect the measurements and a description of the machine."""
     ratios = {
         name: summary([a / b for a, b in zip(found[over], found[under], strict=True)])
         for name, over, under in RATIOS
@@ -117,7 +117,7 @@ def report(found: dict, used: dict, args: argparse.Namespace) -> dict:
 
 
 def markdown(result: dict) -> str:
-    """The tables for docs/performance.md."""
+    """Format the tables for docs/performance.md."""
     lines = ["| arm | s / step | memory, MiB |", "|---|---|---|"]
     for arm, s in result["seconds"].items():
         used = result["memory_MiB"].get(arm)

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def write_starts(data: Path, out: Path) -> None:
-    """The first frames of the first ten relaxations, as a data set."""
+    """Write the first frames of the first ten relaxations as a data set."""
     first = {}
     for frame in open_dataset(data):
         if not frame.md and (frame.sid not in first or frame.fid < first[frame.sid].fid):
@@ -53,9 +53,9 @@ def write_starts(data: Path, out: Path) -> None:
 
 
 def compare(frames, calculator) -> str:
-    """BFGS from the first of ``frames``, against the last, as a row of the table.
+    """Relax the first of ``frames`` with BFGS, and format its row of the table.
 
-    fairchem writes each frame but the converged one: ``frames`` end one step before it.
+    fairchem writes every frame except the converged one: ``frames`` end one step before it.
     """
     atoms, relaxed = frames[0].copy(), frames[-1]
     atoms.calc = calculator

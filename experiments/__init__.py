@@ -1,1 +1,1 @@
-"""Studies: baseline against DeNS over seeds, each number made by ``python -m experiments.run``."""
+"""Studies of baseline against DeNS over seeds: ``python -m experiments.run STUDY``."""

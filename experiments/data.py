@@ -15,7 +15,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def main() -> None:
-    """Original data to LMDB folders, in the splits of the studies."""
+    """Convert original data to LMDB folders, in the splits of the studies."""
 
 
 @main.command()
@@ -23,9 +23,9 @@ def main() -> None:
 @click.argument("out", type=_PATH)
 @click.option("--train", "n_train", default=950, show_default=True, help="Training frames.")
 def aspirin(source: Path, out: Path, n_train: int) -> None:
-    """rMD17: of one shuffle of 1,200 frames, 50 to validate, then N_TRAIN; 1,800 others to test.
+    """Split rMD17 aspirin: 50 of 1,200 shuffled frames to validate, then N_TRAIN; 1,800 to test.
 
-    A smaller training set is so a part of each larger one, with the same validation.
+    A smaller training set is part of each larger one; the validation set is the same.
     """
     from dens.data.convert.md17 import convert_md17
 
@@ -46,11 +46,11 @@ def aspirin(source: Path, out: Path, n_train: int) -> None:
 @click.argument("source", type=_PATH)
 @click.argument("out", type=_PATH)
 def oc20(source: Path, out: Path) -> None:
-    """25 DFT relaxations: OUT/id has blocks of frames of 20 systems, OUT/ood the 5 other systems.
+    """Split 25 DFT relaxations: OUT/id has blocks of frames of 20 systems, OUT/ood 5 other systems.
 
-    Every fifth system is out of domain. Energies are less OC20's linear references. A block is 5
-    frames: forces of a relaxation change so fast that those of the nearest frame in another block
-    of 20 are worse than zeros.
+    Every fifth system is out of domain. OC20's linear references are subtracted from energies. A
+    block is 5 frames: forces of a relaxation change so fast that with blocks of 20 those of
+    the nearest frame in another block are worse than zeros.
     """
     from dens.cli import data
 
@@ -68,7 +68,7 @@ def oc20(source: Path, out: Path) -> None:
 
 
 def _only(source: Path, name: str) -> Path:
-    """The file of that name under `source`.
+    """Find the file of that name under `source`.
 
     Raises:
         ClickException: there is none, or more than one.

@@ -1,8 +1,8 @@
-"""One run: ``python -m experiments.one FOLDER`` trains and measures what ``FOLDER/run.json`` says.
+"""Train and measure the run of ``FOLDER/run.json``: ``python -m experiments.one FOLDER``.
 
-Training is that of the ordinary launcher, from the run's last checkpoint where there is one. Then
-two sets of weights are measured, on the validation and the test sets: the best checkpoint by
-validation, and the last raw weights. The answer is ``FOLDER/measured.json``.
+Training uses the ordinary launcher, and resumes the run's last checkpoint if there is one. Then two
+sets of weights are measured, on the validation and the test sets: the best checkpoint by
+validation, and the last raw weights. The results are written to ``FOLDER/measured.json``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ KEPT = ("energy_mae", "forces_mae", "forces_cosine_similarity")
 
 
 def train(folder: Path, name: str, seed: int) -> None:
-    """Train, and append what it took to ``times.jsonl``, also where it is stopped.
+    """Train, and append the time to ``times.jsonl``, even if stopped.
 
     Raises:
-        SystemExit: it was stopped, or failed.
+        SystemExit: training was stopped, or failed.
     """
     at, wall, cpu = commit(), time.time(), time.process_time()
     try:
@@ -47,7 +47,7 @@ def train(folder: Path, name: str, seed: int) -> None:
 
 
 def measure(folder: Path, name: str, seed: int, tests: dict, sigmas: list) -> dict:
-    """Errors by weights and test set (eV, eV/Å, Å), with steps and number of parameters.
+    """Measure errors by weights and test set (eV, eV/Å, Å); add steps and number of parameters.
 
     Raises:
         ValueError: the last checkpoint is not of the last step.
@@ -85,9 +85,9 @@ def _size(trainer) -> dict[str, int]:
 
 
 def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
-    """Mean absolute error of the noise, Å: told the forces, not told them, and of zeros.
+    """Measure the mean absolute error of the noise, Å: with and without forces, and of zeros.
 
-    Of a large set, batches evenly spaced with about DENOISED structures.
+    Of a large set, evenly spaced batches with about DENOISED structures are used.
     """
     dataset = trainer.val_loader.dataset
     settings, step = corrupt_all(trainer.dens, dataset[0], sigma), max(1, len(dataset) // DENOISED)
@@ -111,7 +111,7 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
 
 
 def train_and_measure(folder: Path) -> None:
-    """What this module is for; one process at a time."""
+    """Train and measure the run in a folder, with a lock against a second process."""
     task = json.loads((folder / "run.json").read_text())
     with open(folder / "lock", "w") as lock:
         try:

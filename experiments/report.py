@@ -1,7 +1,4 @@
-"""The report of a study, tables and a figure, and a table over all studies.
-
-Both are written between markers into a Markdown file.
-"""
+"""Write the report of a study, and a table over all studies, between markers of a Markdown file."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ BySeed = Mapping[int, float]
 
 
 def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
-    r"""Mean difference over the seeds that both have, and half the width of its 95 % interval.
+    r"""Return the mean difference over common seeds, and half the width of its 95 % interval.
 
     .. math:: \bar d \pm t_{n-1,\,0.975}\, s_d / \sqrt{n}, \qquad d_s = a_s - b_s
 
-    NaN is what is unknown: both without a common seed, the interval with a single one.
+    Without a common seed both are NaN; with one, the interval is NaN.
     """
     d = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
     if len(d) < 2:
@@ -39,7 +36,7 @@ def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
 
 
 class Results:
-    """The results of a study; rows of its tables are its variants, test sets and arms."""
+    """Results of a study; the rows of its tables are variants, test sets and arms."""
 
     def __init__(self, study: Study, results: Sequence[Mapping]) -> None:
         self.study = study
@@ -52,25 +49,25 @@ class Results:
         ]
 
     def of(self, variant: str, arm: str) -> dict[int, Mapping]:
-        """By seed, those there are."""
+        """Return the finished results of a variant and arm, by seed."""
         runs = {seed: self.by_run.get((variant, arm, seed)) for seed in self.study.seeds}
         return {seed: result for seed, result in runs.items() if result}
 
     def errors(self, row: tuple, weights: str, error: str) -> dict[int, float]:
-        """By seed, in meV or meV/Å."""
+        """Return an error by seed, in meV or meV/Å."""
         variant, test, arm = row
         found = self.of(variant, arm).items()
         return {seed: 1000 * r["errors"][weights][test][error] for seed, r in found}
 
     def missing(self) -> list[str]:
-        """Names of the runs without a result."""
+        """Return the names of the runs without a result."""
         places = dict.fromkeys((variant, arm) for variant, _, arm in self.rows)
         names = [(v, a, s) for v, a in places for s in self.study.seeds]
         return [f"{v}-{a}-seed{s}" for v, a, s in names if (v, a, s) not in self.by_run]
 
 
 def error_table(results: Results, weights: str) -> str:
-    """Mean and standard deviation over seeds, and what differs from the reference.
+    """Format mean and standard deviation over seeds, and the difference from the reference.
 
     Arms without a result are left out here: :meth:`Results.missing` names them.
     """
@@ -91,7 +88,7 @@ def error_table(results: Results, weights: str) -> str:
 
 
 def spread(values: BySeed) -> str:
-    """Mean ± standard deviation."""
+    """Format mean ± standard deviation."""
     x = np.array([*values.values()])
     if len(x) < 2:
         return f"{x[0]:.1f}"
@@ -99,10 +96,10 @@ def spread(values: BySeed) -> str:
 
 
 def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
-    """The paired difference, with its interval, and in per cent of the reference's mean.
+    """Format the paired difference, with its interval, and in per cent of the reference's mean.
 
     Args:
-        bold: where the interval is without zero.
+        bold: set in bold if the interval excludes zero.
     """
     mean, half = paired_difference(ours, base)
     if np.isnan(mean):
@@ -113,13 +110,13 @@ def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
 
 
 def relative_difference(ours: BySeed, base: BySeed) -> float:
-    """The paired difference as a part of the reference's mean over the same seeds."""
+    """Return the paired difference divided by the reference's mean over the same seeds."""
     whole = np.mean([base[seed] for seed in ours.keys() & base.keys()])
     return paired_difference(ours, base)[0] / float(whole)
 
 
 def cost_table(results: Results) -> str:
-    """Steps, parameters and time of training."""
+    """Format steps, parameters and time of training."""
     head = ["variant", "arm", "steps", "parameters", "CPU minutes", "of reference's", "restarts"]
     lines = []
     for variant, arm in dict.fromkeys((variant, arm) for variant, _, arm in results.rows):
@@ -138,7 +135,7 @@ def cost_table(results: Results) -> str:
 
 
 def denoising_table(results: Results) -> str:
-    """Mean absolute errors of the noise on corrupted atoms; empty without any."""
+    """Format mean absolute errors of the noise on corrupted atoms; empty if none were measured."""
     head = ["variant", "test set", "arm", "sigma, Å", "told the forces, Å", "not told", "zeros"]
     lines = []
     for variant, test, arm in results.rows:
@@ -151,13 +148,13 @@ def denoising_table(results: Results) -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
-    """Markdown."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def draw(results: Results, path: Path) -> None:
-    """Errors of every seed, then validation curves; a row of panels for each variant with some."""
+    """Draw errors of every seed and validation curves, one row of panels for each variant."""
     begun = {variant for variant, _, _ in results.by_run}
     variants = {name: v for name, v in results.study.variants.items() if name in begun}
     width = len(ERRORS) * max(len(variant.measured_on) for variant in variants.values()) + 1
@@ -194,7 +191,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -> None:
-    """Replace the study's part of `out`, or append it; the figure lies in a folder beside it."""
+    """Replace the study's part of `out`, or append it; write the figure to a folder beside it."""
     results = Results(study, found)
     missing = results.missing()
     parts = [f"## {study.title}", f"`python -m experiments.run {name} --report`"]
@@ -213,10 +210,10 @@ def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -
 
 
 def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: Path) -> None:
-    """Replace the table over all studies in `out`, or append it; the largest gain in forces first.
+    """Replace the table over all studies in `out`, or append it, sorted by gain in forces.
 
-    It compares the arm that a study names in ``overview`` with the reference, at the best
-    checkpoint, on the first test set of each variant where both have a result.
+    The arm named in a study's ``overview`` is compared with the reference, at the best checkpoint,
+    on the first test set of each variant for which both have a result.
     """
     head = ["study", "variant", "structures", "epochs", "seeds", *ERRORS.values()]
     lines = []
@@ -240,7 +237,7 @@ def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: 
 
 
 def _write_part(out: Path, name: str, parts: Sequence[str]) -> None:
-    """Replace what stands between the markers `name`, or append it."""
+    """Replace the text between the markers `name`, or append it."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = "\n\n".join([begin, *parts, end])
     out.parent.mkdir(parents=True, exist_ok=True)

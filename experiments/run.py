@@ -1,4 +1,4 @@
-"""``python -m experiments.run STUDY``: train what a study still lacks, measure it, report it.
+"""Train and measure the missing runs of a study, and report: ``python -m experiments.run STUDY``.
 
 A run trains in ``runs/STUDY/RUN``, in a process of its own on one thread. Stopped at any moment, it
 goes on from its last checkpoint when the same command is given again. What is kept of a finished
@@ -28,7 +28,7 @@ LAUNCHER = "from dens.cli import main; main()"
 
 
 class Runner:
-    """Makes the results of a study's runs.
+    """Runner that makes the results of a study's runs.
 
     Args:
         folder: where they train.
@@ -42,7 +42,7 @@ class Runner:
         self._lock = threading.RLock()
 
     def result(self, run: Run) -> dict | None:
-        """The result of a finished run, None for one that has none.
+        """Return the result of a run, or None if it is not finished.
 
         Raises:
             ClickException: it was made with other settings.
@@ -55,12 +55,12 @@ class Runner:
         return result
 
     def kept(self, runs: list[Run]) -> dict[str, dict]:
-        """The results of those runs that have one, by name; raises as :meth:`result` does."""
+        """Return the results of the finished runs, by name; raises as :meth:`result` does."""
         found = {run.name: self.result(run) for run in runs}
         return {name: result for name, result in found.items() if result}
 
     def finish(self, run: Run) -> None:
-        """Train, from the last checkpoint if there is one, measure, and keep the result.
+        """Train (or resume), measure, and keep the result.
 
         What another study has trained under the same settings is taken from there.
 
@@ -108,7 +108,7 @@ class Runner:
         return process
 
     def stop(self) -> None:
-        """Ask what is running to save and end; nothing starts any more."""
+        """Ask running processes to save and exit; start no more."""
         self.stopped.set()
         with self._lock:
             for process in self._processes:
@@ -170,7 +170,7 @@ def _refuse_other(path: Path, fingerprint: str, run: Run) -> None:
 
 
 def describe_host() -> dict:
-    """The hardware, without names."""
+    """Describe the hardware, without host names."""
     import torch
 
     from benchmarks.measure import hardware
@@ -180,7 +180,7 @@ def describe_host() -> dict:
 
 
 def prepare_data(study: Study, source: Path | None) -> None:
-    """Make the folders of data that are missing.
+    """Make the missing data folders.
 
     Raises:
         ClickException: a command failed, or needs ``--data``.
@@ -226,7 +226,7 @@ def run_all(runner: Runner, runs: list[Run], jobs: int) -> None:
 
 
 def _all_results(studies: Path, results: Path) -> dict[str, tuple[Study, list[dict]]]:
-    """Every study that has an overview, with its results."""
+    """Load every study that has an overview, with its results."""
     found = {}
     for path in sorted(studies.glob("*.yml")):
         study = load_study(path)

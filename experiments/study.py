@@ -1,4 +1,4 @@
-"""What a study is: a YAML file in ``experiments/studies``, expanded into training runs.
+"""Study files: YAML in ``experiments/studies``, expanded into training runs.
 
 A run is one arm (a config) of one variant (such as a size of the training set) with one seed. Its
 config is the arm's file with the settings of study, variant and arm merged into it, in that order.
@@ -45,7 +45,7 @@ class Variant(Part):
 
     @property
     def measured_on(self) -> list[str]:
-        """Names of the test sets; of a search for settings, which has none, the validation set."""
+        """Return the names of the test sets, or ``val`` for a search, which has none."""
         return [*self.tests] or ["val"]
 
 
@@ -88,13 +88,13 @@ class Study(Part):
         return self
 
     def arms_of(self, variant: str) -> list[str]:
-        """Names of the arms that are run for a variant."""
+        """Return the names of the arms that are run for a variant."""
         return [name for name, arm in self.arms.items() if variant in (arm.variants or [variant])]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a study; its settings lie in ``config``, complete."""
+    """Training run of a study; ``config`` holds its complete settings."""
 
     study: str
     variant: str
@@ -112,7 +112,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same config, measurements and seed."""
+        """Hash of config, measurements and seed."""
         parts = [self.config, self.tests, self.sigmas, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -139,7 +139,7 @@ def load_study(path: Path) -> Study:
 
 
 def expand(name: str, study: Study) -> list[Run]:
-    """All runs of a study: seed by seed, so that an interrupted one has pairs to compare."""
+    """Expand a study into runs, seed by seed, so that an interrupted one has pairs to compare."""
     runs = []
     for seed in study.seeds:
         for variant_name, variant in study.variants.items():
@@ -154,7 +154,7 @@ def expand(name: str, study: Study) -> list[Run]:
 
 
 def read_config(path: Path) -> dict:
-    """A training config with its ``includes``."""
+    """Read a training config with its ``includes``."""
     if not path.is_file():
         raise ClickException(f"{path} does not exist (config of an arm)")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def read_config(path: Path) -> dict:
 
 
 def merged(a: Mapping, b: Mapping) -> dict:
-    """`a` with what `b` says, mappings key by key."""
+    """Merge `b` into `a`, mappings key by key."""
     both = {k: merged(a[k], b[k]) for k in a.keys() & b.keys() if _maps(a[k]) and _maps(b[k])}
     return {**a, **b, **both}
 

@@ -1,4 +1,4 @@
-"""Every benchmark starts, in a process that has imported nothing before it."""
+"""Every benchmark starts in a fresh process, in which nothing was imported before."""
 
 import subprocess
 import sys

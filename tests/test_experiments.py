@@ -1,4 +1,4 @@
-"""Studies: what they expand to, what is skipped, what goes on after a stop, and the table."""
+"""Studies: expansion into runs, skipped and resumed runs, tables of results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = 24
 
 
 def write_study(folder: Path, **changes) -> Path:
-    """A study of two seeds of a tiny model; returns its file."""
+    """Write a study of two seeds of a tiny model; returns its file."""
     src = write_dataset(folder / "data", n=8)
     model = {**MODEL, "backbone": {**MODEL["backbone"], "alpha_drop": 0.1}}
     parts = trainer_config(src, model=model, optim={"batch_size": 2, "max_epochs": STEPS // 4})
@@ -51,7 +51,7 @@ def write_study(folder: Path, **changes) -> Path:
 
 
 def call(folder: Path, *arguments: str) -> subprocess.Popen:
-    """The program on the study in `folder`, which also takes runs and results."""
+    """Start the program on the study in `folder`, with runs and results there."""
     places = ["--studies", folder / "studies", "--runs", folder / "runs"]
     places += ["--results", folder / "results", "--out", folder / "docs" / "results.md"]
     command = [sys.executable, "-m", "experiments.run", "tiny_study", *places, *arguments]
@@ -60,7 +60,7 @@ def call(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def test_a_stopped_study_goes_on_to_the_same_results(tmp_path):
-    """Two studies side by side: one is stopped in the middle of a run and started again."""
+    """Compare an undisturbed study with one that is stopped in a run and started again."""
     plain, stopped = tmp_path / "plain", tmp_path / "stopped"
     for folder in (plain, stopped):
         folder.mkdir()
@@ -113,7 +113,7 @@ def test_a_run_that_another_process_trains_fails_by_name(tmp_path):
 
 
 def finished(run) -> dict:
-    """A result as a run leaves it; forces depend on arm and seed."""
+    """Make a result like that of a finished run; forces depend on arm and seed."""
     forces = {"reference": 0.1, "other": 0.07}[run.arm] + 0.001 * run.seed**2
     forces += 0.001 * run.seed * (run.arm == "other")
     errors = {"forces_mae": forces, "energy_mae": 2 * forces}
@@ -133,7 +133,7 @@ def finished(run) -> dict:
 
 @pytest.fixture
 def two_arms(tmp_path, request):
-    """A study of two arms and three seeds, its runs, and a function that calls the program."""
+    """Make a study of two arms and three seeds, and functions that call it and keep results."""
     arms = {name: {"config": str(tmp_path / "tiny.yml")} for name in ("reference", "other")}
     arms["other"]["settings"] = {"optim": {"dens": {"sigma": 0.3}}}
     changes = getattr(request, "param", {})
@@ -218,7 +218,7 @@ def test_what_does_not_start_leaves_nothing(two_arms):
 
 
 def test_table(two_arms):
-    """By hand: errors 100, 101, 104 against 70, 72, 76 meV/Å."""
+    """Means and intervals computed by hand: errors 100, 101, 104 against 70, 72, 76 meV/Å."""
     runs, invoke, keep, folder = two_arms
     for run in runs[:5]:
         keep(run)
@@ -275,7 +275,7 @@ OVERVIEW = {"overview": "other", "variants": {"all": {"structures": 8, "tests": 
 
 @pytest.mark.parametrize("two_arms", [OVERVIEW], indirect=True)
 def test_table_over_all_studies(two_arms):
-    """In bold where the interval is without zero: numbers as in `test_table`."""
+    """Bold if the interval excludes zero; numbers as in `test_table`."""
     runs, invoke, keep, folder = two_arms
     pages = []
     for done in (runs[:1], runs[:2], runs[:5]):
@@ -291,7 +291,7 @@ def test_table_over_all_studies(two_arms):
 
 
 def test_paired_difference():
-    """Seeds that only one has do not count; the quantile for two degrees of freedom is 4.3027."""
+    """Only common seeds count; the quantile for two degrees of freedom is 4.3027."""
     ours, theirs = {0: 1.0, 1: 2.0, 2: 6.0, 7: 100.0}, {0: 2.0, 1: 2.0, 2: 4.0, 9: -100.0}
     mean, half = paired_difference(ours, theirs)
     assert mean == pytest.approx(1 / 3)
@@ -331,7 +331,7 @@ def test_wrong_study_files(tmp_path, change, message):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies(path, tmp_path):
-    """They expand, their results are of the settings they have now, and the page shows them."""
+    """They expand, their results have the current settings, and the page shows them."""
     study, page = load_study(path), (ROOT / "docs" / "results.md").read_text()
     (tmp_path / "results.md").write_text(page)
     words = [path.stem, "--report", "--out", str(tmp_path / "results.md")]

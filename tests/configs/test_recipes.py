@@ -1,4 +1,4 @@
-"""Every recipe under configs/: it loads, trains a shrunken model, and has the published values."""
+"""Every recipe under configs/ loads, trains a shrunken model, and has the published values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dens.data.store.lmdb import LmdbWriter
 
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yml"))
 
-# sizes that do not change what a recipe does
+# sizes of the shrunken model
 SHRUNKEN = {
     "num_layers": 1,
     "sphere_channels": 8,
@@ -45,7 +45,7 @@ def load(name: str) -> dict:
 
 
 def includes(name: str) -> list[str]:
-    """The files that a config names, relative to configs/."""
+    """Return the included files of a config, relative to configs/."""
     names = yaml.safe_load((CONFIGS / name).read_text()).get("includes", [])
     paths = ((CONFIGS / name).parent / include for include in names)
     return [str(path.resolve().relative_to(CONFIGS.resolve())) for path in paths]
@@ -71,7 +71,7 @@ def test_parts_belong_to_a_recipe():
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory) -> Path:
-    """A folder in which data lie where the recipes look for them."""
+    """Make a folder with data where the recipes look for them."""
     root = tmp_path_factory.mktemp("workplace")
     for name in RECIPES:
         for split in load(name)["dataset"].values():
@@ -289,7 +289,7 @@ def test_baselines_differ_in_dens_only(name):
     config = load(name)
     assert plain["trainer"] == "equiformerv2_forces"
     assert config.pop("trainer") == "dens.DeNSTrainer"
-    config["optim"].pop("watch", None)  # looks on
+    config["optim"].pop("watch", None)  # does not change training
     del config["optim"]["dens"], config["model"]["heads"], plain["model"]["heads"], plain["trainer"]
     for model in (config["model"], plain["model"]):
         model["backbone"].pop("force_encoding", None)

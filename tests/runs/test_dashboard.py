@@ -8,7 +8,7 @@ import shlex
 import sys
 
 import pytest
-from helpers.paths import README
+from helpers.paths import DOCS
 from wandb_workspaces.workspaces import Workspace
 from wandb_workspaces.workspaces.internal import View
 
@@ -16,7 +16,8 @@ from dens import cli
 
 
 def dry_run(capsys, *more: str) -> Workspace:
-    (typed,) = re.findall(r"^dens (dashboard .*? --dry-run)", README.read_text(), re.MULTILINE)
+    text = (DOCS / "monitoring.md").read_text()
+    (typed,) = re.findall(r"^dens (dashboard .*? --dry-run)", text, re.MULTILINE)
     with pytest.raises(SystemExit) as exit_:
         cli.main([*shlex.split(typed), *more])
     assert not exit_.value.code

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from helpers.paths import README
+from helpers.paths import DOCS
 from PIL import Image
 
 from dens import cli
@@ -177,8 +177,10 @@ def test_figures_of_few_atoms(n):
         figure.canvas.draw()
 
 
-def test_the_readmes_command_writes_the_report(runs, monkeypatch, capsys):
-    (typed,) = re.findall(r"^dens (report [^#\n]*)", README.read_text(), re.MULTILINE)
+def test_the_documented_command_writes_the_report(runs, monkeypatch, capsys):
+    (typed,) = re.findall(
+        r"^dens (report [^#\n]*)", (DOCS / "monitoring.md").read_text(), re.MULTILINE
+    )
     monkeypatch.chdir(runs)
     with pytest.raises(SystemExit) as exit_:
         cli.main(shlex.split(typed))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers.paths import DOCS
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import sample_draws_by_structure
 from dens.fairchem1 import DeNSTrainer
 from dens.random import Stream
-from dens.runs.monitor import MonitorSettings, TrainingMonitor, parse_monitor
+from dens.runs.monitor import TrainingMonitor, parse_monitor
 from dens.settings import ConfigError
 
 LADDER = {"sigma": None, "sigma_low": 0.01, "sigma_high": 0.16, "num_sigmas": 5}
@@ -50,21 +48,6 @@ def test_wrong_settings_are_refused_by_name(settings, message):
     with pytest.raises(ConfigError) as error:
         parse_monitor({"watch": settings})
     assert message in str(error.value)
-
-
-def test_the_table_of_settings_is_that_of_the_schema():
-    text = (DOCS / "monitoring.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
-    fields = MonitorSettings.model_fields.items()
-    assert rows == [
-        (
-            name,
-            field.json_schema_extra["expects"],
-            "null" if field.default is None else str(field.default),
-            field.description,
-        )
-        for name, field in fields
-    ]
 
 
 def test_levels_and_number_of_structures():

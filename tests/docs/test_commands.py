@@ -1,0 +1,322 @@
+"""Every command of README and documentation runs on little data, or is checked as far as possible.
+
+:data:`TABLE` says how. A command that is not in it fails, and so does an entry that no page has.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import fcc111
+from ase.calculators.emt import EMT
+from ase.io import Trajectory
+from helpers.command_runner import Result, run_command
+from helpers.documents import PAGES, apply_diff, code_blocks, commands
+from helpers.labelled import slabs, write_oc20
+from helpers.paths import CONFIGS, README, ROOT
+
+from dens.data.demo import make_demo_data
+
+FEW = (
+    "--dataset.train.first_n=16 --dataset.val.first_n=4 --optim.scheduler_params.warmup_epochs=1 "
+    "--optim.max_epochs=1 --optim.num_workers=0 --logger=tensorboard"
+)
+# what stands for the words in capitals
+WORDS = {"CONFIG": "configs/oc20/eqv2_dens_demo.yml", "STUDY": "demo"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command is run.
+
+    Attributes:
+        more: options that make it small.
+        needs: commands to run before it.
+        says: part of what it prints.
+        status: its exit status.
+        makes: a file that is there afterwards.
+        reason: why it cannot be run to its end; what is left is the nearest check.
+    """
+
+    more: str = ""
+    needs: tuple[str, ...] = ()
+    says: str = ""
+    status: int = 0
+    makes: str = ""
+    reason: str = ""
+
+
+TRAIN = "fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
+PLAIN = "fairchem main.py --config configs/oc20/eqv2_demo.yml --identifier plain"
+RELAXING = "fairchem main.py --config examples/relax_demo.yml --identifier relax"
+CONVERT = (
+    "dens data convert trajectories/ --out data/mine --split by-system --references fit --workers 4"
+)
+EXPORT = "dens export checkpoint.pt --out eqv2.pt"
+BASELINE_RUN, DENS_RUN = (
+    f"fairchem --config configs/oc20/eqv2_{name}.yml --timestamp-id {run} --seed 0 "
+    "--dataset.train.first_n=640 --dataset.val.first_n=96 --optim.max_epochs=3 "
+    f"--optim.eval_every=24{watch}"
+    for name, run, watch in (
+        ("demo", "baseline", ""),
+        (
+            "dens_demo",
+            "dens",
+            " --optim.watch.denoising_structures=48 --optim.watch.gradients_every=10 "
+            "--optim.watch.figures_every=5",
+        ),
+    )
+)
+DOWNLOAD = Run(says="wget", reason="downloads many GB; here wget does nothing", status=1)
+INSTALL = Run(reason="needs a network and a new environment; .ci/run has them")
+SLOW_BENCHMARK = "measures each arm in processes of their own, for minutes"
+
+TABLE = {
+    # installation, data and training
+    "pip install '.[fairchem1]'": INSTALL,
+    "pip install torch": INSTALL,
+    "pip install --no-deps fairchem-core==1.10.0": INSTALL,
+    "pip install '.[fairchem1-unpinned]'": INSTALL,
+    "make demo": Run(
+        says="dens evaluate", reason="installs, then trains for minutes; .ci/run does both"
+    ),
+    "dens data demo data/demo": Run(
+        says="data/demo already exists", status=2, reason="takes a minute; tests/data make less"
+    ),
+    "dens data download --task s2ef --split 2M --ref-energy --num-workers 8 "
+    "--data-path data/oc20": DOWNLOAD,
+    "dens data download --task s2ef --split val_id --ref-energy --num-workers 8 "
+    "--data-path data/oc20": DOWNLOAD,
+    TRAIN: Run("--optim.max_epochs=1 --optim.num_workers=0", makes="checkpoint.pt"),
+    "fairchem main.py --config configs/oc20/eqv2_dens.yml --num-gpus 8 --num-nodes 2 --submit": Run(
+        status=2, says="error: ", reason="needs SLURM, GPUs and OC20"
+    ),
+    "fairchem main.py --config configs/oc20/eqv2_dens.yml": Run(
+        status=2, says="no data there: dataset.train.src = data/oc20", reason="needs OC20"
+    ),
+    "dens check my_config.yml --num-gpus 16": Run(says="ready to train"),
+    # data
+    CONVERT: Run("--workers 1", makes="data/mine/train/data.0000.lmdb"),
+    "dens data check data/mine/train": Run(needs=(CONVERT,)),
+    "dens data stats data/mine/train --cutoff 12 --max-neighbors 20 --out data/mine/stats.yml": Run(
+        needs=(CONVERT,), makes="data/mine/stats.yml"
+    ),
+    "dens data oc20 s2ef_train_all s2ef_md --ref-energy --out data/oc20/s2ef/all_md/train "
+    "--workers 8": Run("--workers 1", says="3 of them from MD, 3 not"),
+    "dens data md17 aspirin --download --out data/md17/aspirin": Run(
+        "--train 4 --val 4", reason="downloads; here the file is there already", says="aspirin"
+    ),
+    "dens data md17 ethanol --source sgdml_ethanol.npz --train 850 --val 50 "
+    "--out data/md17/ethanol": Run(makes="data/md17/ethanol/test/data.0000.lmdb"),
+    # launcher and long runs
+    "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "
+    "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="forces_mae"),
+    "fairchem --config configs/oc20/eqv2_dens_demo.yml --optim.dens.sigma=0.05 "
+    "--logger=tensorboard --quiet": Run(FEW),
+    "fairchem --help": Run(says="--optim.dens.sigma=0.15"),
+    "dens evaluate --config configs/oc20/eqv2_dens_demo.yml --checkpoint checkpoint.pt": Run(
+        "--optim.num_workers=0", needs=(TRAIN,), says="denoising_pos_mae"
+    ),
+    "fairchem --config CONFIG --timestamp-id my-run": Run(
+        FEW, makes="checkpoints/my-run/checkpoint.pt"
+    ),
+    "python tests/kill_and_resume.py --steps 200 --kills 20": Run(
+        "--steps 10 --kills 1", says="weights, state and"
+    ),
+    # checkpoints
+    "dens inspect checkpoint.pt": Run(needs=(TRAIN,), says="layout"),
+    EXPORT: Run(needs=(TRAIN,), makes="eqv2.pt"),
+    "fairchem --config configs/oc20/eqv2_dens_demo.yml --checkpoint eqv2.pt": Run(
+        FEW, needs=(EXPORT,), says="from forces times -"
+    ),
+    PLAIN: Run(FEW, makes="checkpoints/*-plain/checkpoint.pt"),
+    "fairchem main.py --config examples/finetune_demo.yml "
+    "--checkpoint checkpoints/*-plain/checkpoint.pt": Run(FEW, needs=(PLAIN,), says="zero effect"),
+    RELAXING: Run(FEW, makes="checkpoints/*-relax/checkpoint.pt"),
+    "python examples/relax_demo.py checkpoints/*-relax/checkpoint.pt": Run(
+        "--help", needs=(RELAXING,), says="usage", reason="relaxes ten slabs for minutes"
+    ),
+    # monitoring
+    BASELINE_RUN: Run(FEW, makes="logs/tensorboard/baseline/metrics.jsonl"),
+    DENS_RUN: Run(FEW, makes="logs/tensorboard/dens/metrics.jsonl"),
+    "dens report baseline dens --out report.html": Run(
+        needs=(BASELINE_RUN, DENS_RUN), makes="report_files/overview.png"
+    ),
+    "dens dashboard --entity TEAM --project PROJECT --dry-run": Run(says='"entity"'),
+    # studies and benchmarks
+    "python -m experiments.run STUDY --jobs 2 --data PATH": Run(
+        "--list", says="demo-dens-seed0", reason="trains for hours"
+    ),
+    "python -m experiments.run STUDY --report": Run(says="", makes="docs/results/demo.png"),
+    "python -m experiments.run aspirin --only 'frames200_long-*' --data PATH": Run(
+        "--list", says="frames200_long-dens-seed0", reason="trains for hours"
+    ),
+    "python -m benchmarks.protections": Run("--rounds 1 --steps 1", says="together"),
+    "python -m benchmarks.logging --config configs/oc20/eqv2_dens_demo.yml --steps 100 "
+    "--dataset.val.src=data/demo/train --dataset.val.first_n=1600 --optim.num_workers=0": Run(
+        "--steps 2 --evaluations 1 --dataset.val.first_n=8", says="denoising"
+    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.curve --steps 300": Run("--steps 6", says="control 2"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.neighbors": Run("--rounds 1", says="ratio"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.regions --size S": Run(
+        "--rounds 1", says="SO(2) convolution"
+    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.inference --size S": Run(
+        "--help", says="--size", reason=SLOW_BENCHMARK
+    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.step --against fairchem --size M --out step.json": Run(
+        "--help", says="--against", reason=SLOW_BENCHMARK
+    ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.scaling --size S --plot scaling.png "
+    "--out scaling.json": Run("--help", says="--plot", reason=SLOW_BENCHMARK),
+    "python -m benchmarks.data": Run(
+        "--help", says="--data", reason="makes and converts 2,000 slabs"
+    ),
+}
+
+
+def typed() -> set[str]:
+    return {command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))}
+
+
+def test_every_command_is_in_the_table():
+    assert sorted(typed() - set(TABLE)) == []
+    assert sorted(set(TABLE) - typed()) == []
+
+
+class Workplace:
+    """A folder as the reader has it, with little data; runs each command once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._done: dict[str, Result] = {}
+        for name in ("configs", "examples", "main.py", "benchmarks", "experiments", "tests"):
+            (folder / name).symlink_to(ROOT / name)
+        (folder / "docs").mkdir()
+        shutil.copy(ROOT / "docs/results.md", folder / "docs")
+        make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
+        self._make_sources()
+        (diff,) = code_blocks(README.read_text(encoding="utf-8"), "diff")
+        stock = (CONFIGS / "oc20/eqv2_demo.yml").read_text(encoding="utf-8")
+        (folder / "my_config.yml").write_text(apply_diff(diff, stock), encoding="utf-8")
+
+    def _make_sources(self) -> None:
+        (self.folder / "trajectories").mkdir()
+        for i, metal in enumerate(["Cu", "Ni", "Pd", "Pt", "Au"] * 2):
+            slab = fcc111(metal, size=(2, 2, 2), vacuum=6.0, periodic=True)
+            with Trajectory(self.folder / f"trajectories/{i}.traj", "w") as trajectory:
+                for frame in range(3):
+                    slab.rattle(0.1, seed=10 * i + frame)
+                    slab.calc = EMT()
+                    slab.get_forces()
+                    trajectory.write(slab)
+        for name in ("s2ef_train_all", "s2ef_md"):
+            lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
+            write_oc20(self.folder / name, 0, slabs(3), lines)
+        (self.folder / "data/md17").mkdir()
+        for path, z, n in (
+            ("sgdml_ethanol.npz", [6] * 2 + [1] * 6 + [8], 1000),
+            ("data/md17/md17_aspirin.npz", [6] * 9 + [1] * 8 + [8] * 4, 12),
+        ):
+            rng = np.random.default_rng(0)
+            pos, energy = 3 * rng.normal(size=(n, len(z), 3)), rng.normal(size=n)
+            np.savez(self.folder / path, R=pos, E=energy, F=rng.normal(size=pos.shape), z=z)
+        fake = self.folder / "bin/wget"
+        fake.parent.mkdir()
+        fake.write_text("#!/bin/sh\necho wget $*\n")
+        fake.chmod(0o755)
+
+    def run(self, command: str) -> Result:
+        """Run a command of the table, after the commands that it needs."""
+        if command in self._done:
+            return self._done[command]
+        how = TABLE[command]
+        for other in how.needs:
+            self.run(other)
+        words = [WORDS.get(word, word) for word in f"{command} {how.more}".split(" ")]
+        path = f"PATH={self.folder / 'bin'}:/usr/bin:/bin"
+        result = run_command(f"{path} {' '.join(words)}", self.folder)
+        if command == TRAIN:
+            (written,) = self.folder.glob("checkpoints/*/checkpoint.pt")
+            shutil.copy(written, self.folder / "checkpoint.pt")
+        self._done[command] = result
+        return result
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in TABLE if not c.startswith(("pip", "make"))], ids=lambda c: c[:60]
+)
+def test_command(workplace, command):
+    how = TABLE[command]
+    status, output = workplace.run(command)
+    assert status == how.status, output
+    assert how.says in output
+    assert not how.makes or list(workplace.folder.glob(how.makes)), output
+    if "--help" in how.more:
+        assert all(option in output for option in re.findall(r"--[\w-]+", command))
+
+
+def test_installation_commands_name_what_there_is():
+    """Packages and extras of ``pip install`` are those of setup.cfg."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    for command in (c for c in TABLE if c.startswith("pip")):
+        for extra in re.findall(r"\.\[([\w-]+)\]", command):
+            assert extra in extras
+        for pin in re.findall(r"\S+==\S+", command):
+            assert pin in extras["fairchem1"]
+
+
+def test_make_demo_trains_and_evaluates():
+    plan = ["make", "--always-make", "--dry-run", "demo", "test"]
+    done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=True)
+    for command in ("dens data demo", "fairchem main.py --config", "dens evaluate", "pytest"):
+        assert command in done.stdout
+
+
+def test_the_demo_starts_from_the_error_of_zeros(workplace):
+    """As in the demo's table: an untrained noise head predicts almost no noise."""
+    (evaluate,) = (c for c in TABLE if c.startswith("dens evaluate"))
+    rows = [line.split() for line in workplace.run(evaluate).output.splitlines() if "_mae " in line]
+    table = {row[0]: [float(x.replace("-", "nan")) for x in row[-3:]] for row in rows}
+    assert set(table) >= {"energy_mae", "forces_mae", "denoising_pos_mae"}
+    zeros, untrained, _ = table["denoising_pos_mae"]
+    # the mean of |N(0, 0.025^2)|, 0.020, and a network that starts close to zero
+    assert 0.015 < zeros < 0.025
+    assert untrained == pytest.approx(zeros, rel=0.2)
+
+
+def test_statistics_are_those_of_the_data(workplace):
+    (stats,) = (c for c in TABLE if c.startswith("dens data stats"))
+    workplace.run(stats)
+    snippet = yaml.safe_load((workplace.folder / "data/mine/stats.yml").read_text())
+    assert snippet["model"]["backbone"]["avg_num_nodes"] == 8
+    assert snippet["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] > 0.1
+
+
+def test_missing_data_name_the_commands_that_get_them(workplace):
+    """The OC20 recipe, as typed, ends in one line with the commands of the README."""
+    output = workplace.run("fairchem main.py --config configs/oc20/eqv2_dens.yml").output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    for download in (c for c in TABLE if c.startswith("dens data download")):
+        assert download in line
+    assert f"dens data demo data/demo && {TRAIN}" in line
+
+
+def test_a_run_without_gpu_says_so(workplace):
+    output = workplace.run(TRAIN).output
+    assert "There is no CUDA device" in output or "cuda" in output

@@ -1,0 +1,89 @@
+"""Run commands as typed in a shell, in processes forked from one that has done the imports."""
+
+from __future__ import annotations
+
+import glob
+import multiprocessing
+import os
+import runpy
+import shlex
+import sys
+import traceback
+from multiprocessing import util
+from pathlib import Path
+from typing import NamedTuple
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["dens.fairchem1.launch", "dens.fairchem1.evaluate"])
+
+
+class Result(NamedTuple):
+    """What a command left: its exit status, and what it printed."""
+
+    status: int
+    output: str
+
+
+def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
+    """Run ``dens ...``, ``fairchem ...`` or ``python ...`` in a folder.
+
+    Leading ``NAME=VALUE`` set the environment, and patterns are expanded.
+    """
+    log = folder / "output.txt"
+    process = _context.Process(target=_run, args=(_words(command, folder), folder, log))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+    process.join()
+    return Result(process.exitcode, log.read_text(encoding="utf-8"))
+
+
+def _words(command: str, folder: Path) -> list[str]:
+    words = []
+    for word in shlex.split(command):
+        found = sorted(glob.glob(word, root_dir=folder)) if "*" in word else []
+        words += found or [word]
+    return words
+
+
+def _run(words: list[str], folder: Path, log: Path) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
+    os.chdir(folder)
+    status = 1
+    try:
+        status = _call(words)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    util._exit_function()  # as at the end of a process: join what is left, and clean up
+    os._exit(status or 0)
+
+
+def _call(words: list[str]) -> int:
+    while "=" in words[0]:
+        os.environ.update([words.pop(0).split("=", 1)])
+    program, *words = words
+    if program in ("dens", "fairchem"):
+        from dens.cli import main
+
+        sys.argv = [program, *words]
+        main()
+    elif program == "python" and words[0] == "-m":
+        sys.path.insert(0, os.getcwd())
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif program == "python":
+        sys.path.insert(0, str(Path(words[0]).parent.resolve()))
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        raise ValueError(f"cannot run {program}")
+    return 0

@@ -88,7 +88,10 @@ def test_modules_import_each_other_in_no_circle():
 def test_only_adapters_import_their_host():
     for path in FILES:
         hosts = {name for name in imports_of(path) if name.split(".")[0] == "fairchem"}
-        assert not hosts or room_of(module_of(path)) in ADAPTERS, f"{path} imports {hosts}"
+        room = room_of(module_of(path))
+        if room == "cli":  # it hands over to the program of another version of the host
+            hosts -= {"fairchem.core._cli"}
+        assert not hosts or room in ADAPTERS, f"{path} imports {hosts}"
 
 
 def test_nothing_but_the_command_line_names_an_adapter():

@@ -130,8 +130,8 @@ METRICS = make_schema("metrics primary_metric")
 LOGGER = make_schema("name project entity group watch log_weight_table quiet")
 SLURM = make_schema(  # options of sbatch, of which there are more
     "additional_parameters account comment constraint cpus_per_gpu cpus_per_task dependency "
-    "exclude exclusive gpus_per_node gpus_per_task gres mail_type mail_user mem mem_per_cpu mem_per_gpu "
-    "nodelist nodes ntasks_per_node tasks_per_node partition qos reservation time wckey"
+    "exclude exclusive gpus_per_node gpus_per_task gres mail_type mail_user mem mem_per_cpu "
+    "mem_per_gpu nodelist nodes ntasks_per_node tasks_per_node partition qos reservation time wckey"
 )
 FINETUNE = make_schema("starting_checkpoint override")
 SPLITS = make_schema("train val test relax")

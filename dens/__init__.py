@@ -13,7 +13,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "ConfigError": "dens.denoising.config",
+    "ConfigError": "dens.settings",
     "DeNSConfig": "dens.denoising.config",
     "parse_config": "dens.denoising.config",
     "Corruption": "dens.denoising.corruption",

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from fairchem.core.common.relaxation.optimizers.lbfgs_torch import LBFGS
 from fairchem.core.modules.normalization import element_references, normalizer
 from pydantic import BaseModel, ConfigDict, create_model
-from submitit.slurm.slurm import _make_sbatch_string
 
 from dens.data.checked import BadRecordSettings
 from dens.fairchem1.model.equiformer_v2 import EquiformerV2Backbone, EquiformerV2DeNS
@@ -54,7 +53,8 @@ def make_schema(
     """
     fields = {name: (Any, setting("anything", "", default=None)) for name in others.split()}
     for name in numbers.split():
-        fields[name] = (Real | None, setting("a number, or null", "", default=None))
+        # some options of schedulers may also be lists, of a number for each group of parameters
+        fields[name] = (Real | list | None, setting("a number, or null", "", default=None))
     return create_model("Section", __base__=(*bases, _Section), **fields)
 
 
@@ -128,8 +128,10 @@ OUTPUT = make_schema(
 LOSS = make_schema("fn reduction", "coefficient")
 METRICS = make_schema("metrics primary_metric")
 LOGGER = make_schema("name project entity group watch log_weight_table quiet")
-SLURM = signature_schema(
-    _make_sbatch_string, more="job_id mem_gb timeout_min tasks_per_node slurm_partition"
+SLURM = make_schema(  # options of sbatch, of which there are more
+    "additional_parameters account comment constraint cpus_per_gpu cpus_per_task dependency "
+    "exclude exclusive gpus_per_node gpus_per_task gres mail_type mail_user mem mem_per_cpu "
+    "mem_per_gpu nodelist nodes ntasks_per_node tasks_per_node partition qos reservation time wckey"
 )
 FINETUNE = make_schema("starting_checkpoint override")
 SPLITS = make_schema("train val test relax")

@@ -10,7 +10,7 @@ from helpers.trainers import trainer_config, write_dataset
 
 import dens.fairchem1  # before fairchem: it supplies what fairchem imports
 from dens.fairchem1.config.read import read_config
-from dens.fairchem1.config.rules import check_config
+from dens.fairchem1.config.settle import settle
 
 TEXT = README.read_text(encoding="utf-8")
 
@@ -42,7 +42,7 @@ def test_the_diff_turns_a_stock_config_into_one_with_dens(tmp_path, name):
     changed["includes"] = [str(stock.parent / path) for path in changed.get("includes", [])]
     (tmp_path / "changed.yml").write_text(yaml.safe_dump(changed))
     config = read_config(tmp_path / "changed.yml")
-    check_config(config)
+    settle(config)
     assert config["trainer"] == "dens.DeNSTrainer"
     assert set(config["model"]["heads"]) == {"energy", "forces", "noise"}
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch_geometric.data import Data
 
 from dens.data.soundness import LABELS, Fault, find_faults, open_or_periodic
-from dens.data.store.lmdb_files import count_records, open_lmdb
+from dens.data.store.lmdb import count_records, open_lmdb
 from dens.safe.pickles import BadRecord, load_record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.data import atomic_numbers
 from ase.optimize import BFGS
+from helpers.program import run_program
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.demo import HELD_OUT_METAL, MAX_FORCE, METALS, make_demo_data
@@ -171,3 +173,16 @@ def test_bad_arguments_are_refused(tmp_path, argument, message):
 def test_existing_output_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"^{tmp_path} already exists"):
         make_demo_data(tmp_path)
+
+
+def test_command_makes_the_data_and_prints_the_table(tmp_path, monkeypatch):
+    few = functools.partial(make_demo_data, train_frames=4, val_frames=2)
+    monkeypatch.setattr("dens.data.demo.make_demo_data", few)
+    status, output = run_program("data", "demo", tmp_path / "demo")
+    assert status == 0, output
+    assert [line.split()[:2] for line in output.splitlines()[1:]] == [
+        ["train", "4"],
+        ["val_id", "2"],
+        ["val_ood", "2"],
+    ]
+    assert "frames" in output and "\r" not in output  # progress is for terminals

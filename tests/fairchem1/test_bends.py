@@ -68,7 +68,8 @@ def in_the_adapter(node: ast.AST, imported: set[str]) -> str | None:
     owner = ast.unparse(node.value) if hasattr(node, "value") else ""
     if isinstance(node, ast.Subscript):
         return owner if owner == "sys.modules" else None
-    known = owner in imported or getattr(node, "attr", None) == "__abstractmethods__"
+    # sys.argv, for a script that runs in this process, is nobody else's
+    known = owner in imported - {"sys"} or getattr(node, "attr", None) == "__abstractmethods__"
     return owner if known else None
 
 

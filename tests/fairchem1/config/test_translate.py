@@ -1,5 +1,6 @@
 """Configs of the authors' repository and of fairchem 1.10 are translated and train."""
 
+import copy
 import logging
 
 import pytest
@@ -133,7 +134,7 @@ def test_config_of_fairchem_trains_with_one_notice(dataset, caplog):
         "heads": {k: v for k, v in FAIRCHEM_MODEL["heads"].items() if k != "stress"},
         "pass_through_head_outputs": True,
     }
-    config["optimizer"] = {**OPTIM, **foreign({"prob": 1.0})}
+    config["optimizer"] = {**copy.deepcopy(OPTIM), **foreign({"prob": 1.0})}
     with caplog.at_level(logging.WARNING):
         trainer = DeNSTrainer(**config)
     notices = [r.message for r in caplog.records if "older form" in r.message]
@@ -155,7 +156,7 @@ def test_config_of_the_authors_trains(dataset):
         "grad_target_std": 1.5,
     }
     settings = {
-        **OPTIM,
+        **copy.deepcopy(OPTIM),
         **foreign({"prob": 1.0, "std_low": 0.0, "std_high": 0.0, "num_steps": 0}),
         "force_coefficient": 100,
         "energy_coefficient": 2,

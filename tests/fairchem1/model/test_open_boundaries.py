@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -211,7 +213,7 @@ def test_training_on_molecules(tmp_path, trainer):
     cls = DeNSTrainer
     if trainer == "stock":
         cls = EquiformerV2ForcesTrainer
-        config["optimizer"] = dict(OPTIM)
+        config["optimizer"] = copy.deepcopy(OPTIM)
     run = cls(**config)
     before = [p.clone() for p in run.model.parameters()]
     run.train(disable_eval_tqdm=True)

@@ -61,6 +61,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
 
     applies_dens = True
     pretrained: Pretrained
+    checkpoint_notices: tuple[str, ...] = ()
     _dens_parameters: list[Parameter]  # of force encodings and noise heads
     _loss_values: dict[str, float]  # terms of the step's loss, averaged over ranks
 
@@ -87,6 +88,20 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
         parent = super().load_checkpoint
         load_from(self, parent, checkpoint_path, checkpoint, inference_only)
+
+    def notify_checkpoint(self, notice: str) -> None:
+        """Log how a checkpoint changed or extended what the config says."""
+        self.checkpoint_notices += (notice,)
+        if distutils.is_master():
+            logging.warning(notice)
+
+    def rebuild_model(self, section: dict[str, Any]) -> None:
+        """Build the model, optimizer and schedule again, with another ``model`` section."""
+        self.config["model"] = section
+        self.load_model()
+        if hasattr(self, "optimizer"):
+            self.load_optimizer()
+            self.load_extras()
 
     def load_task(self) -> None:
         check_targets(self.config)

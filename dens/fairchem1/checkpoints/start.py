@@ -113,6 +113,8 @@ def load_from(
         state, table = adapt_weights(source, model, path, _noise_factor(trainer, source))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if trainer.element_record is not None:
+        trainer.element_record.start(content)
     if not inference_only:
         for notice in settle_scales(trainer, source, path, resume):
             trainer.notify_checkpoint(notice)

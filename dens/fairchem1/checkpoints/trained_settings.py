@@ -159,7 +159,8 @@ def _adopt_heads(model: dict[str, Any], trained: Mapping[str, Any]) -> Iterator[
         found = name if name in same else same[0] if len(same) == 1 and alone else None
         if found is None:
             continue
-        defaults = _defaults(registry.get_model_class(head["module"]).__init__)
+        bases = reversed(registry.get_model_class(head["module"]).__mro__)
+        defaults = {k: v for base in bases for k, v in _defaults(base.__init__).items()}
         keys = [key for key in _OF_HEADS if key in defaults]
         config = model["heads"][name]
         yield from _adopt_keys(keys, config, theirs[found], defaults, f"model.heads.{name}")

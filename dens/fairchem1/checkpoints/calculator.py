@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.data import chemical_symbols
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 
 from dens.fairchem1.checkpoints.export import export
@@ -108,8 +109,8 @@ def check_atoms(
             )
         if elements is not None and number not in elements:
             raise ValueError(
-                f"{_name(atoms, i)} must be of an element in the training data, "
-                f"{Atoms(numbers=elements).symbols.formula!s}, got {atoms.symbols[i]}"
+                f"{_name(atoms, i)} must be of an element in the training data of the model, "
+                f"{', '.join(chemical_symbols[z] for z in elements)}"
             )
     finite = np.isfinite(atoms.positions).all(axis=1)
     if not finite.all():

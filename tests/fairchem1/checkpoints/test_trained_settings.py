@@ -290,7 +290,8 @@ def test_check_and_evaluate(trained, tmp_path, monkeypatch, capsys):
     argv = ["evaluate", "--config", "config.yml", "--checkpoint", str(paths["plain"])]
     with pytest.raises(SystemExit):
         main(argv)
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if "forces_mae " in line)
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = (row for row in rows if row.startswith("forces_mae "))
     assert float(row.split()[-1]) == pytest.approx(expected["forces_mae"], abs=2e-3)
     for split, message in {
         "test": "dataset.test.src is missing",

@@ -154,7 +154,7 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
 @commands.command("evaluate", context_settings=_OVERRIDES)
 @click.option("--config", required=True, type=_PATH, help="Training config.")
 @click.option("--checkpoint", required=True, type=_PATH, help="Its weights.")
-@click.option("--split", default="val", show_default=True, help="A split of the config's dataset.")
+@click.option("--split", default="val", show_default=True, help="val or test.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, ...]) -> None:
     """Measure the S2EF and denoising errors of a checkpoint.

@@ -35,6 +35,7 @@ from submitit import AutoExecutor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from dens.fairchem1.checkpoints.trained_settings import adopt_settings
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.fairchem1.config.read import as_config_error
 from dens.fairchem1.config.settle import settle
@@ -194,6 +195,7 @@ def _settle(config: dict[str, Any]) -> dict[str, Any]:
     try:
         config = settle(config)
         check_inputs(config)
+        config = adopt_settings(config, logging.warning)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _read_safely(config)

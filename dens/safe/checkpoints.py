@@ -26,6 +26,8 @@ def safe_load(path: str | Path) -> dict[str, Any]:
             that is not on the allow-list.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a checkpoint, such as {path}/checkpoint.pt")
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dens.fairchem1.check.data import (
 from dens.fairchem1.check.scales import check_scales
 from dens.fairchem1.check.settings import check_disk, check_settings
 from dens.fairchem1.check.step import built, choose_records, evaluation_step, sizes_of, train_step
+from dens.fairchem1.checkpoints.trained_settings import adopt_settings
 from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
 from dens.runs.check.corruption import check_denoising
@@ -101,6 +103,10 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
     """
     config, dens = check_settings(config, findings)
     usable = not findings.count("error")
+    if usable:
+        with findings.attempt("checkpoint"):
+            config = adopt_settings(config, partial(findings.warn, "checkpoint"))
+    usable = not findings.count("error")
     if "datasets" in config:
         findings.warn("data", "fairchem's multitask layout (datasets) is not looked into")
         return
@@ -153,6 +159,8 @@ def _check_step(
         return
     batch_size = config["optim"].get("batch_size", 1)
     with findings.attempt("trainer"), built(config, sample) as trainer:
+        for notice in getattr(trainer, "checkpoint_notices", ()):
+            findings.warn("checkpoint", notice)
         records = choose_records(train, batch_size, trainer.device.type == "cpu")
         with findings.attempt("step"):
             footprint = train_step(trainer, records, findings)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
 from dens.fairchem1.checkpoints.model_sections import stock_section
+from dens.fairchem1.checkpoints.state import EXPORTED_ELEMENTS, trained_elements
+from dens.files import atomic_file
 
 _LIN_REF = "backbone.energy_lin_ref"
 
@@ -27,20 +29,26 @@ def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = 
 
     Args:
         path: a checkpoint of any layout.
-        out: the file to write.
+        out: the file to write; missing folders are made.
         raw: export the weights as trained; by default their moving average, where there is one.
         bare: write the weights alone, in the safetensors format.
 
     Raises:
-        ValueError: ``path`` cannot be exported, ``out`` is ``path``, or safetensors is missing.
+        ValueError: ``path`` cannot be exported, ``out`` is ``path`` or cannot be written, or
+            safetensors is missing.
     """
-    if out.exists() and out.samefile(path):
+    if out.exists() and path.exists() and out.samefile(path):
         raise ValueError(f"--out must be another file than the checkpoint, got {out}")
+    if out.is_dir():
+        raise ValueError(f"--out must be a file, got the folder {out}")
     stock = export(read(path, raw), str(path))
-    if bare:
-        _write_safetensors(stock["state_dict"], out)
-    else:
-        torch.save(stock, out)
+    content = _as_safetensors(stock["state_dict"]) if bare else None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as file:
+            file.write(content) if bare else torch.save(stock, file)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
     return f"{out}: stock EquiformerV2, outputs {', '.join(stock['config']['outputs'])}"
 
 
@@ -64,7 +72,7 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
     weights = {k: v for k, v in checkpoint.weights.items() if not k.startswith(left_out)}
     if model["backbone"].get("use_pbc") is False:
         logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
-    elementrefs = dict(checkpoint.elementrefs)
+    elements, elementrefs = trained_elements(checkpoint.content), dict(checkpoint.elementrefs)
     if model["backbone"].get("use_energy_lin_ref"):
         references = weights[_LIN_REF] * checkpoint.scale("energy")  # in eV
         elementrefs["energy"] = {"element_references": references}
@@ -77,6 +85,7 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
             "config": _config(checkpoint.content["config"], model),
             "val_metrics": checkpoint.content.get("val_metrics"),
             "amp": None,
+            **({EXPORTED_ELEMENTS: elements} if elements else {}),
         }
     )
 
@@ -114,11 +123,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _write_safetensors(weights: Mapping[str, Tensor], out: Path) -> None:
+def _as_safetensors(weights: Mapping[str, Tensor]) -> bytes:
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise ValueError(
             "--safetensors needs the package safetensors: pip install safetensors"
         ) from None
-    save_file({name: value.contiguous() for name, value in weights.items()}, out)
+    return save({name: value.contiguous() for name, value in weights.items()})

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from dens.fairchem1.checkpoints.layouts import EMBEDDING, ENCODING, Checkpoint, read
+from dens.fairchem1.checkpoints.state import trained_elements
 
 _BLOCK = "backbone.blocks.0."
 
@@ -75,6 +77,8 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     for target, state in checkpoint.elementrefs.items():
         used = int((state["element_references"] != 0).sum())
         rows.append((f"element references of {target}", f"{used} elements"))
+    if elements := trained_elements(content):
+        rows.append(("trained elements", ", ".join(chemical_symbols[z] for z in elements)))
     ours = content.get("dens")
     rows.append(("dens", f"{ours['package']}, version {ours['version']}" if ours else "not used"))
     rows.append(("fairchem", str((config.get("cmd") or {}).get("version", "not given"))))

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from dens.fairchem1.checkpoints.inspect import describe
 from dens.fairchem1.checkpoints.layouts import (
+    EMBEDDING,
     ENCODING,
     Checkpoint,
     interpret,
@@ -34,10 +35,17 @@ from dens.fairchem1.checkpoints.layouts import (
     roles,
 )
 from dens.fairchem1.checkpoints.state import upgrade
+from dens.fairchem1.checkpoints.trained_settings import (
+    adopt,
+    no_config_notice,
+    settings_notice,
+    settle_scales,
+)
 from dens.safe.checkpoints import safe_load
 from dens.settings import ConfigError, parse_settings, setting
 
 _STIFFNESS = 15.0  # eV/Å²
+_BY_ELEMENT = ("_embedding.weight", "energy_lin_ref")
 _LAST_LAYER = (".proj.weight", ".proj.bias")  # of a force head: linear
 _KEYS = {"lmax": "lmax_list", "mmax": "mmax_list"}
 
@@ -90,14 +98,26 @@ def load_from(
     Raises:
         ConfigError: the file cannot be read or does not fit the model; names the difference.
     """
-    model = trainer._unwrapped_model
     try:
         content = upgrade(safe_load(path) if content is None else content, str(path))
+        source = interpret(content, str(path), raw=True)
+        _adopt_settings(trainer, source, str(path), inference_only)
+        model = trainer._unwrapped_model
         resume = is_resumable(content, str(path), model.state_dict()) and not inference_only
-        source = interpret(content, str(path), raw=resume)
+        grown = grown_elements(source.weights, model.state_dict())
+        if grown:
+            trainer.notify_checkpoint(_growth_notice(path, source, grown, resume))
+            resume = False
+        if not resume:
+            source = interpret(content, str(path))
         state, table = adapt_weights(source, model, path, _noise_factor(trainer, source))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if trainer.element_record is not None:
+        trainer.element_record.start(content)
+    if not inference_only:
+        for notice in settle_scales(trainer, source, path, resume):
+            trainer.notify_checkpoint(notice)
     if resume:
         parent(path, content, inference_only)
         trainer.resumed(content)
@@ -111,6 +131,46 @@ def load_from(
     trainer.scaler = scaler
     if had_average:
         trainer.ema = ExponentialMovingAverage(trainer.model.parameters(), trainer.ema_decay)
+
+
+def _adopt_settings(trainer: Any, source: Checkpoint, path: str, inference_only: bool) -> None:
+    """Rebuild the model with the settings of a checkpoint, if it was built with others."""
+    section, replaced = adopt(trainer.config["model"], source, path)
+    if replaced:
+        trainer.notify_checkpoint(settings_notice(path, replaced))
+        trainer.rebuild_model(section)
+    elif source.model is None and not inference_only:
+        trainer.notify_checkpoint(no_config_notice(path))
+
+
+def _growth_notice(path: str, source: Checkpoint, grown: list[str], resumable: bool) -> str:
+    old = len(source.weights[EMBEDDING])
+    anew = "; optimizer, schedule and step start anew" if resumable else ""
+    return (
+        f"{path} knows atomic numbers below {old}, fewer than the config (model.backbone."
+        f"max_num_elements): the rows of the others are new in {len(grown)} embeddings{anew}"
+    )
+
+
+def grown_elements(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors with a row for each element of which the model has more rows.
+
+    Args:
+        weights: of a checkpoint, by their names in dens.
+        target: the model's state dict.
+    """
+    both = {EMBEDDING} & weights.keys() & target.keys()
+    if not both or len(weights[EMBEDDING]) >= len(target[EMBEDDING]):
+        return []
+    rows = len(weights[EMBEDDING]), len(target[EMBEDDING])
+    return [
+        name
+        for name, value in weights.items()
+        if name.endswith(_BY_ELEMENT)
+        and name in target
+        and (len(value), len(target[name])) == rows
+        and value.shape[1:] == target[name].shape[1:]
+    ]
 
 
 def _noise_factor(trainer: Any, source: Checkpoint) -> float | None:
@@ -140,8 +200,12 @@ def adapt_weights(
     target = dict(model.state_dict())
     marked = {n for n, h in model.output_heads.items() if getattr(h, "predicts_noise", False)}
     heads = roles(target) | dict.fromkeys(marked, "noise")
-    _compare_sizes(describe(source.weights), describe(target), path)
-    weights = _rename_heads(source.weights, source.heads, heads)
+    weights = dict(source.weights)
+    for name in grown_elements(weights, target):
+        new = target[name][len(weights[name]) :]
+        weights[name] = torch.cat([weights[name], new.to(weights[name])])
+    _compare_sizes(describe(weights), describe(target), path)
+    weights = _rename_heads(weights, source.heads, heads)
     state, initialised = {}, {}
     for name, value in target.items():
         found = weights.get(name)

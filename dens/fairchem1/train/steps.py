@@ -50,6 +50,7 @@ class ReproducibleSteps:
     """
 
     step_settings: StepSettings
+    element_record: Any = None  # an ElementRecord, for checkpoints
     metrics: dict[str, dict]  # of training, as fairchem averages them between logs
     skipped_steps = 0  # since the start of training
     _skipped_in_a_row = 0
@@ -270,7 +271,7 @@ class ReproducibleSteps:
         refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
 
         def write(state: dict, **where: str) -> str:
-            state["dens"] = dens_state(self.metrics, self.skipped_steps)
+            state["dens"] = dens_state(self.metrics, self.skipped_steps, self.element_record)
             return write_checkpoint(state, **where)
 
         with replaced(base_trainer, save_checkpoint=write):

@@ -28,6 +28,7 @@ from dens.denoising.corruption import (
 )
 from dens.denoising.force_encoding import ForceEncoding
 from dens.fairchem1.checkpoints.start import Pretrained, load_from, take_pretrained
+from dens.fairchem1.checkpoints.state import ElementRecord
 from dens.fairchem1.config.rules import check_targets, parse_dens
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
@@ -61,6 +62,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
 
     applies_dens = True
     pretrained: Pretrained
+    checkpoint_notices: tuple[str, ...] = ()
     _dens_parameters: list[Parameter]  # of force encodings and noise heads
     _loss_values: dict[str, float]  # terms of the step's loss, averaged over ranks
 
@@ -87,6 +89,24 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
         parent = super().load_checkpoint
         load_from(self, parent, checkpoint_path, checkpoint, inference_only)
+
+    def load_optimizer(self) -> None:
+        super().load_optimizer()
+        self.element_record = ElementRecord.of(self._unwrapped_model, self.optimizer)
+
+    def notify_checkpoint(self, notice: str) -> None:
+        """Log how a checkpoint changed or extended what the config says."""
+        self.checkpoint_notices += (notice,)
+        if distutils.is_master():
+            logging.warning(notice)
+
+    def rebuild_model(self, section: dict[str, Any]) -> None:
+        """Build the model, optimizer and schedule again, with another ``model`` section."""
+        self.config["model"] = section
+        self.load_model()
+        if hasattr(self, "optimizer"):
+            self.load_optimizer()
+            self.load_extras()
 
     def load_task(self) -> None:
         check_targets(self.config)

@@ -80,6 +80,36 @@ def test_refused_files(content, message):
         safe_load("file.pt")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ["inspect", "folder"],
+            "folder is a folder: expected a checkpoint, such as folder/ch",
+        ),
+        (["inspect", "text.json"], f"text.json {DAMAGED}"),
+        (["export", "folder", "--out", "out.pt"], "folder is a folder: expected a checkpoint"),
+        (["export", "text.json", "--out", "out.pt"], f"text.json {DAMAGED}"),
+        (["export", "text.json", "--out", "folder"], "--out must be a file, got the folder folder"),
+        (
+            ["export", "text.json", "--out", "folder/../text.json"],
+            "--out must be another file",
+        ),
+        (["export", "none.pt", "--out", "text.json"], "checkpoint none.pt does not exist"),
+    ],
+)
+def test_commands_on_what_is_no_checkpoint(capsys, command, message):
+    Path("folder").mkdir()
+    Path("text.json").write_text("{}")
+    with pytest.raises(SystemExit) as error:
+        main(command)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert Path("text.json").read_text() == "{}"
+    assert not Path("out.pt").exists()
+
+
 def test_a_file_can_be_trusted(monkeypatch):
     torch.save({"config": Custom()}, "file.pt")
     monkeypatch.setenv("DENS_TRUST_FILES", "1")
@@ -111,6 +141,9 @@ def test_what_cannot_be_exported(dataset, tmp_path):
     ema = {"decay": 0.9, "shadow_params": [torch.ones(3)]}
     with pytest.raises(ValueError, match=r"\(ema\) has 1 tensors that do not fit the \d+ trained"):
         export_checkpoint(changed(path, ema=ema), tmp_path / "out.pt")
+    Path("text").write_text("")
+    with pytest.raises(ValueError, match=r"--out text/out\.pt cannot be written: "):
+        export_checkpoint(changed(path, ema=None), Path("text/out.pt"))
     config["model"]["backbone"]["model"] = "painn_backbone"
     with pytest.raises(ValueError, match="expected EquiformerV2, got 'painn_backbone'"):
         export_checkpoint(changed(path, config=config), tmp_path / "out.pt")

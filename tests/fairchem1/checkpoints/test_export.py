@@ -19,12 +19,13 @@ def test_average_raw_and_bare_weights(tmp_path, capsys):
         main(["export", str(path), "--out", str(tmp_path / "ema.pt")])
     assert "stock EquiformerV2, outputs energy, forces" in capsys.readouterr().out
     export_checkpoint(path, tmp_path / "raw.pt", raw=True)
-    export_checkpoint(path, tmp_path / "bare", bare=True)
+    export_checkpoint(path, tmp_path / "new" / "folder" / "bare", bare=True)
     average, raw = (torch.load(tmp_path / f"{x}.pt", weights_only=True) for x in ("ema", "raw"))
     assert torch.equal(raw["state_dict"][name], trainer.model.backbone.sphere_embedding.weight)
     assert torch.equal(average["state_dict"][name], trainer.ema.shadow_params[0])
     assert not torch.equal(raw["state_dict"][name], average["state_dict"][name])
-    bare = load_file(tmp_path / "bare")
+    bare = load_file(tmp_path / "new" / "folder" / "bare")
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
     assert bare.keys() == average["state_dict"].keys()
     assert all(torch.equal(bare[key], average["state_dict"][key]) for key in bare)
     assert {k: v["rmsd"].item() for k, v in average["normalizers"].items()} == {

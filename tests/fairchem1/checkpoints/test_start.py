@@ -127,9 +127,9 @@ def without_forces():
     ("model", "message"),
     [
         (
-            changed(max_num_elements=50),
-            "max_num_elements is 50 in the checkpoint and 90 in the config "
-            "(model.backbone.max_num_elements)",
+            changed(max_num_elements=100),
+            "max_num_elements is 100 in the checkpoint and 90 in the config: it may be larger "
+            "there, not smaller (model.backbone.max_num_elements)",
         ),
         (changed(lmax_list=[3]), "lmax is 3 in the checkpoint and 2 in the config"),
         (changed(mmax_list=[1]), "mmax is 1 in the checkpoint and 2 in the config"),

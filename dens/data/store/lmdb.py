@@ -199,6 +199,19 @@ def open_lmdb(
     return environment
 
 
+def describe_missing(path: str | Path) -> str | None:
+    """Say what a folder without ``*.lmdb`` holds instead; None if that is nothing known."""
+    path = Path(path)
+    if (path / "data.mdb").is_file():
+        return (
+            "is a single LMDB in a folder (data.mdb, subdir=True), and *.lmdb files are read: name "
+            f"the file itself, {path / 'data.mdb'}"
+        )
+    if path.is_dir() and not any(path.iterdir()):
+        return "is an empty folder"
+    return None
+
+
 def count_records(transaction: lmdb.Transaction, path: str | Path) -> int:
     """Count the records of an LMDB file: its entry ``length``, or all entries without one.
 

@@ -6,8 +6,8 @@ graph with edges reaches has a gradient of zero. Only one of fairchem's modules 
 
 from __future__ import annotations
 
-from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding
 from fairchem.core.models.equiformer_v2.so2_ops import SO2_Convolution
+from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding
 
 from dens.ranks import zero_gradient
 

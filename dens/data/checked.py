@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from dens.data.canonical import canonical, make_alike
-from dens.data.soundness import find_fault
+from dens.data.soundness import LABELS, USUAL, find_fault
 from dens.safe.pickles import BadRecord
 from dens.settings import ConfigError, parse_settings, setting
 
@@ -111,10 +111,10 @@ def needed_fields(config: Mapping[str, Any], split: str | None) -> dict[str, str
         names = [name for term in config.get("loss_functions") or [] for name in term]
         targets = {name: outputs.get(name) or {} for name in names}
         levels = {name: target.get("level", "system") for name, target in targets.items()}
-        free_only = [targets[name].get("train_on_free_atoms", True) for name in names]
-        of_atoms = [level == "atom" for level in levels.values()]
-        # without losses, the layout is an older one: assume the usual
-        if split == "train" and (not names or any(map(all, zip(of_atoms, free_only, strict=True)))):
+        free_only = [name for name in names if targets[name].get("train_on_free_atoms", True)]
+        if not names:  # an older layout
+            levels, free_only = {name: USUAL[name] for name in LABELS}, list(LABELS)
+        if split == "train" and any(levels[name] == "atom" for name in free_only):
             levels["fixed"] = "atom"
     model = config.get("model") or {}
     backbone = model.get("backbone", model) if isinstance(model, Mapping) else {}

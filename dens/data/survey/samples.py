@@ -160,12 +160,18 @@ def read_samples(dataset: Any, levels: Mapping[str, str] = USUAL) -> Iterator[Sa
     """
     for i in range(len(dataset)):
         try:
-            yield _sample(i, canonical(dataset[i]), levels)
+            yield as_sample(i, canonical(dataset[i]), levels)
         except Exception as error:  # a damaged record raises anything
             yield f"record {i}: {type(error).__name__}: {error}"
 
 
-def _sample(i: int, data: Data, levels: Mapping[str, str]) -> Sample | str:
+def as_sample(i: int, data: Data, levels: Mapping[str, str] = USUAL) -> Sample | str:
+    """Convert a record in canonical form; return a message if its shapes are wrong.
+
+    Args:
+        i: its number, for messages.
+        levels: as for `read_samples`.
+    """
     ids = {name: data[name] for name in ("sid", "fid") if name in data}
     where = " ".join([f"record {i}", *(f"{name}={value}" for name, value in ids.items())])
     # labels go by the names of files too

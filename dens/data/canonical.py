@@ -16,7 +16,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 _ENERGIES = ("energy", "y")
-_NUMBERS = ("natoms", "sid", "fid")  # of one structure; identifiers may be text
+_IDENTIFIERS = ("sid", "fid")  # numbers or text
+_NUMBERS = ("natoms", *_IDENTIFIERS)  # of one structure
 _PER_ATOM = ("atomic_numbers", "fixed", "tags")  # (n_atoms,)
 _ARRAYS = ("pos", "cell", "pbc", "forces", "force", *_PER_ATOM)
 
@@ -117,7 +118,7 @@ def make_alike(records: Sequence[Data]) -> dict[str, Data]:
         if name == "pbc":
             _fill_pbc(stores)
         odd = [data for data, store in zip(records, stores, strict=True) if name not in store]
-        if odd := odd or _of_another_kind(name, records):
+        if odd := odd or _of_anotherkind_of(name, records):
             removed[name] = odd[0]
             for store in stores:
                 store.pop(name, None)
@@ -130,12 +131,12 @@ def _fill_pbc(stores: Sequence[MutableMapping[str, Any]]) -> None:
             fields["pbc"] = torch.full((1, 3), bool(fields["cell"].any()))
 
 
-def _of_another_kind(name: str, records: Sequence[Data]) -> list[Data]:
+def _of_anotherkind_of(name: str, records: Sequence[Data]) -> list[Data]:
     """Convert a field that all records have to one type; list records where that fails."""
     values = [data[name] for data in records]
-    kinds = [_kind(data, name, value) for data, value in zip(records, values, strict=True)]
+    kinds = [kind_of(data, name, value) for data, value in zip(records, values, strict=True)]
     if len(set(kinds)) > 1:
-        if name in _NUMBERS:
+        if name in _IDENTIFIERS:
             for data, value in zip(records, values, strict=True):
                 data[name] = str(value)
             return []
@@ -147,7 +148,8 @@ def _of_another_kind(name: str, records: Sequence[Data]) -> list[Data]:
     return []
 
 
-def _kind(data: Data, name: str, value: Any) -> Any:
+def kind_of(data: Data, name: str, value: Any) -> Any:
+    """Describe what a field has in common in all records that can be collated: type and shape."""
     if isinstance(value, Tensor):
         axis = data.__cat_dim__(name, value)
         shape = list(value.shape)
@@ -155,7 +157,10 @@ def _kind(data: Data, name: str, value: Any) -> Any:
             del shape[axis]
         return ("tensor", value.dim(), *shape)
     if isinstance(value, Mapping):
-        return ("mapping", *((key, _kind(data, key, value[key])) for key in sorted(value, key=str)))
+        return (
+            "mapping",
+            *((key, kind_of(data, key, value[key])) for key in sorted(value, key=str)),
+        )
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-        return ("tensors", *(_kind(data, name, part) for part in value))
+        return ("tensors", *(kind_of(data, name, part) for part in value))
     return "number" if isinstance(value, int | float) else type(value).__name__

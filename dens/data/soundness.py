@@ -155,7 +155,12 @@ def _misshapen(name: str, value: Any, level: str, n_atoms: int) -> str | None:
     if value is None:
         return "is missing"
     rows, size = _ROWS.get(name), _SIZES.get(name)
-    if isinstance(value, (float, int)) and level != "atom" and size in (1, None):
+    if (
+        isinstance(value, float | int)
+        and not isinstance(value, bool)
+        and level != "atom"
+        and size in (1, None)
+    ):
         return None
     if not isinstance(value, Tensor):
         return f"must be numbers, got {_shown(value)}"

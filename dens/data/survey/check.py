@@ -56,7 +56,9 @@ WARNINGS = {
     "no reference": "the energies look like totals (convert with --references, or use lin_ref)",
     "units": "the units look wrong",
     "signs": "forces look like gradients",
-    "fields": "fields are not in all records, so batches leave them out",
+    "fields": "batches leave out fields that records lack or have in other shapes",
+    "open": "structures are open, in a set of periodic ones",
+    "no box": "structures have neither cell nor pbc: for models with use_pbc: false",
     "no metadata": "balanced batches need the sizes",
 }
 _WHOLE = (
@@ -80,7 +82,7 @@ class Report:
     natoms: list[int] = field(default_factory=list)
     forces: ForceHistogram = field(default_factory=ForceHistogram)
     energies: EnergyScale = field(default_factory=EnergyScale)
-    fields: Counter = field(default_factory=Counter)  # structures with each field
+    fields: dict[str, Counter] = field(default_factory=dict)  # structures by the field's kind
     findings: dict[str, list[str]] = field(default_factory=dict)  # kind -> where
     hashes: dict[bytes, str] = field(default_factory=dict)
 
@@ -166,7 +168,7 @@ def check(
     chosen = set(draw(len(dataset), measured).tolist())
     report.measured = len(chosen)
     scale = ForceScale()
-    without_cell: list[str] = []
+    without_cell, without_period = [], []
     for i, sample in enumerate(read_samples(dataset, levels)):
         if isinstance(sample, str):
             report.add("unreadable", [sample])
@@ -175,12 +177,16 @@ def check(
         _check_record(report, sample)
         if "cell" not in sample.fields:
             without_cell.append(sample.where)
+        elif sample.cell is None:
+            without_period.append(sample.where)
         if {fault.field for fault in sample.faults}.isdisjoint(("pos", "atomic_numbers", "cell")):
             scale.add(sample)
             if i in chosen:
                 _check_distances(report, sample, cutoff)
-    if "cell" not in levels and scale.periodic:  # with it, each is reported already
-        report.add("no cell", without_cell)
+    if "cell" not in levels:  # with it, each is reported already
+        report.add("no cell" if scale.periodic else "no box", without_cell)
+    if scale.periodic:
+        report.add("open", without_period)
     _check_fields(report)
     _check_metadata(report, metadata)
     report.add("units", scale.findings())
@@ -193,7 +199,8 @@ def check(
 
 def _check_record(report: Report, sample: Sample) -> None:
     report.natoms.append(len(sample.numbers))
-    report.fields.update(sample.fields)
+    for name, kind in sample.fields.items():
+        report.fields.setdefault(name, Counter())[kind] += 1
     known = (sample.numbers >= 1) & (sample.numbers <= MAX_NUMBER)
     report.elements.update(chemical_symbols[z] for z in np.unique(sample.numbers[known]))
     for kind in dict.fromkeys(fault.kind for fault in sample.faults):
@@ -227,8 +234,13 @@ def _check_distances(report: Report, sample: Sample, cutoff: float) -> None:
 
 def _check_fields(report: Report) -> None:
     readable = report.structures - len(report.findings.get("unreadable", []))
-    some = {name: n for name, n in report.fields.items() if n < readable and name not in _VARYING}
-    report.add("fields", [f"{name} in {n} of {readable}" for name, n in sorted(some.items())])
+    for name, kinds in sorted(report.fields.items()):
+        if name in _VARYING:
+            continue
+        if kinds.total() < readable:
+            report.add("fields", [f"{name} in {kinds.total()} of {readable}"])
+        elif len(kinds) > 1 and name not in ("sid", "fid"):  # those become text
+            report.add("fields", [f"{name} in {len(kinds)} shapes"])
 
 
 def _check_metadata(report: Report, metadata: Mapping[str, np.ndarray] | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch_geometric.data import Data
 
-from dens.data.canonical import canonical
+from dens.data.canonical import canonical, kind_of
 from dens.data.soundness import LABELS, USUAL, Fault, find_faults, open_or_periodic
 from dens.data.store.lmdb import count_records, describe_missing, open_lmdb
 from dens.safe.pickles import BadRecord, load_record
@@ -32,7 +32,7 @@ class Sample:
         energy: eV.
         forces: (n_atoms, 3), eV/Å.
         free: (n_atoms,) bool.
-        fields: the names of its fields.
+        fields: its fields by name, see `dens.data.canonical.kind_of`.
         faults: its faults, none of which concerns the shapes above.
     """
 
@@ -43,7 +43,7 @@ class Sample:
     energy: float | None
     forces: np.ndarray | None
     free: np.ndarray
-    fields: frozenset[str]
+    fields: dict[str, Any]
     faults: list[Fault]
 
 
@@ -193,7 +193,7 @@ def as_sample(i: int, data: Data, levels: Mapping[str, str] = USUAL) -> Sample |
         energy=float(data[sound["energy"]]) if "energy" in sound else None,
         forces=data[sound["forces"]].double().numpy() if "forces" in sound else None,
         free=_free(data, faulty),
-        fields=frozenset(data.keys()),
+        fields={name: kind_of(data, name, value) for name, value in data.to_dict().items()},
         faults=faults,
     )
 

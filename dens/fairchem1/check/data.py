@@ -138,7 +138,7 @@ def check_signs(split: Split, findings: Findings) -> None:
     records |= dict(zip(numbers, split.sound.values(), strict=True))
     for number, data in sorted(records.items()):
         sample = as_sample(number, data)
-        if not isinstance(sample, str):
+        if not isinstance(sample, str) and not sample.faults:
             scale.add(sample)
     for problem in scale.sign_findings():
         findings.warn("forces", f"{split.name}: {problem}")

@@ -202,10 +202,11 @@ def open_lmdb(
 def describe_missing(path: str | Path) -> str | None:
     """Say what a folder without ``*.lmdb`` holds instead; None if that is nothing known."""
     path = Path(path)
-    if (path / "data.mdb").is_file():
+    files = [path / "data.mdb", *sorted(path.glob("*/data.mdb"))]
+    if found := [str(file) for file in files if file.is_file()]:
         return (
-            "is a single LMDB in a folder (data.mdb, subdir=True), and *.lmdb files are read: name "
-            f"the file itself, {path / 'data.mdb'}"
+            "holds an LMDB that is a folder (data.mdb, subdir=True), and files are read: name the "
+            f"file itself, {' or '.join(found)}"
         )
     if path.is_dir() and not any(path.iterdir()):
         return "is an empty folder"

@@ -12,7 +12,7 @@ import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,17 @@ def rename(data: Data, key_mapping: Mapping[str, str | list[str]]) -> Data:
                     f"{old} to {name}: leave out the one that is not the label "
                     f"(dataset.train.key_mapping.{old})"
                 )
+            _say_twice(old, name)
             del data[name]
     return rename_data_object_keys(data, key_mapping)
+
+
+@cache
+def _say_twice(old: str, name: str) -> None:
+    logging.warning(
+        f"records have both {old} and {name}, with the same values: {old} is read as {name} "
+        "(dataset.train.key_mapping)"
+    )
 
 
 class SafeRecords:

@@ -135,7 +135,13 @@ def data(ctx: click.Context) -> None:
 @click.argument("config", type=_PATH)
 @click.option("--num-gpus", default=1, show_default=True, help="Ranks of the planned run.")
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
-@click.option("--sample", default=300, show_default=True, help="Structures to read of each split.")
+@click.option(
+    "--sample",
+    type=click.IntRange(0),
+    default=300,
+    show_default=True,
+    help="Structures to read of each split; 0: all.",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:

@@ -47,9 +47,17 @@ class WithSampleId(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, number: int) -> Data:
-        data = self.dataset[number]
-        data[SAMPLE_ID.name] = torch.tensor([int(number)])
-        return data
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Data]:
+        """Read the records of a batch; data loaders call this."""
+        if hasattr(self.dataset, "__getitems__"):
+            records = self.dataset.__getitems__(numbers)
+        else:
+            records = [self.dataset[number] for number in numbers]
+        for number, data in zip(numbers, records, strict=True):
+            data[SAMPLE_ID.name] = torch.tensor([int(number)])
+        return records
 
 
 def split_batch(batch: Batch, size: int, collate: Callable[[list[Data]], Batch]) -> list[Batch]:

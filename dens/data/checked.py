@@ -14,18 +14,21 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from dens.data.soundness import find_fault
+from dens.data.canonical import canonical, make_alike
+from dens.data.soundness import LABELS, USUAL, find_fault
 from dens.safe.pickles import BadRecord
 from dens.settings import ConfigError, parse_settings, setting
 
 LIMIT = 0.01
+NO_FIXED = "no field fixed, so all atoms count as free"
 
 
 class BadRecordSettings(BaseModel):
@@ -78,7 +81,7 @@ def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> C
     """Wrap a split of a trainer's data so that each record is validated when it is read.
 
     Args:
-        split: ``train`` and ``val`` need the labels of the losses; others need none.
+        split: see :func:`needed_fields`.
         config: the trainer's, with ``dataset``, ``val_dataset``, ...
 
     Raises:
@@ -86,20 +89,46 @@ def checked(dataset: Dataset, split: str | None, config: Mapping[str, Any]) -> C
     """
     others = {name: config.get(f"{name}_dataset") for name in ("val", "test", "relax")}
     limit = parse_on_bad({"train": config.get("dataset"), **others})
-    levels = {}
-    if split in ("train", "val"):
-        outputs = config.get("outputs") or {}
-        names = [name for term in config.get("loss_functions") or [] for name in term]
-        levels = {name: outputs.get(name, {}).get("level", "system") for name in names}
+    levels = needed_fields(config, split)
     if split != "train":
         return CheckedRecords(dataset, levels)
     if isinstance(limit, float):
         limit = math.ceil(limit * len(dataset))
-    return CheckedRecords(dataset, {**levels, "fixed": "atom"}, limit)
+    return CheckedRecords(dataset, levels, limit)
+
+
+def needed_fields(config: Mapping[str, Any], split: str | None) -> dict[str, str]:
+    """List the fields that the records of a split must have, with their levels.
+
+    Args:
+        config: with ``outputs``, ``loss_functions`` and ``model``, of a trainer or as in YAML.
+        split: ``train`` and ``val`` need the labels of the losses, and ``train`` the ``fixed`` of
+            losses of free atoms alone; all need the cell that a model with ``use_pbc`` reads.
+    """
+    levels = {}
+    if split in ("train", "val"):
+        outputs = config.get("outputs") or {}
+        names = [name for term in config.get("loss_functions") or [] for name in term]
+        targets = {name: outputs.get(name) or {} for name in names}
+        levels = {name: target.get("level", "system") for name, target in targets.items()}
+        free_only = [name for name in names if targets[name].get("train_on_free_atoms", True)]
+        if not names:  # an older layout
+            levels, free_only = {name: USUAL[name] for name in LABELS}, list(LABELS)
+        if split == "train" and any(levels[name] == "atom" for name in free_only):
+            levels["fixed"] = "atom"
+    model = config.get("model") or {}
+    backbone = model.get("backbone", model) if isinstance(model, Mapping) else {}
+    if isinstance(backbone, Mapping) and backbone and backbone.get("use_pbc", True):
+        levels["cell"] = "system"
+    return levels
 
 
 class CheckedRecords(Dataset):
-    """Data set that validates each structure as it is read.
+    """Data set that validates each structure as it is read, in its canonical form.
+
+    A field that not all records of a batch have, or that differs in shape, is left out of the
+    batch; one warning names the first. Without ``fixed``, where it is not needed, all atoms are
+    free; one warning says so.
 
     Args:
         dataset: of PyG ``Data``.
@@ -116,6 +145,7 @@ class CheckedRecords(Dataset):
         self.dataset = dataset
         self._levels = dict(levels or {})
         self._tally = None if limit is None else _Tally(limit)
+        self._said = {kind: multiprocessing.Value("b", 0) for kind in ("fixed", "fields")}
 
     @property
     def bad_records(self) -> int:
@@ -135,17 +165,59 @@ class CheckedRecords(Dataset):
                 self._tally.add(candidate % len(self), str(error))
         raise BadRecord(f"all {len(self)} records are bad (dataset.train.on_bad)")
 
-    def _read(self, number: int) -> Data:
+    def __getitems__(self, numbers: Sequence[int]) -> list[Data]:
+        """Read the records of a batch, with the same fields in all; data loaders call this."""
+        records = [self[number] for number in numbers]
+        removed = make_alike(records)
+        for name, data in removed.items():
+            if name in self._levels:
+                raise BadRecord(f"{name} differs in shape between records: {_ids(data)}")
+        if removed:
+            self._say_once("fields", f"{differing(removed)}: left out of such batches")
+        return records
+
+    def inspect(self, number: int) -> tuple[Data | None, str | None]:
+        """Read a record; return it with what is wrong with it, or None for either."""
         try:
-            data = self.dataset[number]
-            fault = find_fault(data, self._levels)
-        except (BadRecord, ConfigError):
+            data = canonical(self.dataset[number])
+            return data, find_fault(data, self._levels)
+        except ConfigError:
             raise
+        except BadRecord as error:
+            return None, str(error)
         except Exception as error:  # a damaged record raises anything
-            fault = f"{type(error).__name__}: {error}"
+            return None, f"{type(error).__name__}: {error}"
+
+    def where(self, number: int) -> str:
+        """Name the file of a record and its number there, for messages."""
+        return _where(self.dataset, number)
+
+    def _read(self, number: int) -> Data:
+        data, fault = self.inspect(number)
         if fault is not None:
-            raise BadRecord(f"{_where(self.dataset, number)}: {fault}")
+            where = self.where(number)
+            raise BadRecord(fault if fault.startswith(where) else f"{where}: {fault}")
+        if "fixed" not in data and self._levels.keys() - {"cell"}:
+            self._say_once("fixed", f"{self.where(number)} and maybe others: {NO_FIXED}")
+            data.fixed = torch.zeros(len(data.pos))
         return data
+
+    def _say_once(self, kind: str, message: str) -> None:
+        """Log a warning once in this process and its data loaders together."""
+        with self._said[kind].get_lock():
+            said, self._said[kind].value = self._said[kind].value, 1
+        if not said:
+            logging.warning(message)
+
+
+def differing(removed: Mapping[str, Data]) -> str:
+    """Describe the fields that :func:`dens.data.canonical.make_alike` has removed."""
+    named = ", ".join(f"{name} (not in {_ids(data)})" for name, data in removed.items())
+    return f"records differ in their fields or the shapes of these: {named}"
+
+
+def _ids(data: Data) -> str:
+    return " ".join(f"{name}={data[name]}" for name in ("sid", "fid") if name in data) or "others"
 
 
 class _Tally:

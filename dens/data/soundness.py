@@ -13,15 +13,19 @@ import numpy as np
 from torch import Tensor
 from torch_geometric.data import Data
 
+from dens.graphs.images import full_lattice
+
 MAX_NUMBER = 118
-MIN_VOLUME = 1e-6  # of a periodic cell: Å^3, and relative to the product of its edge lengths
+APART = 1000.0  # Å, between images in a direction that is not periodic
 
 # names of the labels: after fairchem's key_mapping, and in files of OC20's form
 LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
+USUAL = {"energy": "system", "forces": "atom", "fixed": "atom"}  # levels of what S2EF needs
 _LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
-_OPTIONAL = {"cell": "system", "fixed": "atom", "tags": "atom"}
+_LACKING |= {"fixed": "no fixed", "cell": "no cell"}
+_OPTIONAL = {"cell": "system", "pbc": "system", "fixed": "atom", "tags": "atom"}
 _ROWS = {"pos": (3,), "forces": (3,), "force": (3,), "fixed": (), "tags": ()}  # shape per atom
-_SIZES = {"cell": 9, "energy": 1, "y": 1}  # numbers per structure
+_SIZES = {"cell": 9, "pbc": 3, "energy": 1, "y": 1}  # numbers per structure
 _FLOATING = ("pos", *LABELS["forces"])
 
 
@@ -43,8 +47,13 @@ def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
         data: must have ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms``;
             ``cell``, ``fixed`` and ``tags`` are checked if present.
         levels: further fields that it must have, each ``atom`` (one row per atom) or ``system``.
+            If ``cell`` is among them, a periodic structure also needs a cell with a volume.
     """
-    return next(map(str, _faults(data.to_dict(), levels)), None)
+    fields = data.to_dict()
+    fault = next(_faults(fields, levels), None)
+    if fault is None and "cell" in levels:
+        fault = _without_volume(fields)
+    return None if fault is None else str(fault)
 
 
 def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
@@ -59,18 +68,50 @@ def find_faults(data: Data, levels: Mapping[str, str]) -> Iterator[Fault]:
         yield fault
     if "fixed" in fields and "fixed" not in wrong and bool((fields["fixed"] != 0).all()):
         yield Fault("fixed", "leaves no atom free", "no free atom")
-    if wrong.isdisjoint(("pos", "cell")):
-        _, cell = open_or_periodic(data)
-        lengths = 0 if cell is None else np.linalg.norm(cell, axis=1).prod()
-        if cell is not None and abs(np.linalg.det(cell)) <= MIN_VOLUME * max(1, lengths):
-            yield Fault("cell", "has no volume", "no cell")
+    if wrong.isdisjoint(("pos", "cell", "pbc")) and (fault := _without_volume(fields)):
+        yield fault
+
+
+def _without_volume(fields: Mapping[str, Any]) -> Fault | None:
+    pbc = periodic_directions(fields)
+    if not pbc.any():
+        return None
+    if "cell" not in fields:
+        return Fault("cell", f"is missing, and pbc is {pbc.tolist()}", "no cell")
+    try:
+        full_lattice(_cell(fields), pbc)
+    except ValueError:
+        return Fault("cell", f"has no volume in its periodic directions {pbc.tolist()}", "no cell")
+    return None
+
+
+def periodic_directions(fields: Mapping[str, Any]) -> np.ndarray:
+    """Return the periodic directions of a record, (3,) bool; without ``pbc``, its cell tells."""
+    if "pbc" in fields:
+        return fields["pbc"].view(3).bool().numpy()
+    return np.full(3, "cell" in fields and bool(fields["cell"].any()))
+
+
+def _cell(fields: Mapping[str, Any]) -> np.ndarray:
+    return fields["cell"].view(3, 3).double().numpy() if "cell" in fields else np.zeros((3, 3))
 
 
 def open_or_periodic(data: Data) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return positions (n_atoms, 3), Å, and the cell (3, 3), Å, or None for an open structure."""
-    cell = data.cell.view(3, 3).double().numpy() if "cell" in data else np.zeros((3, 3))
-    periodic = bool(data.pbc.any()) if "pbc" in data else bool(cell.any())
-    return data.pos.double().numpy(), cell if periodic else None
+    """Return positions and the cell of a record, as for a search in all three directions.
+
+    Returns:
+        (n_atoms, 3), Å; and (3, 3), Å, or None for an open structure. The vector of a direction
+        without period is replaced by one so long that no image is near.
+    """
+    fields = data.to_dict()
+    pos, pbc = data.pos.double().numpy(), periodic_directions(fields)
+    if not pbc.any():
+        return pos, None
+    cell = _cell(fields)
+    if not pbc.all():
+        cell = full_lattice(cell, pbc)
+        cell[~pbc] *= np.ptp(pos, axis=0).sum() + APART
+    return pos, cell
 
 
 def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fault]:
@@ -79,7 +120,7 @@ def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fa
         yield Fault("pos", f"must be (n_atoms, 3), got {_shown(pos)}")
         return
     n = len(pos)
-    if natoms is None or natoms != n:
+    if not _is_count(natoms, n):
         yield Fault("natoms", f"must be {n}, as many as pos has, got {_shown(natoms)}")
     if not isinstance(numbers, Tensor) or numbers.shape != (n,):
         yield Fault("atomic_numbers", f"must be ({n},), got {_shown(numbers)}")
@@ -88,6 +129,8 @@ def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fa
         if not (low >= 1 and high <= MAX_NUMBER):
             message = f"must be 1 to {MAX_NUMBER}, got {low} to {high}"
             yield Fault("atomic_numbers", message, "bad element")
+        elif numbers.is_floating_point() and (numbers != numbers.round()).any():
+            yield Fault("atomic_numbers", "must be whole numbers", "bad element")
     optional = {name: level for name, level in _OPTIONAL.items() if name in fields}
     for name, level in {"pos": "atom", **levels, **optional}.items():
         value = fields.get(name)
@@ -102,11 +145,22 @@ def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fa
             yield Fault(name, "must be finite, got NaN or infinity", "not finite")
 
 
+def _is_count(natoms: Any, n_atoms: int) -> bool:
+    if isinstance(natoms, Tensor) and natoms.numel() != 1:
+        return False
+    return natoms is not None and bool(natoms == n_atoms)
+
+
 def _misshapen(name: str, value: Any, level: str, n_atoms: int) -> str | None:
     if value is None:
         return "is missing"
     rows, size = _ROWS.get(name), _SIZES.get(name)
-    if isinstance(value, (float, int)) and level != "atom" and size in (1, None):
+    if (
+        isinstance(value, float | int)
+        and not isinstance(value, bool)
+        and level != "atom"
+        and size in (1, None)
+    ):
         return None
     if not isinstance(value, Tensor):
         return f"must be numbers, got {_shown(value)}"

@@ -20,6 +20,8 @@ BENDS = {
     ("model/fast.py", "__class__"): "classes of modules of our own models: a faster forward",
     ("model/graph_parallel.py", "transformer_block"): "gp_utils, from the first trainer on: stock "
     "attention loses gradients of the atoms of other ranks",
+    ("model/no_edges.py", "SO2_Convolution"): "forward, from the first model of dens on: stock "
+    "EquiformerV2 fails where no atom has a neighbour",
     ("train/logger.py", "registry"): "get_logger_class while a rank runs: keep the log of a run",
     ("train/relaxation.py", "ml_relaxation"): "LBFGS in relaxations: the stock one steps uphill",
     ("train/step_metrics.py", "self"): "output_targets in metrics: no atoms have no average",

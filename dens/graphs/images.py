@@ -65,7 +65,7 @@ class Images:
     """
 
     def __init__(self, pos: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float):
-        self.lattice = lattice = _full_lattice(cell, pbc)
+        self.lattice = lattice = full_lattice(cell, pbc)
         # bound on the rounding error of a distance in single precision
         self.slack = 1e-3 + 1e-6 * abs(pos).max(initial=0)
         self.cutoff = cutoff + self.slack
@@ -113,7 +113,7 @@ class Images:
         return Pairs(source, target, offsets)
 
 
-def _full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+def full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Replace the cell vectors that are not periodic by unit vectors at right angles: (3, 3), Å.
 
     Raises:

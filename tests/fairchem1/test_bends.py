@@ -16,6 +16,8 @@ from fairchem.core.common.relaxation import ml_relaxation
 from fairchem.core.common.utils import create_grid
 from fairchem.core.datasets import lmdb_dataset
 from fairchem.core.models.equiformer_v2 import transformer_block
+from fairchem.core.models.equiformer_v2.so2_ops import SO2_Convolution
+from fairchem.core.models.equiformer_v2.so3 import CoefficientMappingModule, SO3_Embedding
 from fairchem.core.trainers import base_trainer
 from helpers.paths import ROOT
 from helpers.structures import make_batch
@@ -25,6 +27,7 @@ from dens import EquiformerV2Backbone
 from dens.fairchem1 import launch as launcher
 from dens.fairchem1.bends import BENDS
 from dens.fairchem1.data.safe_lmdb import LmdbDataset
+from dens.fairchem1.model import no_edges
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
 from dens.fairchem1.train.logger import keep_logs
 from dens.fairchem1.train.relaxation import SafeLBFGS, safe_lbfgs
@@ -150,6 +153,18 @@ def test_the_attention_uses_the_gather_that_sums_gradients():
     assert gp_utils.gather_from_model_parallel_region is not gather
     code = transformer_block.SO2EquivariantGraphAttention.forward.__code__
     assert {"gp_utils", "gather_from_model_parallel_region"} <= set(code.co_names)
+
+
+@shows("model/no_edges.py", "SO2_Convolution")
+def test_the_stock_convolution_fails_without_edges():
+    EquiformerV2Backbone(**BACKBONE, fast=False)
+    assert SO2_Convolution.forward is no_edges._forward
+    module = SO2_Convolution(2, 2, [1], [1], CoefficientMappingModule([1], [1]))
+    x = SO3_Embedding(0, [1], 2, "cpu", torch.float32)
+    x.set_embedding(torch.zeros(0, 4, 2))
+    assert module(x, torch.zeros(0, 2)).embedding.shape == (0, 4, 2)
+    with pytest.raises(RuntimeError, match="cannot reshape tensor of 0 elements"):
+        no_edges._stock_forward(module, x, torch.zeros(0, 2))
 
 
 @shows("train/logger.py", "registry")

@@ -199,6 +199,20 @@ def open_lmdb(
     return environment
 
 
+def describe_missing(path: str | Path) -> str | None:
+    """Say what a folder without ``*.lmdb`` holds instead; None if that is nothing known."""
+    path = Path(path)
+    files = [path / "data.mdb", *sorted(path.glob("*/data.mdb"))]
+    if found := [str(file) for file in files if file.is_file()]:
+        return (
+            "holds an LMDB that is a folder (data.mdb, subdir=True), and files are read: name the "
+            f"file itself, {' or '.join(found)}"
+        )
+    if path.is_dir() and not any(path.iterdir()):
+        return "is an empty folder"
+    return None
+
+
 def count_records(transaction: lmdb.Transaction, path: str | Path) -> int:
     """Count the records of an LMDB file: its entry ``length``, or all entries without one.
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,124 +17,34 @@ import click
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from dens.data.soundness import MAX_NUMBER
-from dens.data.survey.consistency import EnergyScale, ForceScale
+from dens.data.soundness import LABELS, MAX_NUMBER, USUAL
+from dens.data.survey.check_report import EXAMPLES, LARGE_FORCE, MIN_CONTACT, Report
+from dens.data.survey.consistency import ForceScale
 from dens.data.survey.forces import ForceHistogram
-from dens.data.survey.samples import FolderReader, Sample, draw, find_splits, read_samples
+from dens.data.survey.samples import FolderReader, Sample, draw, read_samples
 from dens.data.survey.stats import graph_settings
 from dens.graphs.images import pairs_within
 
-MIN_CONTACT = 0.5  # closer than this times the sum of their covalent radii, atoms overlap
-LARGE_FORCE = 50.0  # eV/Å, on a free atom
 MEASURED = 1000  # by default, distances are computed in so many structures
 CUTOFF = 12.0  # Å, without a config
-EXAMPLES = 5  # listed for each finding
-
-# kind of finding -> message
-ERRORS = {
-    "unreadable": "records cannot be read",
-    "no energy": "structures have no energy",
-    "no forces": "structures have no forces, or not one for each atom",
-    "not finite": "structures have NaN or infinity in their labels, positions or cell",
-    "bad element": f"structures have atomic numbers outside 1 .. {MAX_NUMBER}",
-    "no free atom": "structures have no free atom",
-    "no cell": "periodic structures have a cell without volume",
-    "overlap": f"structures have atoms closer than {MIN_CONTACT} times their covalent radii",
-    "metadata": "metadata.npz does not agree with the records",
-}
-WARNINGS = {
-    "large force": f"structures have a force above {LARGE_FORCE:g} eV/Å on a free atom",
-    "duplicate": "structures are copies of an earlier one, same atoms and positions",
-    "shared": "structures are copies of one in another split",
-    "isolated": "structures have an atom without a neighbour within the cutoff",
-    "no reference": "the energies look like totals (convert with --references, or use lin_ref)",
-    "units": "the units look wrong",
-    "no metadata": "balanced batches need the sizes",
-}
-_WHOLE = ("metadata", "no metadata", "no reference", "units")  # findings on the whole data set
-
-
-@dataclass
-class Report:
-    """What `check` found in one data set; `findings` by the keys of `ERRORS` and `WARNINGS`."""
-
-    path: Path
-    structures: int = 0
-    measured: int = 0
-    elements: Counter = field(default_factory=Counter)  # structures with each symbol
-    natoms: list[int] = field(default_factory=list)
-    forces: ForceHistogram = field(default_factory=ForceHistogram)
-    energies: EnergyScale = field(default_factory=EnergyScale)
-    findings: dict[str, list[str]] = field(default_factory=dict)  # kind -> where
-    hashes: dict[bytes, str] = field(default_factory=dict)
-
-    def add(self, kind: str, places: list[str]) -> None:
-        """Add findings of one kind."""
-        if places:
-            self.findings.setdefault(kind, []).extend(places)
-
-    @property
-    def ok(self) -> bool:
-        """Whether there are no errors."""
-        return not self.findings.keys() & ERRORS.keys()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report in plain values, for JSON."""
-        n = self.natoms or [0]
-        return {
-            "path": str(self.path),
-            "ok": self.ok,
-            "structures": self.structures,
-            "measured": self.measured,
-            "natoms": {"min": min(n), "mean": float(np.mean(n)), "max": max(n)},
-            "elements": dict(self.elements.most_common()),
-            "energy": self.energies.to_dict(),
-            "forces": self.forces.to_dict(),
-            "findings": [
-                {
-                    "level": "error" if kind in ERRORS else "warning",
-                    "kind": kind,
-                    "count": len(places),
-                    "message": (ERRORS | WARNINGS)[kind],
-                    "examples": places[:EXAMPLES],
-                }
-                for kind, places in self.findings.items()
-            ],
-        }
-
-    def text(self) -> str:
-        """Format the report for a terminal."""
-        facts = self.to_dict()
-        sizes = "{min} to {max} atoms, {mean:.1f} on average".format(**facts["natoms"])
-        elements = " ".join(f"{symbol} {count}" for symbol, count in facts["elements"].items())
-        lines = [
-            f"{self.path}: {self.structures} structures of {sizes}",
-            f"elements (structures with them): {elements}",
-            self.energies.text(),
-            f"distances computed in {self.measured} structures",
-            self.forces.text(),
-        ]
-        for finding in facts["findings"]:
-            where = "; ".join(finding["examples"])
-            more = "; ..." if finding["count"] > len(finding["examples"]) else ""
-            count = f"{finding['count']} " if finding["kind"] not in _WHOLE else ""
-            lines.append(f"{finding['level']}: {count}{finding['message']}: {where}{more}")
-        return "\n".join([*lines, "ok" if self.ok else "not ok"])
+# fields that records may lack, or that are reported where they are needed
+_VARYING = {"id", "pbc", "cell", "fixed", *chain(*LABELS.values())}
 
 
 def check(
     dataset: Any,
-    path: Path,
+    path: Any,
     *,
     cutoff: float = CUTOFF,
     measured: int | None = MEASURED,
     metadata: Mapping[str, np.ndarray] | None,
+    levels: Mapping[str, str] = USUAL,
 ) -> Report:
     """Check every record of a data set, and the distances in a sample.
 
     Args:
-        dataset: see `dens.data.survey.samples.read_samples`.
-        path: its folder, for the report.
+        dataset, levels: see `dens.data.survey.samples.read_samples`.
+        path: its folder, or several, for the report.
         cutoff: Å, for isolated atoms.
         measured: compute distances in so many structures, drawn at random with a fixed seed; None
             for all.
@@ -144,18 +54,29 @@ def check(
     chosen = set(draw(len(dataset), measured).tolist())
     report.measured = len(chosen)
     scale = ForceScale()
-    for i, sample in enumerate(read_samples(dataset)):
+    without_cell, without_period = [], []
+    for i, sample in enumerate(read_samples(dataset, levels)):
         if isinstance(sample, str):
             report.add("unreadable", [sample])
             report.natoms.append(0)
             continue
         _check_record(report, sample)
+        if "cell" not in sample.fields:
+            without_cell.append(sample.where)
+        elif sample.cell is None:
+            without_period.append(sample.where)
         if {fault.field for fault in sample.faults}.isdisjoint(("pos", "atomic_numbers", "cell")):
             scale.add(sample)
             if i in chosen:
                 _check_distances(report, sample, cutoff)
+    if "cell" not in levels:  # with it, each is reported already
+        report.add("no cell" if scale.periodic else "no box", without_cell)
+    if scale.periodic:
+        report.add("open", without_period)
+    _check_fields(report)
     _check_metadata(report, metadata)
     report.add("units", scale.findings())
+    report.add("signs", scale.sign_findings())
     report.add("units", report.energies.unit_findings())
     report.add("units", report.forces.findings())
     report.add("no reference", report.energies.reference_findings())
@@ -164,8 +85,12 @@ def check(
 
 def _check_record(report: Report, sample: Sample) -> None:
     report.natoms.append(len(sample.numbers))
+    for name, kind in sample.fields.items():
+        report.fields.setdefault(name, Counter())[kind] += 1
     known = (sample.numbers >= 1) & (sample.numbers <= MAX_NUMBER)
     report.elements.update(chemical_symbols[z] for z in np.unique(sample.numbers[known]))
+    if any(all(name in sample.fields for name in names) for names in LABELS.values()):
+        report.add("twice", [sample.where])
     for kind in dict.fromkeys(fault.kind for fault in sample.faults):
         report.add(kind, [sample.where])
     if sample.energy is not None and known.all():
@@ -195,12 +120,23 @@ def _check_distances(report: Report, sample: Sample, cutoff: float) -> None:
             report.add("isolated", [sample.where])
 
 
+def _check_fields(report: Report) -> None:
+    readable = report.structures - len(report.findings.get("unreadable", []))
+    for name, kinds in sorted(report.fields.items()):
+        if name in _VARYING:
+            continue
+        if kinds.total() < readable:
+            report.add("fields", [f"{name} in {kinds.total()} of {readable}"])
+        elif len(kinds) > 1 and name not in ("sid", "fid"):  # those become text
+            report.add("fields", [f"{name} in {len(kinds)} shapes"])
+
+
 def _check_metadata(report: Report, metadata: Mapping[str, np.ndarray] | None) -> None:
     natoms = report.natoms
     if metadata is None or "natoms" not in metadata:
         report.add("no metadata", ["there is no metadata.npz with natoms"])
-    elif len(given := metadata["natoms"]) != len(natoms):
-        report.add("metadata", [f"natoms has {len(given)} entries for {len(natoms)} records"])
+    elif np.shape(given := metadata["natoms"]) != (len(natoms),):
+        report.add("metadata", [f"natoms has {np.size(given)} entries for {len(natoms)} records"])
     else:
         wrong = np.flatnonzero(given != np.array(natoms))[:EXAMPLES]
         report.add("metadata", [f"record {i}: {given[i]} for {natoms[i]} atoms" for i in wrong])
@@ -211,16 +147,26 @@ def check_shared(reports: list[Report]) -> None:
     for later, report in enumerate(reports):
         for earlier in reports[:later]:
             for key in report.hashes.keys() & earlier.hashes.keys():
-                where = f"{report.hashes[key]} of {earlier.hashes[key]} in {earlier.path.name}"
+                where = (
+                    f"{report.hashes[key]} of {earlier.hashes[key]} in {Path(earlier.name).name}"
+                )
                 report.add("shared", [where])
 
 
 @click.command("check")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), help="Training config: reader, cutoff.")
+@click.argument("folder", type=str, required=False)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Training config: reader, cutoff, fields that are needed.",
+)
 @click.option("--cutoff", type=click.FloatRange(0, min_open=True), help="Å, for isolated atoms.")
 @click.option(
-    "--measured", default=MEASURED, show_default=True, help="Compute distances in so many; 0: all."
+    "--measured",
+    type=click.IntRange(0),
+    default=MEASURED,
+    show_default=True,
+    help="Compute distances in so many; 0: all.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the force histogram, a PNG.")
@@ -229,21 +175,24 @@ def check_command(ctx, folder, config, cutoff, measured, as_json, plot) -> None:
     """Look for faults in the LMDB FOLDER, or in every split in it.
 
     The exit status is 1 if there are errors. With --config, records are read with the settings of
-    its dataset.train (format, key_mapping, lin_ref, oc20_ref, ...).
+    its dataset.train (format, key_mapping, lin_ref, oc20_ref, ...), and FOLDER is whatever that
+    format takes: an ASE database, a folder of them, a pattern. Without FOLDER, the training and
+    validation data of the config are checked.
     """
     reader = ctx.obj(config) if config else FolderReader()
     graph = graph_settings(reader.config, cutoff)
     options = {"measured": measured or None, "cutoff": graph["cutoff"] if graph else CUTOFF}
     reports = []
-    for path in find_splits(folder).values():
-        dataset = reader.open(path)
-        reports.append(check(dataset, path, metadata=reader.metadata(dataset), **options))
+    for name, source in reader.sources(folder).items():
+        dataset = reader.open(source, "train" if folder else name)
+        metadata = reader.metadata(dataset)
+        reports.append(check(dataset, source, metadata=metadata, levels=reader.levels, **options))
     check_shared(reports)
     if as_json:
         click.echo(json.dumps([report.to_dict() for report in reports], indent=1))
     else:
         click.echo("\n\n".join(report.text() for report in reports))
     if plot is not None:
-        ForceHistogram.plot({report.path.name: report.forces for report in reports}, plot)
+        ForceHistogram.plot({Path(report.name).name: report.forces for report in reports}, plot)
     if not all(report.ok for report in reports):
         ctx.exit(1)

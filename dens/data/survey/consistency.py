@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 
 import numpy as np
 
@@ -12,7 +12,11 @@ from dens.data.units import suspected_units
 
 FLOAT32_LOSS = 1e-4  # eV, a rounding error worth a warning; loaders cast energies to float32
 MAX_STEP = 0.05  # Å between two frames, for energy differences to follow from forces
+FAR_STEP = 0.5  # Å, for their signs to follow
 MIN_PAIRS = 10
+MIN_SIGNS = 5
+RECENT = 8  # structures of a system that are kept, to find a similar one
+SYSTEMS = 2000  # systems whose structures are kept
 TOTAL = 0.5  # eV per atom; adsorption and referenced energies are smaller
 CONTACTS = (0.7, 1.6)  # usual nearest neighbour distances over the sums of covalent radii
 
@@ -88,40 +92,47 @@ class EnergyScale:
 
 
 class ForceScale:
-    r"""Comparison of energy differences between consecutive records with those from forces.
+    r"""Comparison of energy differences between similar structures with those from forces.
 
     .. math:: E_2 - E_1 \approx -\tfrac12 \sum_i (f_{i,1} + f_{i,2}) \cdot (p_{i,2} - p_{i,1})
 
-    A slope other than 1 means that energies, forces and positions do not have matching units.
+    Each structure is compared with the most similar of the last `RECENT` ones that have the same
+    atoms and cell, so shuffled trajectories and sets of few frames per system serve too. Over small
+    steps, a slope other than 1 means that energies, forces and positions do not have matching
+    units; a negative one, also over larger steps, that forces are gradients.
     """
 
     def __init__(self) -> None:
-        self._last: Sample | None = None
-        self._pairs: list[tuple[float, float]] = []  # expected, given; eV
+        self.periodic = False  # whether any structure had a cell
+        self._recent: OrderedDict[bytes, deque[Sample]] = OrderedDict()
+        # largest step of an atom, Å; expected and given energy difference, eV
+        self._pairs: list[tuple[float, float, float]] = []
 
     def add(self, sample: Sample) -> None:
         """Add the next record."""
-        last, self._last = self._last, sample
-        if last is None or not np.array_equal(last.numbers, sample.numbers):
+        self.periodic |= sample.cell is not None
+        if sample.energy is None or sample.forces is None:
             return
-        if any(s.energy is None or s.forces is None for s in (last, sample)):
-            return
-        step = sample.pos - last.pos
-        if sample.cell is not None:
-            if last.cell is None or not np.array_equal(last.cell, sample.cell):
-                return
-            fractional = step @ np.linalg.inv(sample.cell)
-            step = (fractional - fractional.round()) @ sample.cell  # wrapped across a face
-        if 0 < np.abs(step).max() < MAX_STEP:
-            expected = -0.5 * float(((last.forces + sample.forces) * step).sum())
-            self._pairs.append((expected, sample.energy - last.energy))
+        cell = b"" if sample.cell is None else sample.cell.tobytes()
+        key = sample.numbers.tobytes() + cell
+        similar = self._recent.setdefault(key, deque(maxlen=RECENT))
+        self._recent.move_to_end(key)
+        if len(self._recent) > SYSTEMS:
+            self._recent.popitem(last=False)
+        steps = [_step(other, sample) for other in similar]
+        lengths = [float(np.linalg.norm(step, axis=1).max()) for step in steps]
+        near = [i for i, length in enumerate(lengths) if 0 < length < FAR_STEP]
+        if near:
+            i = min(near, key=lengths.__getitem__)
+            expected = -0.5 * float(((similar[i].forces + sample.forces) * steps[i]).sum())
+            self._pairs.append((lengths[i], expected, sample.energy - similar[i].energy))
+        similar.append(sample)
 
     def findings(self) -> list[str]:
         """Describe signs of units that do not match."""
-        pairs = np.array(self._pairs)
-        if len(pairs) < MIN_PAIRS or not np.isfinite(pairs).all() or (pairs.std(axis=0) == 0).any():
+        expected, given = self._differences(MAX_STEP)
+        if len(given) < MIN_PAIRS or expected.std() == 0 or given.std() == 0:
             return []
-        expected, given = pairs.T
         slope = float((expected * given).sum() / (expected**2).sum())
         # the median is robust against single frames of another run
         ratio = float(np.median(given[expected != 0] / expected[expected != 0]))
@@ -132,3 +143,36 @@ class ForceScale:
                 "energies, forces and positions of different units?"
             ]
         return []
+
+    def sign_findings(self) -> list[str]:
+        """Describe signs of gradients in the place of forces, whatever the units."""
+        found = []
+        for limit in (MAX_STEP, FAR_STEP):
+            expected, given = self._differences(limit)
+            rising = int((expected * given < 0).sum())
+            falling = int((expected * given > 0).sum())
+            n = rising + falling
+            # more than noise or chance would give
+            if n >= MIN_SIGNS and rising - falling > max(0.3 * n, 2.2 * n**0.5):
+                slope = float(np.median(given[expected != 0] / expected[expected != 0]))
+                found.append(
+                    f"energies go up along the forces in {rising} of {n} pairs of similar "
+                    f"structures (slope {slope:.3g}): gradients in the place of forces?"
+                )
+                break
+        return found
+
+    def _differences(self, limit: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return expected and given differences, (n_pairs,) eV each, over steps below a limit."""
+        pairs = np.array([pair[1:] for pair in self._pairs if pair[0] < limit]).reshape(-1, 2)
+        pairs = pairs[np.isfinite(pairs).all(axis=1)]
+        return pairs[:, 0], pairs[:, 1]
+
+
+def _step(one: Sample, other: Sample) -> np.ndarray:
+    """Return the displacements of atoms between samples of one cell: (n_atoms, 3), Å."""
+    step = other.pos - one.pos
+    if other.cell is None:
+        return step
+    fractional = step @ np.linalg.inv(other.cell)
+    return (fractional - fractional.round()) @ other.cell  # wrapped across a face

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from torch_geometric.data import Data
 
-from dens.data.soundness import LABELS, Fault, find_faults, open_or_periodic
-from dens.data.store.lmdb import count_records, open_lmdb
+from dens.data.canonical import canonical, kind_of
+from dens.data.soundness import LABELS, USUAL, Fault, find_faults, open_or_periodic
+from dens.data.store.lmdb import count_records, describe_missing, open_lmdb
 from dens.safe.pickles import BadRecord, load_record
+
+_DATABASES = (".db", ".json", ".aselmdb")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Sample:
         energy: eV.
         forces: (n_atoms, 3), eV/Å.
         free: (n_atoms,) bool.
+        fields: its fields by name, see `dens.data.canonical.kind_of`.
         faults: its faults, none of which concerns the shapes above.
     """
 
@@ -39,6 +43,7 @@ class Sample:
     energy: float | None
     forces: np.ndarray | None
     free: np.ndarray
+    fields: dict[str, Any]
     faults: list[Fault]
 
 
@@ -46,7 +51,7 @@ class LmdbFolder:
     """The records of an LMDB file or folder, in the order of fairchem's ``lmdb``.
 
     Raises:
-        ValueError: a file is truncated or no LMDB file, or its entry ``length`` is wrong.
+        ValueError: a file is truncated, empty or no LMDB file, or its entry ``length`` is wrong.
         BadRecord: on access to a record that cannot be read.
     """
 
@@ -56,6 +61,8 @@ class LmdbFolder:
         self._files = [path] if path.is_file() else sorted(path.glob("*.lmdb"))
         self._transactions = [open_lmdb(file).begin() for file in self._files]
         self._ends = list(accumulate(map(count_records, self._transactions, self._files)))
+        if not self._ends or self._ends[-1] == 0:
+            raise ValueError(f"{path} holds no records")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -63,7 +70,7 @@ class LmdbFolder:
     def __getitem__(self, i: int) -> Data:
         shard, key = self._find(i)
         try:
-            return load_record(self._transactions[shard].get(str(key).encode()))
+            return canonical(load_record(self._transactions[shard].get(str(key).encode())))
         except BadRecord as error:
             raise BadRecord(f"{self.where(i)}: {error}") from None
 
@@ -78,19 +85,47 @@ class LmdbFolder:
 
 
 class FolderReader:
-    """Reader of LMDB folders without a training config; adapters subclass it for their configs."""
+    """Reader of LMDB folders without a training config; adapters subclass it for their configs.
+
+    Attributes:
+        levels: the fields that training needs, see `dens.data.soundness.find_fault`.
+    """
 
     config: Mapping[str, Any] | None = None
-    open: Callable[[Path], Any] = LmdbFolder
+    levels: Mapping[str, str] = USUAL
+
+    def open(self, source: str | Path, split: str = "train") -> Any:
+        """Open one of `sources`; the split is that of a config."""
+        return LmdbFolder(source)
+
+    def sources(self, path: str | None) -> dict[str, Any]:
+        """List what `open` takes, by name: the splits at a path.
+
+        Raises:
+            ValueError: there are none, or no path is given.
+        """
+        if path is None:
+            raise ValueError("name a FOLDER, or a training config whose data to read: --config")
+        return find_splits(path)
 
     def metadata(self, dataset: Any) -> dict[str, np.ndarray] | None:
-        """Read the ``metadata.npz`` of a data set that has ``paths``; None without such a file."""
-        path = dataset.paths[0]
-        file = (path.parent if path.is_file() else path) / "metadata.npz"
-        if not file.exists():
+        """Read ``natoms`` of the ``metadata.npz`` of all ``paths`` of a data set.
+
+        Returns:
+            ``natoms``, (n_records,) int; None if there is no such file at one of the paths.
+        """
+        folders = [path.parent if path.is_file() else path for path in dataset.paths]
+        files = [folder / "metadata.npz" for folder in folders]
+        if not files or not all(file.exists() for file in files):
             return None
-        with np.load(file) as arrays:
-            return dict(arrays)
+        columns = []
+        for file in files:
+            try:
+                with np.load(file) as arrays:
+                    columns.append(arrays["natoms"])
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(f"{file} has no natoms that can be read: {error}") from None
+        return {"natoms": np.concatenate(columns)}
 
 
 def find_splits(path: str | Path) -> dict[str, Path]:
@@ -100,52 +135,85 @@ def find_splits(path: str | Path) -> dict[str, Path]:
         ValueError: there are none.
     """
     path = Path(path)
+    if path.suffix in _DATABASES:
+        raise ValueError(
+            f"{path} is a database of ASE: give --config FILE of a training config whose "
+            "dataset.train.format reads it (ase_db)"
+        )
     if path.is_file() or any(path.glob("*.lmdb")):
         return {path.name: path}
     below = sorted({file.parent for file in path.glob("*/*.lmdb")})
     if not below:
-        what = "has no *.lmdb, and none right below it" if path.exists() else "does not exist"
+        what = "does not exist"
+        if path.exists():
+            what = describe_missing(path) or "has no *.lmdb, and none right below it"
         raise ValueError(f"{path} {what}: expected a folder as dens data convert writes it")
     return {folder.name: folder for folder in below}
 
 
-def read_samples(dataset: Any) -> Iterator[Sample | str]:
+def read_samples(dataset: Any, levels: Mapping[str, str] = USUAL) -> Iterator[Sample | str]:
     """Yield the structures of a data set in order; a message for a record that cannot be read.
 
     Args:
         dataset: with a length, of PyG ``Data``.
+        levels: the fields that training needs, see `dens.data.soundness.find_fault`.
     """
     for i in range(len(dataset)):
         try:
-            yield _sample(i, dataset[i])
+            yield as_sample(i, canonical(dataset[i]), levels)
         except Exception as error:  # a damaged record raises anything
             yield f"record {i}: {type(error).__name__}: {error}"
 
 
-def _sample(i: int, data: Data) -> Sample | str:
+def as_sample(i: int, data: Data, levels: Mapping[str, str] = USUAL) -> Sample | str:
+    """Convert a record in canonical form; return a message if its shapes are wrong.
+
+    Args:
+        i: its number, for messages.
+        levels: as for `read_samples`.
+    """
     ids = {name: data[name] for name in ("sid", "fid") if name in data}
-    plain = (f"{name}={v.item() if hasattr(v, 'item') else v}" for name, v in ids.items())
-    where = " ".join([f"record {i}", *plain])
-    energy, forces = (
-        next((name for name in names if data.get(name) is not None), names[0])
-        for names in LABELS.values()
-    )
-    faults = list(find_faults(data, {energy: "system", forces: "atom"}))
+    where = " ".join([f"record {i}", *(f"{name}={value}" for name, value in ids.items())])
+    # labels go by the names of files too
+    names = {label: _name_of(label, data) for label in LABELS}
+    needed = {names.get(name, name): level for name, level in levels.items()}
+    needed |= {name: USUAL[label] for label, name in names.items() if name in data}
+    faults = list(find_faults(data, needed))
     malformed = [str(fault) for fault in faults if fault.kind == "unreadable"]
     if malformed:
         return f"{where}: {'; '.join(malformed)}"
-    kinds = {fault.kind for fault in faults}
+    faulty = {fault.field for fault in faults if not fault.kind.startswith("not finite")}
+    sound = {label: name for label, name in names.items() if name in data and name not in faulty}
     pos, cell = open_or_periodic(data)
     return Sample(
         where=where,
         numbers=data.atomic_numbers.numpy().astype(int),
         pos=pos,
         cell=cell,
-        energy=None if "no energy" in kinds else float(data[energy]),
-        forces=None if "no forces" in kinds else data[forces].double().numpy(),
-        free=data.fixed.numpy() == 0 if "fixed" in data else np.ones(len(pos), dtype=bool),
+        energy=float(data[sound["energy"]]) if "energy" in sound else None,
+        forces=data[sound["forces"]].double().numpy() if "forces" in sound else None,
+        free=_free(data, faulty),
+        fields={name: kind_of(data, name, value) for name, value in data.to_dict().items()},
         faults=faults,
     )
+
+
+def _name_of(label: str, data: Data) -> str:
+    """Return the name of a label in a record.
+
+    Raises:
+        ValueError: it has both names, with different values.
+    """
+    present = [name for name in LABELS[label] if name in data]
+    if len(present) > 1 and not np.array_equal(*(np.asarray(data[name]) for name in present)):
+        raise ValueError(f"it has both {' and '.join(present)}, with different values")
+    return present[0] if present else LABELS[label][0]
+
+
+def _free(data: Data, faulty: set[str]) -> np.ndarray:
+    if "fixed" not in data or "fixed" in faulty:
+        return np.ones(len(data.pos), dtype=bool)
+    return data.fixed.numpy() == 0
 
 
 def draw(n: int, sample: int | None, seed: int = 0) -> np.ndarray:

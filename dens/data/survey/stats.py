@@ -11,9 +11,11 @@ import click
 import numpy as np
 import yaml
 
-from dens.data.survey.samples import FolderReader, draw, find_splits, read_samples
+from dens.data.soundness import USUAL
+from dens.data.survey.samples import FolderReader, draw, read_samples
 from dens.graphs.radius import count_neighbors
 
+_NEEDED = {name: USUAL[name] for name in ("energy", "forces")}
 MEASURED = 1000  # by default, neighbours are counted in so many structures
 
 
@@ -62,7 +64,9 @@ class Moments:
 
     def result(self) -> dict[str, float]:
         """Return ``mean``, ``std`` (divided by n, not n - 1), ``rms`` and ``mean_abs``: the error
-        of a model that predicts zeros."""
+        of a model that predicts zeros. Without numbers, all are 0."""
+        if not self._portions:
+            return dict.fromkeys(("mean", "std", "rms", "mean_abs"), 0.0)
         count, means, squares, absolute = map(np.array, zip(*self._portions, strict=True))
         mean = float(np.average(means, weights=count))
         # about the common mean: energies of -20,000 eV leave E[x^2] - E[x]^2 no digits
@@ -100,21 +104,51 @@ class Stats:
             like_energy: scale forces by the standard deviation of the energy, as OC20's and MD17's
                 recipes do, instead of by their own root mean square.
         """
-        scale = self.energy["std"] if like_energy else self.forces["rms"]
-        normalizer = {
-            "energy": {"mean": self.energy["mean"], "stdev": self.energy["std"]},
-            "forces": {"mean": 0.0, "stdev": scale},
-        }
+        normalizer = {}
+        if self._energies_differ:
+            normalizer["energy"] = {"mean": self.energy["mean"], "stdev": self.energy["std"]}
+        if scale := self._force_scale(like_energy):
+            normalizer["forces"] = {"mean": 0.0, "stdev": scale}
         backbone = {"avg_num_nodes": self.avg_num_nodes}
         text = f"# {source}: {self.structures} structures; forces on free atoms\n"
         if graph:
-            backbone["avg_degree"] = self.avg_degree
+            if self.avg_degree:
+                backbone["avg_degree"] = self.avg_degree
             limit = graph["max_neighbors"]
             at_most = f", at most {limit} of each atom" if limit else ""
             text += f"# neighbours within {graph['cutoff']} Å{at_most}\n"
-        dataset = {"train": {"transforms": {"normalizer": normalizer}}}
-        config = {"dataset": dataset, "model": {"backbone": backbone}}
+        config = {"model": {"backbone": backbone}}
+        if normalizer:
+            dataset = {"train": {"transforms": {"normalizer": normalizer}}}
+            config = {"dataset": dataset, **config}
         return text + yaml.safe_dump(config, sort_keys=False)
+
+    def problems(self, like_energy: bool) -> list[str]:
+        """Describe what the YAML leaves out because a model would divide by zero.
+
+        Args:
+            like_energy: as for `snippet`.
+        """
+        found = []
+        if not self._energies_differ:
+            same = "there is one structure" if self.structures == 1 else "all energies are equal"
+            found.append(f"{same}: no spread, so the YAML has no normalizer of the energy")
+        if not self._force_scale(like_energy):
+            why = "the energies have no spread" if like_energy else "no free atom has a force"
+            found.append(f"{why}: the YAML has no normalizer of the forces")
+        if self.avg_degree == 0:
+            found.append("no atom has a neighbour within the cutoff: the YAML has no avg_degree")
+        return found
+
+    @property
+    def _energies_differ(self) -> bool:
+        # in single precision, which training reads
+        return self.energy["std"] > np.spacing(np.float32(abs(self.energy["mean"])))
+
+    def _force_scale(self, like_energy: bool) -> float:
+        if like_energy:
+            return self.energy["std"] if self._energies_differ else 0.0
+        return self.forces["rms"]
 
     def table(self) -> str:
         """Format the statistics for a terminal."""
@@ -145,7 +179,7 @@ def measure(
     largest, natoms = 0.0, 0
     counted = set(draw(len(dataset), measured).tolist()) if graph else set()
     degrees: list[np.ndarray] = []
-    for i, sample in enumerate(read_samples(dataset)):
+    for i, sample in enumerate(read_samples(dataset, _NEEDED)):
         if isinstance(sample, str):
             raise ValueError(f"{sample}; dens data check tells more")
         for fault in sample.faults:
@@ -169,12 +203,16 @@ def measure(
 
 
 @click.command("stats")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=str, required=False)
 @click.option("--config", type=click.Path(path_type=Path), help="Training config: reader, cutoff.")
 @click.option("--cutoff", type=click.FloatRange(0, min_open=True), help="Å, instead of a config's.")
 @click.option("--max-neighbors", type=click.IntRange(1), help="Of each atom, with --cutoff.")
 @click.option(
-    "--measured", default=MEASURED, show_default=True, help="Count neighbours in so many."
+    "--measured",
+    type=click.IntRange(0),
+    default=MEASURED,
+    show_default=True,
+    help="Count neighbours in so many; 0: all.",
 )
 @click.option("--forces-like-energy", is_flag=True, help="One scale for both, as OC20 and MD17.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the YAML to this file.")
@@ -184,19 +222,23 @@ def stats_command(
 ) -> None:
     """Print the statistics of the LMDB FOLDER as YAML that a config can include.
 
-    If FOLDER holds splits, train is taken: normalizers belong to the training set.
+    If FOLDER holds splits, train is taken: normalizers belong to the training set. With --config,
+    FOLDER is whatever the format of its dataset.train takes, by default its src.
     """
-    splits = find_splits(folder)
-    if len(splits) > 1 and "train" not in splits:
-        raise ValueError(f"{folder} holds {', '.join(splits)}, but no train: name one of them")
-    path = splits.get("train") or next(iter(splits.values()))
     if out is not None and out.exists():
         raise ValueError(f"{out} already exists")
     reader = open_config(config) if config else FolderReader()
+    sources = reader.sources(folder)
+    if len(sources) > 1 and "train" not in sources:
+        raise ValueError(f"{folder} holds {', '.join(sources)}, but no train: name one of them")
+    source = sources.get("train") or next(iter(sources.values()))
     graph = graph_settings(reader.config, cutoff, max_neighbors)
-    stats = measure(reader.open(path), graph, measured)
+    stats = measure(reader.open(source), graph, measured or None)
     click.echo(stats.table(), err=True)
-    snippet = stats.snippet(str(path), graph, forces_like_energy)
+    for problem in stats.problems(forces_like_energy):
+        click.echo(f"warning: {problem}", err=True)
+    name = ", ".join(map(str, source)) if isinstance(source, list) else str(source)
+    snippet = stats.snippet(name, graph, forces_like_energy)
     if out is None:
         click.echo(snippet, nl=False)
     else:

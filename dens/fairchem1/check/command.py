@@ -25,6 +25,7 @@ from dens.fairchem1.check.data import (
     check_apart,
     check_elements,
     check_labels,
+    check_signs,
     check_sizes,
     open_splits,
 )
@@ -112,7 +113,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
         return
     splits: dict[str, Split] = {}
     with findings.attempt("data"):
-        splits = open_splits(split_settings(config.get("dataset")), sample, findings)
+        splits = open_splits(config, sample, findings)
     _check_data(config, splits, findings)
     if "train" in splits:
         _check_training(config, splits["train"], dens, findings)
@@ -141,6 +142,7 @@ def _check_training(
 ) -> None:
     optim = config.get("optim") or {}
     findings.run("data", check_sizes, train, optim, config["world_size"])
+    findings.run("forces", check_signs, train)
     findings.run("normaliser", check_scales, train, config["seed"] or 0, dens is not None)
     if dens is not None:
         findings.run("denoising", check_denoising, dens, list(train.sound.values()))

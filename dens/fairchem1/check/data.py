@@ -15,13 +15,17 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from dens.data.soundness import find_fault
-from dens.data.survey.samples import draw
+from dens.data.canonical import make_alike
+from dens.data.checked import NO_FIXED, CheckedRecords, differing, needed_fields
+from dens.data.survey.consistency import ForceScale
+from dens.data.survey.samples import as_sample, draw
 from dens.fairchem1.config.inputs import is_present
+from dens.fairchem1.config.read import split_settings
 from dens.fairchem1.data.datasets import open_split
 from dens.runs.check.findings import Findings
 from dens.settings import ConfigError
 
+FOLLOWED = 100  # sampled records whose successors are read too
 _ON_DISK = {"energy": "y", "forces": "force"}  # as OC20 names them
 
 
@@ -31,6 +35,7 @@ class Split:
 
     Attributes:
         sample: numbers of the records that were drawn.
+        records: the data set as training reads it, see `dens.data.checked`.
         sound: those of them that training can take, by number.
     """
 
@@ -38,6 +43,7 @@ class Split:
     settings: Mapping[str, Any]
     dataset: Any
     sample: np.ndarray
+    records: CheckedRecords
     sound: dict[int, Any] = field(default_factory=dict)
 
     def share(self, records: list) -> str:
@@ -46,21 +52,19 @@ class Split:
 
     def label(self, i: int) -> str:
         """Name a record by its number on disk (a shuffled split has another order) and its ids."""
-        data = self.dataset[i]
+        data, _ = self.records.inspect(i)
         ids = (f"{name}={data[name]}" for name in ("sid", "fid") if name in data)
         return " ".join([f"record {self.dataset.indices[i]}", *ids])
 
 
-def open_splits(
-    settings: Mapping[str, dict[str, Any]], sample: int, findings: Findings
-) -> dict[str, Split]:
+def open_splits(config: Mapping[str, Any], sample: int, findings: Findings) -> dict[str, Split]:
     """Open the training and validation data, and draw a sample of each.
 
     Args:
-        settings: of the splits, see `dens.fairchem1.config.read.split_settings`.
-        sample: number of structures to read of each.
+        config: with ``dataset``, ``outputs``, ``loss_functions`` and ``model``.
+        sample: number of structures to read of each; 0: all.
     """
-    splits = {}
+    settings, splits = split_settings(config.get("dataset")), {}
     for name in ("train", "val"):
         own = dict(settings.get(name, {}))
         if not own or not is_present(own):
@@ -69,7 +73,8 @@ def open_splits(
             dataset = open_split(own, name)
             if len(dataset) == 0:
                 raise ConfigError(f"there are no structures in dataset.{name}.src = {own['src']}")
-            splits[name] = Split(name, own, dataset, draw(len(dataset), sample))
+            records = CheckedRecords(dataset, needed_fields(config, name))
+            splits[name] = Split(name, own, dataset, draw(len(dataset), sample or None), records)
     if splits:
         parts = [f"{name} {len(s.dataset)} ({s.settings['src']})" for name, s in splits.items()]
         findings.ok("data", f"{', '.join(parts)} structures")
@@ -86,13 +91,11 @@ def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) ->
     faults: dict[str, list[str]] = defaultdict(list)
     remedies: dict[str, str] = {}
     for i in split.sample.tolist():
-        try:
-            data = split.dataset[i]
-        except Exception as error:  # a damaged record raises anything
-            faults["cannot be read"].append(f"{type(error).__name__}: {error}")
+        data, fault = split.records.inspect(i)
+        if data is None:
+            faults["cannot be read"].append(fault)
             continue
-        fault = find_fault(data, {**levels, "fixed": "atom"})
-        if fault is None and bool((data.fixed != 0).all()):
+        if fault is None and "fixed" in data and bool((data.fixed != 0).all()):
             fault = "no atom is free"
         if fault is None:
             split.sound[i] = data
@@ -105,6 +108,7 @@ def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) ->
         first = "; ".join(where[:3]) + ("; ..." if len(where) > 3 else "")
         detail = f"{split.share(where)}: {fault}: {first}{remedies.get(fault, '')}"
         (findings.warn if skips else findings.error)("labels", detail)
+    _make_alike(split, findings)
     if not faults:
         n = len(split.sound)
         detail = f"{n} {split.name} structures read: {', '.join(levels)}, all finite"
@@ -112,8 +116,43 @@ def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) ->
         _check_marks(split, findings)
 
 
+def _make_alike(split: Split, findings: Findings) -> None:
+    """Do to the sound records what reading a batch does, and warn of what that leaves out."""
+    records = list(split.sound.values())
+    without = [data for data in records if "fixed" not in data]
+    for data in without:
+        data.fixed = torch.zeros(len(data.pos))
+    if without:
+        findings.warn("labels", f"{split.share(without)}: {NO_FIXED}")
+    if removed := make_alike(records):
+        findings.warn("labels", f"{split.name}: {differing(removed)}: batches leave them out")
+
+
+def check_signs(split: Split, findings: Findings) -> None:
+    """Compare energy differences with forces, between sound records and the ones after on disk."""
+    scale, whole = ForceScale(), CheckedRecords(split.dataset.dataset)
+    numbers = [int(split.dataset.indices[i]) for i in split.sound]
+    following = {n + 1 for n in numbers[:FOLLOWED] if n + 1 < len(whole)}.difference(numbers)
+    read = [(n, whole.inspect(n)) for n in following]
+    records = {n: data for n, (data, fault) in read if fault is None}
+    records |= dict(zip(numbers, split.sound.values(), strict=True))
+    for number, data in sorted(records.items()):
+        sample = as_sample(number, data)
+        if not isinstance(sample, str) and not sample.faults:
+            scale.add(sample)
+    for problem in scale.sign_findings():
+        findings.warn("forces", f"{split.name}: {problem}")
+
+
 def _remedy(fault: str, data: Any) -> str:
     """Suggest a key_mapping for a missing label that has the name of data sets on disk."""
+    if fault == "cell is missing":
+        return "; for molecules set model.backbone.use_pbc to false"
+    if fault == "fixed is missing":
+        return (
+            "; 1 for an atom that was held, else 0; if all are free, set "
+            "outputs.forces.train_on_free_atoms to false"
+        )
     if not fault.endswith(" is missing"):
         return ""
     renamed = [f"{old}: {new}" for new, old in _ON_DISK.items() if new not in data and old in data]

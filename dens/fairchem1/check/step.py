@@ -60,7 +60,7 @@ def choose_records(train: Split, batch_size: int, on_cpu: bool) -> list[Any]:
     has their sizes, else of the sample.
     """
     if not on_cpu and train.dataset.metadata_hasattr("natoms"):
-        return [train.dataset[int(i)] for i in sizes_of(train).argsort()[-batch_size:]]
+        return train.records.__getitems__(sizes_of(train).argsort()[-batch_size:].tolist())
     by_size = sorted(train.sound.values(), key=lambda data: int(data.natoms))
     if not on_cpu:
         return by_size[-batch_size:]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dens.data.store.lmdb import describe_missing
 from dens.fairchem1.config.read import split_settings
 from dens.settings import ConfigError
 
@@ -38,7 +39,7 @@ def check_inputs(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key} is missing: --mode {mode} reads its data from there")
     missing = [(key, src) for key, src, is_lmdb in sources if not _is_there(src, is_lmdb)]
     if missing:
-        named = ", ".join(f"{key} = {src}" for key, src in missing)
+        named = ", ".join(f"{key} = {src}{_instead(src)}" for key, src in missing)
         how = dict.fromkeys(_how_to_get(key, src) for key, src in missing)
         raise ConfigError(
             f"no data there: {named}; {' && '.join(how)}; to run the demo instead: {_DEMO}"
@@ -69,6 +70,11 @@ def _is_there(src: str, is_lmdb: bool) -> bool:
         return any(Path(src).glob("*.lmdb"))
     # ASE data may be named by a pattern, or be a server
     return os.path.exists(src) or bool(glob.glob(src)) or "://" in src
+
+
+def _instead(src: str) -> str:
+    what = describe_missing(src)
+    return f" ({what})" if what else ""
 
 
 def _how_to_get(key: str, src: str) -> str:

@@ -10,17 +10,21 @@ from __future__ import annotations
 import bisect
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import lmdb_dataset
+from fairchem.core.datasets._utils import rename_data_object_keys
+from torch_geometric.data import Data
 
+from dens.data.canonical import canonical
 from dens.data.store.lmdb import count_records, open_lmdb
+from dens.fairchem1.data.joined import JoinedRecords, alike, list_sources
 from dens.safe.pickles import BadRecord, load, load_record, loads, trusted
 
 SAFE_FORMATS = {
@@ -59,7 +63,11 @@ def reading_safely(parent: type) -> type:
     """Subclass one of fairchem's data sets so that its methods unpickle with restrictions."""
 
     def with_pickle(method: types.FunctionType, **functions: Callable) -> types.FunctionType:
-        names = {**method.__globals__, "pickle": types.SimpleNamespace(**functions)}
+        names = {
+            **method.__globals__,
+            "pickle": types.SimpleNamespace(**functions),
+            "rename_data_object_keys": rename,
+        }
         return types.FunctionType(
             method.__code__, names, method.__name__, method.__defaults__, method.__closure__
         )
@@ -69,6 +77,35 @@ def reading_safely(parent: type) -> type:
         "__getitem__": with_pickle(parent.__getitem__, loads=load_record),
     }
     return type(parent.__name__, (parent,), methods)
+
+
+def rename(data: Data, key_mapping: Mapping[str, str | list[str]]) -> Data:
+    """Rename the fields of a record as fairchem does, but say what is wrong.
+
+    Raises:
+        BadRecord: a new name is that of a field with another value.
+    """
+    for old, new in key_mapping.items():
+        for name in [new] if isinstance(new, str) else new:
+            if name == old or old not in data or name not in data:
+                continue
+            if not np.array_equal(*(np.asarray(data[key]).ravel() for key in (old, name))):
+                raise BadRecord(
+                    f"it has both {old} and {name}, with different values, and key_mapping renames "
+                    f"{old} to {name}: leave out the one that is not the label "
+                    f"(dataset.train.key_mapping.{old})"
+                )
+            _say_twice(old, name)
+            del data[name]
+    return rename_data_object_keys(data, key_mapping)
+
+
+@cache
+def _say_twice(old: str, name: str) -> None:
+    logging.warning(
+        f"records have both {old} and {name}, with the same values: {old} is read as {name} "
+        "(dataset.train.key_mapping)"
+    )
 
 
 class SafeRecords:
@@ -81,10 +118,15 @@ class SafeRecords:
             that is not allowed; names the file, the key and the index.
     """
 
+    def __new__(cls, config: dict[str, Any], *args: Any):
+        if len(paths := list_sources(config["src"])) > 1:
+            return JoinedRecords(config, [cls({**config, "src": path}, *args) for path in paths])
+        return super().__new__(cls)
+
     def __init__(self, config: dict[str, Any], *args: Any) -> None:
         if config.get("lin_ref"):
             _check_npz(config["lin_ref"])
-        super().__init__(config, *args)
+        super().__init__({**config, "src": list_sources(config["src"])[0]}, *args)
 
     def connect_db(self, lmdb_path: Path | None = None):
         environment = open_lmdb(lmdb_path, lambda: super(SafeRecords, self).connect_db(lmdb_path))
@@ -98,9 +140,13 @@ class SafeRecords:
 
     def __getitem__(self, idx: int):
         try:
-            return super().__getitem__(idx)
+            return canonical(super().__getitem__(idx))
         except BadRecord as error:
             raise BadRecord(f"{self.where(idx)}: {error}") from None
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Data]:
+        """Read the records of a batch, with the same fields in all; data loaders call this."""
+        return alike(self, numbers)
 
     def where(self, idx: int) -> str:
         """Name the file of an entry, its key there and its index, for messages."""

@@ -19,6 +19,7 @@ from dens.denoising.corruption import denoising_fields
 from dens.denoising.force_encoding import ForceEncoding
 from dens.fairchem1.model.fast import ScalarHead, VectorHead, speed_up
 from dens.fairchem1.model.graph import RadiusGraphs
+from dens.fairchem1.model.no_edges import allow_no_edges
 from dens.settings import ConfigError
 
 
@@ -53,6 +54,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         fast: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        allow_no_edges()
         super().__init__(**kwargs)
         if self.num_resolutions != 1:
             raise ConfigError(
@@ -92,6 +94,11 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
             return super().forward(data)
         finally:
             self._encoded = None
+
+    def _init_edge_rot_mat(self, data, edge_index, edge_distance_vec):
+        if len(edge_distance_vec) == 0:  # fairchem looks for the shortest edge
+            return edge_distance_vec.new_zeros(0, 3, 3)
+        return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 
     def _add_encoding(self, module, args, output):
         # the edge-degree embedding is the last term added to the first node embedding; under graph

@@ -17,7 +17,10 @@ class RadiusGraphs(GraphModelMixin):
 
     With ``use_pbc: true`` and ``fast``, a k-d tree finds fairchem's edges in fairchem's order.
     fairchem itself makes the graphs of structures on a GPU and of models that are not ``fast``, and
-    reads graphs stored with the data.
+    reads graphs stored with the data; but not of batches whose structures are periodic in different
+    directions, which it refuses.
+
+    A batch in which no atom has a neighbour gets a graph without edges.
 
     Stands before the parent: ``class Backbone(RadiusGraphs, EquiformerV2Backbone)``.
     """
@@ -35,31 +38,34 @@ class RadiusGraphs(GraphModelMixin):
         """Make the graph of a batch; arguments that are None default to the model's settings.
 
         Raises:
-            ValueError: no two atoms of the batch are within the cutoff; see also
-                :func:`dens.graphs.radius.periodic_radius_graph`.
+            ValueError: see :func:`dens.graphs.radius.periodic_radius_graph`.
         """
         strict, periodic = enforce_max_neighbors_strictly, use_pbc or self.use_pbc
-        ours = getattr(self, "fast", False) and (otf_graph or self.otf_graph)
-        if periodic and not (ours and data.pos.device.type == "cpu"):
+        fast = getattr(self, "fast", False) and data.pos.device.type == "cpu"
+        ours = (otf_graph or self.otf_graph) and (fast or _mixed(data))
+        if periodic and not ours:
             kwargs.update(otf_graph=otf_graph, enforce_max_neighbors_strictly=strict)
             return super().generate_graph(data, cutoff, max_neighbors, use_pbc, **kwargs)
         if strict is None:
             strict = getattr(self, "enforce_max_neighbors_strictly", True)
         cutoff, limit = cutoff or self.cutoff, max_neighbors or self.max_neighbors
         edges = (_periodic_edges if periodic else _open_edges)(data, cutoff, limit, strict)
-        target = edges["edge_index"][1]
-        if len(target) == 0:
-            raise ValueError(
-                f"expected atoms within max_radius = {cutoff} Å of each other, got none in this "
-                f"batch of {len(data.natoms)} structures (model.backbone.max_radius)"
-            )
+        count = torch.bincount(data.batch[edges["edge_index"][1]], minlength=len(data.natoms))
         return GraphData(
             **edges,
-            neighbors=torch.bincount(data.batch[target], minlength=len(data.natoms)),
+            neighbors=count,
             node_offset=0,
             batch_full=data.batch,
             atomic_numbers_full=data.atomic_numbers.long(),
         )
+
+
+def _mixed(data) -> bool:
+    """Tell whether structures of a batch are periodic in different directions."""
+    if not hasattr(data, "pbc"):
+        return False
+    pbc = data.pbc.view(-1, 3)
+    return bool((pbc != pbc[0]).any())
 
 
 def _open_edges(data, cutoff: float, limit: int, strict: bool) -> dict[str, torch.Tensor]:
@@ -75,10 +81,10 @@ def _open_edges(data, cutoff: float, limit: int, strict: bool) -> dict[str, torc
 
 
 def _periodic_edges(data, cutoff: float, limit: int, strict: bool) -> dict[str, torch.Tensor]:
-    pbc = data.pbc.view(-1, 3) if hasattr(data, "pbc") else None
-    edge_index, offsets = periodic_radius_graph(
-        data.pos, data.cell, data.natoms, cutoff, limit, strict=strict, pbc=pbc
-    )
+    pbc = data.pbc.view(-1, 3).cpu() if hasattr(data, "pbc") else None
+    structures = (data.pos.detach().cpu(), data.cell.cpu(), data.natoms.cpu())
+    found = periodic_radius_graph(*structures, cutoff, limit, strict=strict, pbc=pbc)
+    edge_index, offsets = (part.to(data.pos.device) for part in found)
     count = torch.bincount(data.batch[edge_index[1]], minlength=len(data.natoms))
     # fairchem's function, so that rounding, and thus outputs, are fairchem's to the last bit
     flags = {"return_offsets": True, "return_distance_vec": True}

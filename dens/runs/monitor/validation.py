@@ -37,7 +37,7 @@ class DenoisingValidation:
 
         Each level is measured with the forces encoded and with the forces hidden.
         """
-        dataset = getattr(self.trainer, f"{split}_dataset")
+        dataset = getattr(self.trainer, f"{split}_loader").dataset  # of validated records
         chosen = self._chosen(len(dataset))
         if self.trainer.dens.prob == 0 or not chosen:
             return {}, None
@@ -69,7 +69,7 @@ class DenoisingValidation:
         size = optim.get("eval_batch_size", optim.get("batch_size", 1))
         for start in range(0, len(chosen), size):
             numbers = chosen[start : start + size]
-            yield numbers, self.trainer.collater([dataset[i] for i in numbers])
+            yield numbers, self.trainer.collater(dataset.__getitems__(numbers))
 
     def _errors(
         self, dataset: Any, chosen: list[int], collector: Collector | None

@@ -219,6 +219,36 @@ def test_energies_and_forces_of_different_units(tmp_path):
     ]
 
 
+SIGNS = {
+    "in order": ({}, lambda data: data),
+    "shuffled": ({}, lambda data: [data[i] for i in np.random.default_rng(0).permutation(30)]),
+    "other units": ({"energy_unit": 0.0433641}, lambda data: data),
+    "noise": ({"noise": 0.02}, lambda data: data),
+    "few frames per system": ({}, lambda data: [few(data[i], i) for i in range(30)]),
+}
+
+
+def few(data: Data, i: int) -> Data:
+    """Give every two frames another cell."""
+    data.cell[0, 2, 2] += i // 2
+    return data
+
+
+@pytest.mark.parametrize(("settings", "order"), SIGNS.values(), ids=SIGNS)
+def test_gradients_in_the_place_of_forces(tmp_path, settings, order):
+    units = {name: value for name, value in settings.items() if name != "noise"}
+    data, noise = order(moving(30, **units)), settings.get("noise", 0)
+    rng = np.random.default_rng(0)
+    for record in data:
+        record.y += noise * rng.normal()
+    assert "signs" not in findings(write(tmp_path / "forces", data))[1]
+    for record in data:
+        record.force = -record.force
+    code, found = findings(write(tmp_path / "gradients", data))
+    assert (code, found["signs"]["level"]) == (0, "warning")
+    assert "gradients in the place of forces?" in found["signs"]["examples"][0]
+
+
 def test_units_of_molecules(tmp_path):
     frames = molecules(3)
     data = [atoms_to_data(f, sid=0, fid=i, energy=-97_195.0) for i, f in enumerate(frames)]
@@ -234,6 +264,21 @@ def test_units_of_molecules(tmp_path):
         record.force *= 23.06
     _, found = findings(write(tmp_path / "forces", data))
     assert "kcal/mol/Å or meV/Å?" in found["units"]["examples"][0]
+
+
+def test_fields_that_differ_and_open_structures(tmp_path):
+    data = records()
+    data[1].charge = 1
+    data[2].pbc = torch.zeros(1, 3, dtype=torch.bool)
+    code, found = findings(write(tmp_path / "train", data))
+    assert code == 0
+    assert found["fields"]["examples"] == ["charge in 1 of 4"]
+    assert found["open"]["examples"] == ["record 2 sid=7 fid=2"]
+    for record in data:
+        del record.cell, record.fixed
+    data[2] = records()[2]
+    code, found = findings(write(tmp_path / "b", data))
+    assert (code, found["no fixed"]["count"], found["no cell"]["count"]) == (1, 3, 3)
 
 
 def test_renamed_labels(tmp_path):

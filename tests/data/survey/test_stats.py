@@ -167,3 +167,25 @@ def test_oc22_totals_through_their_own_loader(tmp_path):
     energy = config["dataset"]["train"]["transforms"]["normalizer"]["energy"]
     assert energy["mean"] == pytest.approx(np.mean(left), abs=1e-4)
     assert energy["stdev"] == pytest.approx(np.std(left), abs=1e-4)
+
+
+def test_what_would_divide_by_zero_is_left_out(tmp_path):
+    frames = slabs(3)
+    for frame in frames:
+        label(frame, -1.0, np.zeros((10, 3)))
+    ase.io.write(tmp_path / "a.traj", frames)
+    run("convert", tmp_path / "a.traj", "--out", tmp_path / "a")
+    for options in ([], ["--forces-like-energy"], ["--cutoff", "0.1", "--measured", "0"]):
+        runner = CliRunner(mix_stderr=False)
+        result = runner.invoke(command, ["stats", str(tmp_path / "a"), *options], obj=ConfigReader)
+        assert "all energies are equal: no spread, so the YAML has no normalizer" in result.stderr
+        assert "the YAML has no normalizer of the forces" in result.stderr
+        assert ("the YAML has no avg_degree" in result.stderr) == ("--cutoff" in options)
+        config = yaml.safe_load(result.stdout)
+        assert config == {"model": {"backbone": {"avg_num_nodes": 10.0}}}
+
+
+def test_measured_0_counts_in_all(folder):
+    counted = [run("stats", folder, "--cutoff", 4, "--measured", n) for n in (0, 1000)]
+    assert counted[0] == counted[1]
+    assert "avg_degree: null" not in counted[0]

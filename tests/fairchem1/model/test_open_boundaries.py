@@ -109,9 +109,50 @@ def test_forces_turn_with_the_molecule():
     torch.testing.assert_close(after["forces"], expected, atol=1e-2 * scale, rtol=0)
 
 
-def test_batches_without_an_edge_are_refused():
-    with pytest.raises(ValueError, match=r"max_radius = 4.0 Å of each other, got none"):
-        predict(model(), molecules((1, 1)))
+def boxed(sizes, pbc=None, **fields) -> list[Data]:
+    parts = molecules(sizes, cell=30 * torch.eye(3)[None], **fields)
+    for i, data in enumerate(parts):
+        if pbc is not None:
+            data.pbc = torch.tensor([pbc[i]] * 3)[None]
+    return parts
+
+
+@pytest.mark.parametrize("use_pbc", [True, False])
+@pytest.mark.parametrize("fast", [True, False])
+def test_atoms_without_neighbors_have_the_energy_of_their_node(fast, use_pbc):
+    """It is the same alone and beside others; forces are zero."""
+    hydra = model(use_pbc=use_pbc, fast=fast)
+    lone, pair, others = boxed((1,)), boxed((1, 1)), boxed((1, 9, 1))
+    alone, two, among = (predict(hydra, parts) for parts in (lone, pair, others))
+    assert alone["energy"].abs().min() > 0
+    torch.testing.assert_close(alone["energy"][0], two["energy"][0])
+    torch.testing.assert_close(alone["energy"][0], among["energy"][0])
+    assert not alone["forces"].any()
+    assert alone["forces"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_parameter_has_a_gradient_without_edges(new_trainer, fast):
+    backbone = {**MODEL["backbone"], "fast": fast}
+    trainer = new_trainer(model={**MODEL, "backbone": backbone}, dens={**DENS, "prob": 1.0})
+    trainer.model.train()
+    for batch in (Batch.from_data_list(boxed((1, 1))), make_batch(2)):
+        trainer.step, trainer.epoch = 1, 0.25
+        trainer.optimizer.zero_grad()
+        loss = trainer._compute_loss(trainer._forward(batch), batch)
+        loss.backward()
+        gradients = {n: p.grad for n, p in trainer.model.named_parameters()}
+        assert all(grad is not None and grad.isfinite().all() for grad in gradients.values())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_structures_with_different_periodic_directions_share_a_batch(fast):
+    hydra = model(use_pbc=True, fast=fast)
+    parts = boxed((5, 9), pbc=(True, False))
+    together = predict(hydra, parts)["energy"]
+    for i, data in enumerate(parts):
+        alone = predict(hydra, [data])["energy"]
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-3, rtol=1e-3)
 
 
 def batch_of(structures: list[Atoms]) -> Batch:
@@ -200,7 +241,7 @@ def test_training_on_molecules(tmp_path, trainer):
     from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 
     with LmdbWriter(tmp_path / "train") as writer:
-        for data in molecules((5, 9, 1, 9, 5, 7, 3, 2)):
+        for data in molecules((5, 9, 1, 1, 1, 9, 1, 5, 1, 7, 1, 3, 1, 2)):
             writer.write(data)
     heads = MODEL if trainer == "dens" else STOCK_MODEL
     backbone = {"model": "dens.EquiformerV2Backbone", **OPEN, "force_encoding": trainer == "dens"}

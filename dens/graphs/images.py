@@ -114,11 +114,7 @@ class Images:
 
 
 def _full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Replace the cell vectors that are not periodic by unit vectors at right angles: (3, 3), Å.
-
-    Raises:
-        ValueError: the periodic vectors are zero or parallel.
-    """
+    """Replace the cell vectors that are not periodic by unit vectors at right angles: (3, 3), Å."""
     lattice = cell.copy()
     if not pbc.all():
         lattice[~pbc] = 0
@@ -135,12 +131,7 @@ def _full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 def _near_cell(
     fractions: np.ndarray, reach: np.ndarray, pbc: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return atoms and offsets of the images within ``reach`` of the atoms in each direction.
-
-    Args:
-        fractions: (n_atoms, 3), coordinates in cells.
-        reach: (3,), in distances between lattice planes.
-    """
+    """List atoms and offsets of the images within ``reach``, in cells, of the atoms."""
     atoms, offsets = np.arange(len(fractions)), np.zeros((len(fractions), 3), int)
     for axis in np.flatnonzero(pbc):
         own = fractions[:, axis]

@@ -6,7 +6,7 @@ from typing import Any
 
 from dens.fairchem1.train.logger import with_run_log
 from dens.runs.log import RunLog
-from dens.runs.monitor import TrainingMonitor
+from dens.runs.monitor.training import TrainingMonitor
 
 
 class MonitoredTraining:

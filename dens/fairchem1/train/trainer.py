@@ -118,10 +118,8 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         if self.train_loader is None:
             return
         needs = {"forces": "which DeNS encodes (dataset.train.key_mapping renames fields)"}
-        if self.dens.exclude_md is True:
-            needs["md"] = "which exclude_md: true reads (optim.dens.exclude_md)"
-        if self.dens.max_stress_norm is not None:
-            needs["stress"] = "which max_stress_norm reads (optim.dens.max_stress_norm)"
+        for field, setting in self.dens.required_fields.items():
+            needs[field] = f"which {setting} reads (optim.dens.{setting})"
         sample = self.train_dataset[0]
         for field, why in needs.items():
             if getattr(sample, field, None) is None:

@@ -61,12 +61,9 @@ def check_denoising(dens: DeNSConfig, records: Sequence[Any], findings: Findings
 def _has_fields(dens: DeNSConfig, records: Sequence[Any], findings: Findings) -> bool:
     """Report fields that settings read and records lack."""
     found = True
-    for name, key, needed in (
-        ("md", "exclude_md", dens.exclude_md is True),
-        ("stress", "max_stress_norm", dens.max_stress_norm is not None),
-    ):
+    for name, key in dens.required_fields.items():
         without = sum(name not in data for data in records)
-        if needed and without:
+        if without:
             found = False
             findings.error(
                 "denoising",

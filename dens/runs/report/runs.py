@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,11 +62,9 @@ def load_runs(names: Sequence[str | Path]) -> list[Run]:
     for folder in folders:
         if folders.count(folder) > 1:
             raise ValueError(f"{folder} is given twice")
-    labels = [f.name for f in folders]
-    if len(set(labels)) < len(labels):
-        labels = [str(f) for f in folders]
-    pairs = zip(labels, folders, strict=True)
-    return [_load(label, COLORS[i % len(COLORS)], at) for i, (label, at) in enumerate(pairs)]
+    unique = len({folder.name for folder in folders}) == len(folders)
+    labels = [folder.name if unique else str(folder) for folder in folders]
+    return [_load(*run) for run in zip(labels, cycle(COLORS), folders, strict=False)]
 
 
 def find_run(name: str | Path) -> Path:

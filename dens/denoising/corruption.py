@@ -182,6 +182,19 @@ def corrupt(
     return Corruption(pos=moved, noise=moved - pos, noise_mask=mask, sigma=sigma)
 
 
+def corrupt_batch(
+    batch: Any, config: DeNSConfig, draws: Draws | torch.Generator, *, epoch: int = 0
+) -> Corruption:
+    """Corrupt the eligible structures of a PyG batch, which is not modified.
+
+    See :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
+    """
+    layout = {"batch": batch.batch, "natoms": batch.natoms}
+    marks = {name: getattr(batch, name, None) for name in ("md", "stress")}
+    ok = eligible_structures(config, forces=batch.forces, epoch=epoch, **layout, **marks)
+    return corrupt(batch.pos, config=config, draws=draws, fixed=batch.fixed, eligible=ok, **layout)
+
+
 def _count(mask: Tensor, batch: Tensor, n_structures: int) -> Tensor:
     return torch.zeros(n_structures, dtype=torch.long, device=mask.device).index_add(
         0, batch, mask.long()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dens.denoising.config import DeNSConfig
 from dens.denoising.loss import dens_loss, loss_counts
 from dens.ranks import global_mean, sum_over_ranks
 
@@ -22,13 +21,7 @@ class LossTerms:
     other target for clean structures.
     """
 
-    dens: DeNSConfig
-    config: dict[str, Any]
-    epoch: float
     loss_functions: list[tuple[str, dict[str, Any]]]  # fairchem's: name, and function and weight
-    output_targets: dict[str, dict[str, Any]]
-    normalizers: dict[str, Any]
-    elementrefs: dict[str, Any]
     _counts: dict[str, Tensor]  # number of rows of the step's batch in each term, over all ranks
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:

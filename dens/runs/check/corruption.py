@@ -9,7 +9,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from dens.denoising.config import DeNSConfig
-from dens.denoising.corruption import corrupt, eligible_structures
+from dens.denoising.corruption import corrupt_batch
 from dens.random import Stream
 from dens.runs.check.findings import Findings
 
@@ -90,26 +90,10 @@ def corruptible(dens: DeNSConfig, records: Sequence[Any]) -> tuple[float, float]
     fields = ("pos", "forces", "natoms", "fixed", "md", "stress")
     reduced = [Data(**{name: data[name] for name in fields if name in data}) for data in records]
     batch = Batch.from_data_list(reduced)
-    eligible = eligible_structures(
-        dens,
-        forces=batch.forces,
-        batch=batch.batch,
-        natoms=batch.natoms,
-        md=getattr(batch, "md", None),
-        stress=getattr(batch, "stress", None),
-    )
     ever = torch.zeros(len(records), dtype=torch.bool)
     atoms = total = 0
     for i in range(_DRAWS):
-        corruption = corrupt(
-            batch.pos,
-            batch.batch,
-            batch.natoms,
-            dens,
-            Stream.CHECK.generator(0, i),
-            fixed=batch.fixed,
-            eligible=eligible,
-        )
+        corruption = corrupt_batch(batch, dens, Stream.CHECK.generator(0, i))
         chosen = corruption.sigma > 0
         ever |= chosen
         atoms += int(corruption.noise_mask.sum())

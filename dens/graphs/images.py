@@ -104,8 +104,8 @@ class Images:
 
     def max_counts(self) -> np.ndarray:
         """Bound the number of edges into each atom from above, closely: (n_atoms,) int."""
-        near = self.tree.query_ball_point(self.pos, self.cutoff, return_length=True)
-        return near - 1  # without the atom itself
+        # without the atom itself
+        return self.tree.query_ball_point(self.pos, self.cutoff, return_length=True) - 1
 
     def _between(self, target: np.ndarray, image: np.ndarray) -> Pairs:
         source = self.atoms[image]

@@ -27,7 +27,7 @@ class Edges(NamedTuple):
 
 
 class PeriodicSearch:
-    """The edges of a batch within a cutoff, with lengths rounded as in fairchem.
+    """Search for the edges of a batch within a cutoff, with lengths rounded as in fairchem.
 
     Arguments are those of :func:`dens.graphs.radius.periodic_radius_graph`, checked.
     """

@@ -85,7 +85,7 @@ class RunLog:
         self.inner.log(values, step=step, split=split)
 
     def _begin_training(self, step: int) -> None:
-        """On resume: drop logged lines from ``step`` onwards; they will be logged again."""
+        """Drop logged lines from ``step`` onwards, which a resumed run logs again."""
         self._training = True
         self.history.drop_from(step)
         self._write_config()

@@ -131,7 +131,7 @@ class NoiseHead(VectorHead):
         return noise_mask
 
     def forward(self, data, emb) -> dict[str, Tensor]:
-        """``{"noise": (n_atoms, 3)}`` for a corrupted batch, else an empty dict."""
+        """Predict ``{"noise": (n_atoms, 3)}`` for a corrupted batch; nothing for a clean one."""
         return {} if denoising_fields(data) is None else super().forward(data, emb)
 
 

@@ -53,7 +53,7 @@ def _draw_lines(ax: Axes, lines: Iterable[Line]) -> None:
 
 @rc_context(STYLE)
 def draw_overview(panels: Sequence[Panel], runs: Sequence[Run]) -> Figure:
-    """Draw the validation errors of all runs, and the figures of the last run that has some."""
+    """Draw the validation errors of all runs, and the figures of the last run that has any."""
     figure, axes = make_figure(12.5, 5.5, rows=2, columns=4)
     for ax, name in zip(axes, (FORCES_MAE, ENERGY_MAE), strict=False):
         for panel in _panels_of(name, panels):

@@ -20,7 +20,7 @@ COLORS = ("#1f6fb4", "#c8452d", "#3a8f5c", "#8d5fb0", "#c58a1a", "#4a4f57")
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a report."""
+    """Run of a report, as read from its log folder."""
 
     name: str  # unique in the report
     color: str
@@ -37,7 +37,7 @@ class Run:
 
 
 class Line(NamedTuple):
-    """A curve of a panel."""
+    """Curve of a panel: a metric of one run and split."""
 
     run: Run
     split: str
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The curves of a metric."""
+    """Panel of a report: the curves of a metric."""
 
     metric: Metric
     lines: list[Line]

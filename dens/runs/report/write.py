@@ -123,7 +123,7 @@ def _change(cells: Sequence[dict[str, Any] | None]) -> str:
 
 
 def _plot(panel: Panel) -> dict[str, Any]:
-    """Collect what the page draws of a panel."""
+    """Collect the curves of a panel for the page."""
     lines = []
     for run, split, hidden, (steps, values) in panel.lines:
         train = split == "train"

@@ -201,7 +201,7 @@ class VectorHead(EqV2VectorHead):
             speed_up_attention(self.force_block, _VectorAttention)
 
     def atoms(self, noise_mask: Tensor) -> Tensor:
-        """Mark the atoms whose vectors enter the loss, given the corrupted ones: (n_atoms,) bool."""
+        """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
         return torch.ones_like(noise_mask)
 
     def forward(self, data, emb) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class DenoisingValidation:
     def _errors(
         self, dataset: Any, chosen: list[int], collector: Collector | None
     ) -> dict[str, float]:
-        """Denoise at every level, with the forces encoded and hidden; return errors over all ranks."""
+        """Denoise at every level, with forces encoded and hidden; return errors over all ranks."""
         sums: dict[str, Ratio] = {}
         shown = min(self.sigmas, key=lambda s: abs(s - self.trainer.dens.noise_scale))
         for sigma in self.sigmas:

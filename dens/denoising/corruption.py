@@ -196,9 +196,7 @@ def corrupt_batch(
 
 
 def _count(mask: Tensor, batch: Tensor, n_structures: int) -> Tensor:
-    return torch.zeros(n_structures, dtype=torch.long, device=mask.device).index_add(
-        0, batch, mask.long()
-    )
+    return mask.new_zeros(n_structures, dtype=torch.long).index_add(0, batch, mask.long())
 
 
 class DenoisingFields(NamedTuple):

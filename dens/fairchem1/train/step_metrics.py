@@ -66,10 +66,8 @@ class TrainingMetrics:
             wanted = {name: functions for name, functions in wanted.items() if name in kept}
         with replaced(self, output_targets=kept):
             metrics = super()._compute_metrics(part_out, part, evaluator, {})
-        return {
-            name: Ratio(metrics[name]["total"], metrics[name]["numel"])
-            for name in metric_names(wanted)
-        }
+        found = {name: metrics[name] for name in metric_names(wanted)}
+        return {name: Ratio(m["total"], m["numel"]) for name, m in found.items()}
 
     def denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
         """Compute the denoising metrics of a corrupted batch from the model's outputs for it."""

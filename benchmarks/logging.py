@@ -30,7 +30,7 @@ from fairchem.core.common.utils import new_trainer_context
 
 from dens.fairchem1.launch import parse_args, read_config
 from dens.runs.log import RunLog
-from dens.runs.monitor import TrainingMonitor
+from dens.runs.monitor.training import TrainingMonitor
 
 
 class NoMonitor:

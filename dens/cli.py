@@ -201,7 +201,7 @@ def report(runs: tuple[str, ...], out: Path) -> None:
 
     RUN is a log folder or the id of a run in ./logs; the others are compared with the first one.
     """
-    from dens.runs.report import write_report
+    from dens.runs.report.write import write_report
 
     for path in write_report(runs, out):
         click.echo(path)

@@ -113,7 +113,7 @@ def test_errors_of_commands_take_one_line(error, capsys, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("dens.runs.report.write_report", fail)
+    monkeypatch.setattr("dens.runs.report.write.write_report", fail)
     assert error_of(capsys, "report", "r1") == "error: no such run\n"
 
 
@@ -123,7 +123,7 @@ def test_an_interrupt_takes_one_line(argv, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launcher, "launch", interrupt)
-    monkeypatch.setattr("dens.runs.report.write_report", interrupt)
+    monkeypatch.setattr("dens.runs.report.write.write_report", interrupt)
     with pytest.raises(SystemExit) as exit_:
         cli.main(argv)
     assert exit_.value.code == 130

@@ -153,6 +153,15 @@ class DeNSConfig(BaseModel):
         """s_N in Å, the divisor of noise targets: sigma, or sigma_high of a ladder."""
         return self.sigma if self.sigma is not None else self.sigma_high
 
+    @property
+    def required_fields(self) -> dict[str, str]:
+        """The fields that structures must have, each with the setting that reads it."""
+        readers = {
+            "md": ("exclude_md", self.exclude_md is True),
+            "stress": ("max_stress_norm", self.max_stress_norm is not None),
+        }
+        return {field: setting for field, (setting, is_set) in readers.items() if is_set}
+
     def coefficient_at(self, progress: float) -> float:
         """Return lambda_DeNS after the fraction ``progress`` in [0, 1] of training."""
         if self.denoising_coefficient_end is None:

@@ -107,10 +107,12 @@ def eligible_structures(
     ok = torch.ones(len(natoms), dtype=torch.bool, device=forces.device)
     if config.early_epochs is not None and epoch >= config.early_epochs:
         return torch.zeros_like(ok)
-    if config.exclude_md is True and md is None:
-        raise ValueError(
-            "exclude_md is true, but the data have no field md (optim.dens.exclude_md)"
-        )
+    for field, setting in config.required_fields.items():
+        if {"md": md, "stress": stress}[field] is None:
+            raise ValueError(
+                f"{setting} = {getattr(config, setting)}, but the data have no field {field} "
+                f"(optim.dens.{setting})"
+            )
     if config.exclude_md and md is not None:
         ok &= ~md.view(-1).bool()
     if config.min_num_atoms is not None:
@@ -123,11 +125,6 @@ def eligible_structures(
         total = forces.new_zeros(len(natoms), 3).index_add(0, batch, forces)
         ok &= torch.linalg.vector_norm(total, dim=-1) <= config.max_mean_force_norm * natoms
     if config.max_stress_norm is not None:
-        if stress is None:
-            raise ValueError(
-                f"max_stress_norm = {config.max_stress_norm}, but the data have no field stress "
-                "(optim.dens.max_stress_norm)"
-            )
         norm = torch.linalg.vector_norm(stress.reshape(len(natoms), -1), dim=-1)
         ok &= norm <= config.max_stress_norm
     return ok
@@ -185,10 +182,21 @@ def corrupt(
     return Corruption(pos=moved, noise=moved - pos, noise_mask=mask, sigma=sigma)
 
 
+def corrupt_batch(
+    batch: Any, config: DeNSConfig, draws: Draws | torch.Generator, *, epoch: int = 0
+) -> Corruption:
+    """Corrupt the eligible structures of a PyG batch, which is not modified.
+
+    See :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
+    """
+    layout = {"batch": batch.batch, "natoms": batch.natoms}
+    marks = {name: getattr(batch, name, None) for name in ("md", "stress")}
+    ok = eligible_structures(config, forces=batch.forces, epoch=epoch, **layout, **marks)
+    return corrupt(batch.pos, config=config, draws=draws, fixed=batch.fixed, eligible=ok, **layout)
+
+
 def _count(mask: Tensor, batch: Tensor, n_structures: int) -> Tensor:
-    return torch.zeros(n_structures, dtype=torch.long, device=mask.device).index_add(
-        0, batch, mask.long()
-    )
+    return mask.new_zeros(n_structures, dtype=torch.long).index_add(0, batch, mask.long())
 
 
 class DenoisingFields(NamedTuple):

@@ -28,7 +28,7 @@ def _mae(pred: Tensor, true: Tensor, rows: Tensor) -> Ratio:
 
 
 def noise_quality(pred: Tensor, true: Tensor) -> dict[str, Ratio]:
-    r"""Compute how well noise is predicted, relative to its size.
+    r"""Compute the explained variance and the cosine similarity of predicted noise.
 
     .. math:: \text{explained variance} = 1 - \frac{\sum_{i \in C} |\hat\epsilon_i - \epsilon_i|^2}
         {\sum_{i \in C} |\epsilon_i|^2}

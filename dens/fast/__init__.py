@@ -5,5 +5,3 @@ each m > 0 those of +m and of -m, by ascending degree. The SO(2) convolution the
 consecutive memory; the permutation from the usual degree-major layout is part of the Wigner
 matrices (:mod:`dens.fast.layout`).
 """
-
-from __future__ import annotations

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dens.fast.chunks import autocast_type, chunk_size, chunks, own_type
+from dens.fast.chunks import FusedFunction, autocast_type, chunk_size, chunks
 
 _silu_backward = torch.ops.aten.silu_backward.grad_input
 
@@ -73,9 +72,7 @@ def _apply(matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return torch.bmm(matrix.expand(len(x), *matrix.shape), x, out=out)
 
 
-class _SeparableS2(torch.autograd.Function):
-    @staticmethod
-    @own_type
+class _SeparableS2(FusedFunction):
     def forward(ctx, gate, x, to_grid, from_grid):
         ctx.save_for_backward(gate, x, to_grid, from_grid)
         x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -87,9 +84,6 @@ class _SeparableS2(torch.autograd.Function):
         out[:, 0] = F.silu(gate)
         return out
 
-    @staticmethod
-    @once_differentiable
-    @own_type
     def backward(ctx, grad_out):
         gate, x, to_grid, from_grid = ctx.saved_tensors
         grad_gate = torch.ops.aten.silu_backward(grad_out[:, 0], gate)
@@ -104,9 +98,7 @@ class _SeparableS2(torch.autograd.Function):
         return grad_gate, grad_x, None, None
 
 
-class _GridMLP(torch.autograd.Function):
-    @staticmethod
-    @own_type
+class _GridMLP(FusedFunction):
     def forward(ctx, x, weight, to_grid, from_grid):
         ctx.save_for_backward(x, weight, to_grid, from_grid)
         x, (hidden, channels) = x.contiguous(), weight.shape
@@ -120,9 +112,6 @@ class _GridMLP(torch.autograd.Function):
             _apply(from_grid.t(), second, out=out[piece])
         return out
 
-    @staticmethod
-    @once_differentiable
-    @own_type
     def backward(ctx, grad_out):
         x, weight, to_grid, from_grid = ctx.saved_tensors
         x, grad_out, (hidden, channels) = x.contiguous(), grad_out.contiguous(), weight.shape

@@ -1,12 +1,13 @@
 """EquiformerV2's graph attention, and its reduced form that predicts vectors.
 
-The functions take the parameters from a module that holds them under fairchem's names (see
-:class:`AttentionParameters`), so that checkpoints need no translation.
+The functions take the parameters from a module ``p`` that holds them under fairchem's names, so
+that checkpoints need no translation: those of ``SO2EquivariantGraphAttention``, and in addition
+``layout``, an :class:`OrderMajor`, and the matrices ``to_grid`` and ``from_grid``, (points, rows).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,26 +40,7 @@ class Edges(NamedTuple):
         return self._replace(back=torch.stack(rows, dim=1))
 
 
-class AttentionParameters(Protocol):
-    """Protocol of the module that holds the parameters and sizes of the attention."""
-
-    source_embedding: nn.Embedding | None
-    target_embedding: nn.Embedding | None
-    so2_conv_1: nn.Module  # fc_m0, so2_m_conv[m - 1].fc, rad_func.net
-    so2_conv_2: nn.Module  # fc_m0, so2_m_conv[m - 1].fc
-    alpha_norm: nn.Module
-    alpha_act: nn.Module
-    alpha_dot: nn.Parameter
-    alpha_dropout: nn.Module | None
-    proj: nn.Module  # weight (lmax + 1, out, in), bias
-    num_heads: int
-    hidden_channels: int
-    layout: OrderMajor
-    to_grid: Tensor  # (points, rows)
-    from_grid: Tensor  # (points, rows)
-
-
-def attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+def attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
     """Compute messages along the edges, weight them and sum them at their targets.
 
     Args:
@@ -79,7 +61,7 @@ def attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, 
     return linear_by_degree(summed, p.proj.weight, p.proj.bias)
 
 
-def vector_attention(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+def vector_attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
     """Compute degree 1 of :func:`attention` only: (atoms in ``out``, 3, out channels).
 
     A rotation does not mix degrees, so only three rows of the messages are needed.
@@ -127,7 +109,7 @@ def _orders(conv: nn.Module) -> list[nn.Linear]:
     return [order.fc for order in conv.so2_m_conv]
 
 
-def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
+def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
     """Compute each edge's hidden features, attention weights and target in ``out``; its size."""
     conv = p.so2_conv_1
     radial = radial_function(p, conv.rad_func.net, numbers, edges)
@@ -145,7 +127,7 @@ def _hidden(p: AttentionParameters, x: Tensor, numbers: Tensor, edges: Edges, ou
     return hidden, _weights(p, logits, target, n_out), target, n_out
 
 
-def _weights(p: AttentionParameters, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
+def _weights(p: nn.Module, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
     """Compute the attention weights: (n_edges, heads)."""
     logits = p.alpha_act(p.alpha_norm(logits.unflatten(1, (p.num_heads, -1))))
     # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask

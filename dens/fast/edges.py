@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dens.fast.chunks import autocast_type, chunk_size, chunks, own_type
+from dens.fast.chunks import FusedFunction, autocast_type, chunk_size, chunks
 from dens.fast.layout import OrderMajor
 
 
@@ -53,9 +52,7 @@ def rotate_out(
     return _RotateOut.apply(values, weights, rotation, target, n_atoms)
 
 
-class _RotateIn(torch.autograd.Function):
-    @staticmethod
-    @own_type
+class _RotateIn(FusedFunction):
     def forward(ctx, x, radial, rotation, source, target, layout):
         ctx.save_for_backward(x, radial, rotation, source, target)
         ctx.layout = layout
@@ -64,7 +61,7 @@ class _RotateIn(torch.autograd.Function):
             x.new_empty(len(source), 2 if m else 1, degrees * width)
             for m, degrees in enumerate(layout.degrees)
         ]
-        both, rotated = _buffers(x, rows, len(source))
+        both, rotated = _buffers(x, len(source), width, x.shape[1], rows)
         for piece, n in chunks(len(source), len(both)):
             _gather(x, source[piece], target[piece], both[:n])
             torch.bmm(rotation[piece], both[:n], out=rotated[:n])
@@ -73,15 +70,12 @@ class _RotateIn(torch.autograd.Function):
         outs[0] = outs[0].squeeze(1)
         return tuple(outs)
 
-    @staticmethod
-    @once_differentiable
-    @own_type
     def backward(ctx, *grad_outs):
         x, radial, rotation, source, target = ctx.saved_tensors
-        layout, x, rows = ctx.layout, x.contiguous(), rotation.shape[1]
+        layout, x = ctx.layout, x.contiguous()
         grads = [g if m else g[:, None] for m, g in enumerate(grad_outs)]
         grad_x, grad_radial = torch.zeros_like(x), torch.empty_like(radial)
-        both, rotated = _buffers(x, rows, len(source))
+        both, rotated = _buffers(x, len(source), 2 * x.shape[2], x.shape[1], rotation.shape[1])
         for piece, n in chunks(len(source), len(both)):
             _gather(x, source[piece], target[piece], both[:n])
             torch.bmm(rotation[piece], both[:n], out=rotated[:n])
@@ -98,11 +92,10 @@ class _RotateIn(torch.autograd.Function):
         return grad_x, grad_radial, None, None, None, None
 
 
-def _buffers(x: Tensor, rows: int, n_edges: int) -> tuple[Tensor, Tensor]:
-    """Allocate both atoms' features of one chunk of edges, in the common and the edges' frames."""
-    width = 2 * x.shape[2]
-    size = chunk_size(n_edges, (x.shape[1] + rows) * width, x.device)
-    return x.new_empty(size, x.shape[1], width), x.new_empty(size, rows, width)
+def _buffers(like: Tensor, n_edges: int, width: int, *rows: int) -> list[Tensor]:
+    """Allocate the features of one chunk of edges, in frames with the given numbers of rows."""
+    size = chunk_size(n_edges, sum(rows) * width, like.device)
+    return [like.new_empty(size, count, width) for count in rows]
 
 
 def _gather(x: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
@@ -135,28 +128,23 @@ def _orders(tensors: list[Tensor], rotated: Tensor, radial: Tensor, layout: Orde
         yield tensor, part.view(len(part), 2 if m else 1, weight.shape[1]), weight[:, None]
 
 
-class _RotateOut(torch.autograd.Function):
-    @staticmethod
-    @own_type
+class _RotateOut(FusedFunction):
     def forward(ctx, values, weights, rotation, target, n_atoms):
         ctx.save_for_backward(values, weights, rotation, target)
         values, n_out = values.contiguous(), rotation.shape[2]
         out = values.new_zeros(n_atoms, n_out, values.shape[2])
-        weighted, message = _out_buffers(values, n_out)
+        weighted, message = _buffers(values, len(values), values.shape[2], values.shape[1], n_out)
         for piece, n in chunks(len(target), len(message)):
             torch.mul(values[piece], _of_features(weights[piece], values), out=weighted[:n])
             torch.bmm(rotation[piece].transpose(1, 2), weighted[:n], out=message[:n])
             _add_rows(out, target[piece], message[:n])
         return out
 
-    @staticmethod
-    @once_differentiable
-    @own_type
     def backward(ctx, grad_out):
         values, weights, rotation, target = ctx.saved_tensors
         values, grad_out = values.contiguous(), grad_out.contiguous()
         grad_values, grad_weights = torch.empty_like(values), torch.empty_like(weights)
-        weighted, message = _out_buffers(values, rotation.shape[2])
+        weighted, message = _buffers(values, len(values), values.shape[2], *rotation.shape[1:])
         for piece, n in chunks(len(target), len(message)):
             torch.index_select(grad_out, 0, target[piece], out=message[:n])
             grads = torch.bmm(rotation[piece], message[:n], out=weighted[:n])
@@ -169,10 +157,3 @@ class _RotateOut(torch.autograd.Function):
 def _of_features(weights: Tensor, values: Tensor) -> Tensor:
     """Repeat weights as contiguous (n, 1, heads * channels): few channels multiply slowly."""
     return weights.repeat_interleave(values.shape[2] // weights.shape[1], dim=1)[:, None]
-
-
-def _out_buffers(values: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
-    """Allocate the weighted and the rotated messages of one chunk of edges."""
-    n_edges, rows, width = values.shape
-    size = chunk_size(n_edges, (rows + n_out) * width, values.device)
-    return values.new_empty(size, rows, width), values.new_empty(size, n_out, width)

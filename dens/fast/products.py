@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dens.fast.chunks import autocast_type, own_type
+from dens.fast.chunks import FusedFunction, autocast_type
 
 
 def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -57,9 +56,7 @@ def block_linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, block)
 
 
-class _ThreeProducts(torch.autograd.Function):
-    @staticmethod
-    @own_type
+class _ThreeProducts(FusedFunction):
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
         (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)
@@ -70,9 +67,6 @@ class _ThreeProducts(torch.autograd.Function):
         torch.addmm(shared, plus, (imaginary - real).t(), out=out_minus)
         return out
 
-    @staticmethod
-    @once_differentiable
-    @own_type
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 # Å; closer pairs have no edge, since its direction is undefined; as in fairchem's periodic search
@@ -17,14 +18,12 @@ DEGENERACY_TOLERANCE = 0.01
 class Pairs(NamedTuple):
     """Pairs of atoms of one structure."""
 
-    source: np.ndarray  # (n_pairs,) int
-    target: np.ndarray  # (n_pairs,) int
-    offsets: np.ndarray  # (n_pairs, 3) int, the cell of the source relative to the target's
+    source: NDArray  # (n_pairs,) int
+    target: NDArray  # (n_pairs,) int
+    offsets: NDArray  # (n_pairs, 3) int, the cell of the source relative to the target's
 
 
-def pairs_within(
-    pos: np.ndarray, cell: np.ndarray | None, cutoff: float
-) -> tuple[Pairs, np.ndarray]:
+def pairs_within(pos: NDArray, cell: NDArray | None, cutoff: float) -> tuple[Pairs, NDArray]:
     """Find all pairs within a cutoff, periodic images included, except an atom with itself.
 
     Args:
@@ -64,7 +63,7 @@ class Images:
         ValueError: the periodic cell vectors are zero or parallel.
     """
 
-    def __init__(self, pos: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float):
+    def __init__(self, pos: NDArray, cell: NDArray, pbc: NDArray, cutoff: float):
         self.lattice = lattice = full_lattice(cell, pbc)
         # bound on the rounding error of a distance in single precision
         self.slack = 1e-3 + 1e-6 * abs(pos).max(initial=0)
@@ -79,7 +78,7 @@ class Images:
         self.atoms, self.offsets = _near_cell(fractions, self.cutoff * per_length, pbc)
         self.tree = cKDTree(self.pos[self.atoms] + self.offsets @ lattice)
 
-    def all_pairs(self, targets: np.ndarray) -> Pairs:
+    def all_pairs(self, targets: NDArray) -> Pairs:
         """Find the pairs within the cutoff whose targets are the given atoms, (n,) int."""
         pairs = cKDTree(self.pos[targets]).sparse_distance_matrix(
             self.tree, self.cutoff, output_type="ndarray"
@@ -102,18 +101,18 @@ class Images:
                 return self._between(target, image[target, column])
             count *= 2
 
-    def max_counts(self) -> np.ndarray:
+    def max_counts(self) -> NDArray:
         """Bound the number of edges into each atom from above, closely: (n_atoms,) int."""
-        near = self.tree.query_ball_point(self.pos, self.cutoff, return_length=True)
-        return near - 1  # without the atom itself
+        # without the atom itself
+        return self.tree.query_ball_point(self.pos, self.cutoff, return_length=True) - 1
 
-    def _between(self, target: np.ndarray, image: np.ndarray) -> Pairs:
+    def _between(self, target: NDArray, image: NDArray) -> Pairs:
         source = self.atoms[image]
         offsets = self.offsets[image] - self.shifts[source] + self.shifts[target]
         return Pairs(source, target, offsets)
 
 
-def full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+def full_lattice(cell: NDArray, pbc: NDArray) -> NDArray:
     """Replace the cell vectors that are not periodic by unit vectors at right angles: (3, 3), Å.
 
     Raises:
@@ -132,15 +131,8 @@ def full_lattice(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return lattice
 
 
-def _near_cell(
-    fractions: np.ndarray, reach: np.ndarray, pbc: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return atoms and offsets of the images within ``reach`` of the atoms in each direction.
-
-    Args:
-        fractions: (n_atoms, 3), coordinates in cells.
-        reach: (3,), in distances between lattice planes.
-    """
+def _near_cell(fractions: NDArray, reach: NDArray, pbc: NDArray) -> tuple[NDArray, NDArray]:
+    """List atoms and offsets of the images within ``reach``, in cells, of the atoms."""
     atoms, offsets = np.arange(len(fractions)), np.zeros((len(fractions), 3), int)
     for axis in np.flatnonzero(pbc):
         own = fractions[:, axis]

@@ -22,16 +22,12 @@ class Edges(NamedTuple):
     squared: Tensor  # (n,), Å^2, the squared length
 
     def select(self, kept: Tensor) -> Edges:
+        """Select edges by a mask or by their numbers."""
         return Edges(*(tensor[kept] for tensor in self))
-
-    def join(self, others: Edges) -> Edges:
-        """Merge with edges into other atoms."""
-        both = Edges(*map(torch.cat, zip(self, others, strict=True)))
-        return both.select(both.target.argsort(stable=True))
 
 
 class PeriodicSearch:
-    """The edges of a batch within a cutoff, with lengths rounded as in fairchem.
+    """Search for the edges of a batch within a cutoff, with lengths rounded as in fairchem.
 
     Arguments are those of :func:`dens.graphs.radius.periodic_radius_graph`, checked.
     """

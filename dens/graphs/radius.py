@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dens.graphs.images import DEGENERACY_TOLERANCE, MIN_DISTANCE, pairs_within
-from dens.graphs.periodic import PeriodicSearch, nearest_as_fairchem, tied_targets
+from dens.graphs.periodic import Edges, PeriodicSearch, nearest_as_fairchem, tied_targets
 
 
 class PeriodicGraph(NamedTuple):
@@ -116,11 +116,12 @@ def periodic_radius_graph(
     else:
         edges = search.nearest_edges(max_neighbors)
         kept = _nearest(edges.target, edges.squared, len(pos), max_neighbors, strict)
-        if strict and (tied := tied_targets(edges, kept, len(pos))).any():
-            others = edges.select(kept & ~tied[edges.target])
-            edges = others.join(nearest_as_fairchem(search, tied, max_neighbors))
-        else:
-            edges = edges.select(kept)
+        tied = tied_targets(edges, kept, len(pos)) & strict
+        edges = edges.select(kept & ~tied[edges.target])
+        if tied.any():
+            others = nearest_as_fairchem(search, tied, max_neighbors)
+            edges = Edges(*map(torch.cat, zip(edges, others, strict=True)))
+            edges = edges.select(edges.target.argsort(stable=True))
     return PeriodicGraph(torch.stack([edges.source, edges.target]), edges.offsets.to(pos.dtype))
 
 

@@ -53,7 +53,7 @@ def make_workspace(
 
 
 def as_json(workspace: Workspace) -> str:
-    """Render what saving would send, validated by the library's own model of it."""
+    """Render the JSON that saving would send, validated by the library's own model of it."""
     view = workspace._to_model()
     sent = json.loads(view.model_dump_json(by_alias=True, exclude_none=True))
     type(view).model_validate(sent)
@@ -82,11 +82,9 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
     """Make the panels of each section."""
 
     def line(name: str, split: str, **more: Any) -> Any:
-        """Plot a metric of a split."""
         return wr.LinePlot(title=f"{_title(name)}, {split}", y=[f"{split}/{name}"], **more)
 
     def lines(title: str, pattern: str, **more: Any) -> Any:
-        """Plot all metrics that match a regular expression."""
         return wr.LinePlot(title=title, metric_regex=pattern, **more)
 
     def level(name: str, hidden: bool) -> Any:
@@ -127,7 +125,7 @@ def _figures(wr: Any) -> list[Any]:
 
 
 def _comparison(wr: Any) -> list[Any]:
-    """Compare the methods, baseline and DeNS: each is one curve, its runs' mean with the spread."""
+    """Make panels that compare baseline and DeNS, each as the mean of its runs with the spread."""
     grouped = {
         "groupby": wr.Config("method"),
         "groupby_aggfunc": "mean",

@@ -1,4 +1,4 @@
-"""The arrays behind the figures of an evaluation."""
+"""Arrays from which the figures of an evaluation are drawn."""
 
 from __future__ import annotations
 

@@ -22,10 +22,8 @@ INK, BLUE, RED, GREY = "#222222", "#1f6fb4", "#c8452d", "#8a8f98"
 DASHED = (0, (4, 2))
 STYLE = {
     "font.size": 9,
-    "axes.labelsize": 9,
     "axes.titlesize": 9,
     "axes.edgecolor": INK,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.fontsize": 8,
@@ -100,10 +98,9 @@ def draw_error_by_sigma(ax: Axes, data: FigureData) -> None:
     """Draw the mean absolute error of the noise at each level, and that of predicting zeros."""
     zeros = data.sigmas * np.sqrt(2 / np.pi)
     ax.plot(data.sigmas, zeros, color=GREY, ls=DASHED, lw=1, label="no noise predicted")
-    encoded = ("forces encoded", data.noise_mae, BLUE, "o")
-    hidden = ("forces hidden", data.noise_mae_hidden, RED, "s")
-    for label, error, color, marker in (encoded, hidden):
-        ax.plot(data.sigmas, error, color=color, marker=marker, ms=4, lw=1.4, label=label)
+    style = {"ms": 4, "lw": 1.4}
+    ax.plot(data.sigmas, data.noise_mae, "o-", color=BLUE, label="forces encoded", **style)
+    ax.plot(data.sigmas, data.noise_mae_hidden, "s-", color=RED, label="forces hidden", **style)
     ax.set(xlabel="sigma (Å)", ylabel="noise MAE (Å)", xlim=(0, None), ylim=(0, None))
     ax.legend(loc="upper left")
 
@@ -120,9 +117,9 @@ def _draw_error_by_force(axes: NDArray, data: FigureData) -> None:
     right.set(title=f"corrupted atoms, sigma = {data.sigma:g} Å")
 
 
-def _draw_binned(ax: Axes, x: NDArray, y: NDArray, color: str, n_bins: int = 12) -> None:
+def _draw_binned(ax: Axes, x: NDArray, y: NDArray, color: str) -> None:
     """Draw median and quartiles of ``y`` in bins of ``x`` with about equally many points."""
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, min(n_bins, max(len(x) // 8, 1)) + 1)))
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, min(12, max(len(x) // 8, 1)) + 1)))
     place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
     bins = [place == i for i in np.unique(place)]
     center = [np.median(x[here]) for here in bins]

@@ -44,23 +44,16 @@ class RunLog:
         folder: the run's log folder, ``cmd.logs_dir``.
         config: the trainer's config; ``logger.quiet: true`` in it switches the progress bar off.
         to_wandb: whether ``inner`` logs to the W&B run of this process.
-        progress: the progress bar; None for one that fits the terminal.
     """
 
     def __init__(
-        self,
-        inner: Any,
-        folder: str | Path,
-        config: Mapping[str, Any] | None = None,
-        *,
-        to_wandb: bool = False,
-        progress: Progress | None = None,
+        self, inner: Any, folder: str | Path, config: Mapping[str, Any], *, to_wandb: bool = False
     ) -> None:
         self.inner, self.folder = inner, Path(folder)
-        config = json.loads(json.dumps(config or {}, default=str))
+        config = json.loads(json.dumps(config, default=str))
         settings = config.get("logger")
         quiet = isinstance(settings, Mapping) and bool(settings.get("quiet", False))
-        self.progress = progress or Progress(quiet=quiet)
+        self.progress = Progress(quiet=quiet)
         self.history = History(self.folder / "metrics.jsonl")
         self._training = False
         facts = _facts(config)
@@ -92,7 +85,7 @@ class RunLog:
         self.inner.log(values, step=step, split=split)
 
     def _begin_training(self, step: int) -> None:
-        """On resume: drop logged lines from ``step`` onwards; they will be logged again."""
+        """Drop logged lines from ``step`` onwards, which a resumed run logs again."""
         self._training = True
         self.history.drop_from(step)
         self._write_config()

@@ -21,12 +21,10 @@ class Progress:
 
     Args:
         quiet: show neither a bar nor fairchem's lines of training metrics.
-        bar: whether to show bars; None: only in a terminal outside of Slurm.
     """
 
-    def __init__(self, *, quiet: bool = False, bar: bool | None = None) -> None:
-        if bar is None:
-            bar = sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ
+    def __init__(self, *, quiet: bool) -> None:
+        bar = sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ
         self._shows_bar = bar and not quiet
         self._bar: tqdm | None = None
         self._epoch = -1
@@ -43,7 +41,10 @@ class Progress:
         number = math.ceil(step / steps) - 1
         if number != self._epoch:
             self.close()
-            self._begin(number, steps)
+            self._epoch = number
+            self._open.enter_context(logging_redirect_tqdm())  # log lines go above the bar
+            bar = tqdm(total=steps, desc=f"epoch {number + 1}", dynamic_ncols=True, unit="step")
+            self._bar = self._open.enter_context(bar)
         done = step - number * steps
         self._bar.update(done - self._bar.n)
         shown = [m for m in METRICS.values() if m.short and m.name in metrics]
@@ -51,14 +52,6 @@ class Progress:
         self._bar.set_postfix(values, refresh=False)
         if done == steps:
             self.close()
-
-    def _begin(self, number: int, steps: int) -> None:
-        self._epoch = number
-        # log lines go above the bar
-        self._open.enter_context(logging_redirect_tqdm())
-        self._bar = self._open.enter_context(
-            tqdm(total=steps, desc=f"epoch {number + 1}", dynamic_ncols=True, unit="step")
-        )
 
     def close(self) -> None:
         """End the bar and leave it on the screen."""

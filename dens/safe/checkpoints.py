@@ -36,19 +36,17 @@ def safe_load(path: str | Path) -> dict[str, Any]:
     except ForbiddenClass as error:
         raise ValueError(f"{path} {error}") from None
     except Exception as error:  # a damaged file raises anything
-        raise ValueError(_reason(path, str(error))) from None
+        name = name_refused_by_torch(str(error))
+        if name is None:
+            reason = "cannot be read as a checkpoint: it is damaged or of another kind"
+        else:
+            reason = str(ForbiddenClass(name, "a checkpoint does"))
+        raise ValueError(f"{path} {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} is no checkpoint: expected a dictionary, got {type(content).__name__}"
         )
     return content
-
-
-def _reason(path: Path, message: str) -> str:
-    name = name_refused_by_torch(message)
-    if name is None:
-        return f"{path} cannot be read as a checkpoint: it is damaged or of another kind"
-    return f"{path} {ForbiddenClass(name, 'a checkpoint does')}"
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
 from dens.runs.log import RunLog
-from dens.runs.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -23,14 +23,20 @@ class NoLogger:
         pass
 
 
+def make_log(folder, monkeypatch, *, terminal: bool = False, quiet: bool = False) -> RunLog:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    return RunLog(NoLogger(), folder, {"logger": {"quiet": quiet}})
+
+
 def train(log: RunLog, steps: int, of_epoch: int) -> None:
     for step in range(1, steps + 1):
         metrics = {"loss": 2.5, "forces_mae": 0.25, "denoising_pos_mae": 0.0625, "lr": 1e-3}
         log.log(metrics | {"step": step, "epoch": step / of_epoch}, step=step, split="train")
 
 
-def test_one_bar_for_each_epoch_with_errors_and_eta(tmp_path, capsys):
-    log = RunLog(NoLogger(), tmp_path, progress=Progress(bar=True))
+def test_one_bar_for_each_epoch_with_errors_and_eta(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    log = make_log(tmp_path, monkeypatch, terminal=True)
     train(log, 12, of_epoch=8)
     log.progress.close()
     shown = capsys.readouterr().err.replace("\r", "\n").split("\n")
@@ -43,12 +49,24 @@ def test_one_bar_for_each_epoch_with_errors_and_eta(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("progress", "printed"),
-    [({"bar": True}, False), ({"quiet": True}, False), ({"bar": False}, True), ({}, True)],
+    ("terminal", "quiet", "slurm", "printed", "bar"),
+    [
+        (True, False, False, False, True),
+        (False, True, False, False, False),
+        (True, True, False, False, False),
+        (False, False, False, True, False),
+        (True, False, True, True, False),
+    ],
 )
-def test_training_metrics_are_printed_once(progress, printed, tmp_path, caplog, capsys):
-    """Without a terminal, as here, fairchem's lines stay; evaluations are always printed."""
-    log = RunLog(NoLogger(), tmp_path, progress=Progress(**progress))
+def test_training_metrics_are_printed_once(
+    terminal, quiet, slurm, printed, bar, tmp_path, caplog, capsys, monkeypatch
+):
+    """Without a terminal or under Slurm fairchem's lines stay; evaluations are always printed."""
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+    else:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    log = make_log(tmp_path, monkeypatch, terminal=terminal, quiet=quiet)
     root = logging.getLogger()
     with caplog.at_level(logging.INFO):
         for function, module in (("train", "ocp_trainer"), ("validate", "base_trainer")):
@@ -60,4 +78,4 @@ def test_training_metrics_are_printed_once(progress, printed, tmp_path, caplog, 
     log.progress.close()
     assert ("line of train" in caplog.text) == printed
     assert "line of validate" in caplog.text
-    assert ("epoch 1" in capsys.readouterr().err) == bool(progress.get("bar"))
+    assert ("epoch 1" in capsys.readouterr().err) == bar

@@ -17,8 +17,8 @@ from dens import cli
 from dens.runs.figure_data import DenoisedStructure, FigureData
 from dens.runs.figures import draw_all
 from dens.runs.history import History
-from dens.runs.report import write_report
 from dens.runs.report.runs import config_diff, load_runs
+from dens.runs.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

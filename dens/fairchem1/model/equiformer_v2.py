@@ -88,7 +88,9 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         fields = denoising_fields(data)
         if fields is not None and self.force_encoding is not None:
             with torch.autocast(data.pos.device.type, enabled=False):
-                sigma = self._sigma_of_atoms(fields, data)
+                sigma = fields.sigma[data.batch]
+                if self.sigma_encoding != "structure":
+                    sigma = torch.where(fields.noise_mask, sigma, 0)
                 self._encoded = self.force_encoding(fields.noise_forces, sigma)
         try:
             return super().forward(data)
@@ -108,13 +110,6 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
             encoded = self._encoded.narrow(0, node_offset, num_nodes)
             output.embedding = output.embedding + encoded
         return output
-
-    def _sigma_of_atoms(self, fields, data) -> Tensor:
-        """Return the sigma to encode: (n_atoms,), Å, zero outside C or corrupted structures."""
-        sigma = fields.sigma[data.batch]
-        if self.sigma_encoding == "structure":
-            return sigma
-        return torch.where(fields.noise_mask, sigma, 0)
 
 
 @registry.register_model("dens_energy_head")
@@ -143,7 +138,7 @@ class NoiseHead(VectorHead):
         return noise_mask
 
     def forward(self, data, emb) -> dict[str, Tensor]:
-        """``{"noise": (n_atoms, 3)}`` for a corrupted batch, else an empty dict."""
+        """Predict ``{"noise": (n_atoms, 3)}`` for a corrupted batch; nothing for a clean one."""
         return {} if denoising_fields(data) is None else super().forward(data, emb)
 
 

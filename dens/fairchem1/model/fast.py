@@ -44,8 +44,6 @@ _LOWEST = -80.0  # smallest exponent of a Gaussian
 
 def not_covered(backbone: nn.Module) -> str | None:
     """Return the first setting of an EquiformerV2 backbone that the fast path does not cover."""
-    if backbone.num_resolutions != 1:
-        return f"lmax_list = {backbone.lmax_list}"
     if backbone.lmax_list[0] < 1 or backbone.mmax_list[0] < 1:
         return f"lmax_list = {backbone.lmax_list}, mmax_list = {backbone.mmax_list}"
     for name, value in _COVERED.items():
@@ -203,7 +201,7 @@ class VectorHead(EqV2VectorHead):
             speed_up_attention(self.force_block, _VectorAttention)
 
     def atoms(self, noise_mask: Tensor) -> Tensor:
-        """(n_atoms,) bool: the atoms whose vectors enter the loss, given the corrupted ones."""
+        """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
         return torch.ones_like(noise_mask)
 
     def forward(self, data, emb) -> dict[str, Tensor]:

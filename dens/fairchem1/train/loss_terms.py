@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dens.denoising.config import DeNSConfig
 from dens.denoising.loss import dens_loss, loss_counts
 from dens.ranks import global_mean, sum_over_ranks
 
@@ -22,13 +21,7 @@ class LossTerms:
     other target for clean structures.
     """
 
-    dens: DeNSConfig
-    config: dict[str, Any]
-    epoch: float
     loss_functions: list[tuple[str, dict[str, Any]]]  # fairchem's: name, and function and weight
-    output_targets: dict[str, dict[str, Any]]
-    normalizers: dict[str, Any]
-    elementrefs: dict[str, Any]
     _counts: dict[str, Tensor]  # number of rows of the step's batch in each term, over all ranks
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:
@@ -51,12 +44,12 @@ class LossTerms:
         return {name: p.view_as(counts[name]) for name, p in zip(counts, parts, strict=True)}
 
     def _free(self, batch, setting: str, name: str = "forces") -> Tensor:
-        """(n_atoms,) bool: the atoms that count in a target, free ones or all."""
+        """Mark the atoms that count in a target, free ones or all: (n_atoms,) bool."""
         free_only = self.output_targets[name].get(setting, True)
         return batch.fixed == 0 if free_only else torch.ones_like(batch.fixed, dtype=torch.bool)
 
     def _rows(self, name: str, batch) -> Tensor:
-        """(n_atoms,) or (n_structures,) bool: the rows that count in a term without noise."""
+        """Mark the rows that count in a term without noise: (n_atoms,) or (n_structures,) bool."""
         clean = batch.sigma == 0
         if self.output_targets[name]["level"] != "atom":
             return clean if name != "energy" else torch.ones_like(clean)
@@ -89,7 +82,7 @@ class LossTerms:
         return info["coefficient"] * total
 
     def _normalized(self, name: str, batch) -> Tensor:
-        """The target in units of the model's output: (n_atoms or n_structures, components)."""
+        """Convert a target to units of the output: (n_atoms or n_structures, components)."""
         per_atom = self.output_targets[name]["level"] == "atom"
         target = batch[name].view(len(batch.pos) if per_atom else len(batch.natoms), -1)
         if name in self.elementrefs:

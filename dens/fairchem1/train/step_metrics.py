@@ -7,7 +7,6 @@ from itertools import chain
 import torch
 
 from dens.data.batches import select_structures
-from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.metrics import denoising_metric_names, denoising_metrics
 from dens.fairchem1.config.rules import metric_names
@@ -23,15 +22,17 @@ class TrainingMetrics:
     nothing of fairchem, but overrides a method of its trainers.
     """
 
-    dens: DeNSConfig  # set by the trainer
     _loss_values: dict[str, float]  # the loss terms of the present step, set by the trainer
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
-        """S2EF metrics on clean structures, denoising metrics on corrupted ones, of all ranks."""
+        """Compute S2EF metrics on clean structures and denoising metrics on corrupted ones."""
         if not self.model.training:
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = self.running_metrics(metrics)
-        found = self._step_metrics(out, batch, evaluator)
+        corrupted = int(batch.noise_mask.sum())
+        found = {"corrupted_fraction": Ratio(corrupted, len(batch.pos))}
+        found |= self.denoising_metrics(out, batch, denoising_fields(batch)) if corrupted else {}
+        found |= self._clean_metrics(out, batch, evaluator)
         names = [  # the same on all ranks, whatever their structures
             *metric_names(evaluator.target_metrics),
             *denoising_metric_names(self.dens.sigmas),
@@ -52,14 +53,6 @@ class TrainingMetrics:
                 metrics = evaluator.update(name, stat, metrics)
         return metrics
 
-    def _step_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
-        """Compute the metrics of this rank's batch."""
-        corrupted = int(batch.noise_mask.sum())
-        found = {"corrupted_fraction": Ratio(corrupted, len(batch.pos))}
-        if corrupted:
-            found |= self.denoising_metrics(out, batch, denoising_fields(batch))
-        return found | self._clean_metrics(out, batch, evaluator)
-
     def _clean_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
         """Compute fairchem's metrics on the clean structures of a batch."""
         clean = batch.sigma == 0
@@ -73,10 +66,8 @@ class TrainingMetrics:
             wanted = {name: functions for name, functions in wanted.items() if name in kept}
         with replaced(self, output_targets=kept):
             metrics = super()._compute_metrics(part_out, part, evaluator, {})
-        return {
-            name: Ratio(metrics[name]["total"], metrics[name]["numel"])
-            for name in metric_names(wanted)
-        }
+        found = {name: metrics[name] for name in metric_names(wanted)}
+        return {name: Ratio(m["total"], m["numel"]) for name, m in found.items()}
 
     def denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
         """Compute the denoising metrics of a corrupted batch from the model's outputs for it."""

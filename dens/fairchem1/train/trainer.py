@@ -21,9 +21,8 @@ from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import (
     Draws,
     attach,
-    corrupt,
+    corrupt_batch,
     denoising_fields,
-    eligible_structures,
     sample_draws_by_structure,
 )
 from dens.denoising.force_encoding import ForceEncoding
@@ -33,8 +32,8 @@ from dens.fairchem1.config.rules import check_targets, parse_dens
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
+from dens.fairchem1.train.logger import with_run_log
 from dens.fairchem1.train.loss_terms import LossTerms
-from dens.fairchem1.train.monitored import MonitoredTraining
 from dens.fairchem1.train.relaxation import safe_lbfgs
 from dens.fairchem1.train.step_metrics import TrainingMetrics
 from dens.fairchem1.train.steps import ReproducibleSteps
@@ -43,12 +42,14 @@ from dens.patching import replaced
 from dens.process import keep_freed_memory
 from dens.random import Stream
 from dens.ranks import sum_over_ranks, world_size, zero_gradient
+from dens.runs.log import RunLog
+from dens.runs.monitor.training import TrainingMonitor
 from dens.settings import ConfigError
 
 _NOISE_OUTPUT = {"property": "noise", "level": "atom"}
 
 
-class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps):
+class DeNSMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     """Mixin that adds DeNS to a fairchem trainer: ``class MyTrainer(DeNSMixin, OCPTrainer)``.
 
     Training batches are corrupted according to ``optim.dens``; validation, prediction and
@@ -61,6 +62,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
     """
 
     applies_dens = True
+    monitor: TrainingMonitor | None = None  # until data and model are loaded
     pretrained: Pretrained
     checkpoint_notices: tuple[str, ...] = ()
     _dens_parameters: list[Parameter]  # of force encodings and noise heads
@@ -108,6 +110,15 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
             self.load_optimizer()
             self.load_extras()
 
+    def load_logger(self) -> None:
+        super().load_logger()
+        if self.logger is not None and not isinstance(self.logger, RunLog):
+            self.logger = with_run_log(self.logger, self.config)
+
+    def load_extras(self) -> None:
+        super().load_extras()
+        self.monitor = TrainingMonitor(self)
+
     def load_task(self) -> None:
         check_targets(self.config)
         super().load_task()
@@ -138,10 +149,8 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
         if self.train_loader is None:
             return
         needs = {"forces": "which DeNS encodes (dataset.train.key_mapping renames fields)"}
-        if self.dens.exclude_md is True:
-            needs["md"] = "which exclude_md: true reads (optim.dens.exclude_md)"
-        if self.dens.max_stress_norm is not None:
-            needs["stress"] = "which max_stress_norm reads (optim.dens.max_stress_norm)"
+        for field, setting in self.dens.required_fields.items():
+            needs[field] = f"which {setting} reads (optim.dens.{setting})"
         sample = self.train_dataset[0]
         for field, why in needs.items():
             if getattr(sample, field, None) is None:
@@ -149,6 +158,12 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
                     f"the data in {self.config['dataset']['src']} have no {field}, {why}; they "
                     f"have {', '.join(sorted(sample.keys()))}"
                 )
+
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
+        metrics = super().validate(split, disable_tqdm)
+        if self.monitor is not None:
+            self.monitor.after_validation(split)
+        return metrics
 
     def run_relaxations(self) -> None:
         with safe_lbfgs():
@@ -191,18 +206,7 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
 
     def corrupt_batch(self, batch, dens: DeNSConfig, draws: Draws | torch.Generator) -> None:
         """Corrupt the structures that ``dens`` and ``draws`` choose, in place."""
-        layout = {"batch": batch.batch, "natoms": batch.natoms}
-        eligible = eligible_structures(
-            dens,
-            forces=batch.forces,
-            md=getattr(batch, "md", None),
-            stress=getattr(batch, "stress", None),
-            epoch=self._epochs_done(),
-            **layout,
-        )
-        corruption = corrupt(
-            batch.pos, config=dens, draws=draws, fixed=batch.fixed, eligible=eligible, **layout
-        )
+        corruption = corrupt_batch(batch, dens, draws, epoch=self._epochs_done())
         attach(batch, corruption, batch.forces)
 
     def forward_micro_batch(self, batch) -> dict[str, Tensor]:
@@ -220,6 +224,12 @@ class DeNSMixin(MonitoredTraining, TrainingMetrics, LossTerms, ReproducibleSteps
             zeros = torch.zeros_like(out["forces"])
             out["noise"] = zeros + zero_gradient(self._dens_parameters)
         return out
+
+    def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict[str, Any]:
+        metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        if self.model.training and self.monitor is not None:
+            self.monitor.step(batch)
+        return metrics
 
     # ---- loss -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from dens.denoising.config import DeNSConfig
-from dens.denoising.corruption import corrupt, eligible_structures
+from dens.denoising.corruption import corrupt_batch
 from dens.random import Stream
 from dens.runs.check.findings import Findings
 
@@ -61,12 +61,9 @@ def check_denoising(dens: DeNSConfig, records: Sequence[Any], findings: Findings
 def _has_fields(dens: DeNSConfig, records: Sequence[Any], findings: Findings) -> bool:
     """Report fields that settings read and records lack."""
     found = True
-    for name, key, needed in (
-        ("md", "exclude_md", dens.exclude_md is True),
-        ("stress", "max_stress_norm", dens.max_stress_norm is not None),
-    ):
+    for name, key in dens.required_fields.items():
         without = sum(name not in data for data in records)
-        if needed and without:
+        if without:
             found = False
             findings.error(
                 "denoising",
@@ -93,26 +90,10 @@ def corruptible(dens: DeNSConfig, records: Sequence[Any]) -> tuple[float, float]
     fields = ("pos", "forces", "natoms", "fixed", "md", "stress")
     reduced = [Data(**{name: data[name] for name in fields if name in data}) for data in records]
     batch = Batch.from_data_list(reduced)
-    eligible = eligible_structures(
-        dens,
-        forces=batch.forces,
-        batch=batch.batch,
-        natoms=batch.natoms,
-        md=getattr(batch, "md", None),
-        stress=getattr(batch, "stress", None),
-    )
     ever = torch.zeros(len(records), dtype=torch.bool)
     atoms = total = 0
     for i in range(_DRAWS):
-        corruption = corrupt(
-            batch.pos,
-            batch.batch,
-            batch.natoms,
-            dens,
-            Stream.CHECK.generator(0, i),
-            fixed=batch.fixed,
-            eligible=eligible,
-        )
+        corruption = corrupt_batch(batch, dens, Stream.CHECK.generator(0, i))
         chosen = corruption.sigma > 0
         ever |= chosen
         atoms += int(corruption.noise_mask.sum())

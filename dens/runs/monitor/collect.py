@@ -68,9 +68,7 @@ class Collector:
     def gather(self, sigmas: list[float], errors: Mapping[str, float]) -> FigureData | None:
         """Join the data of all ranks on the master; every rank must call it.
 
-        Args:
-            sigmas: the noise levels, Å.
-            errors: the errors of the denoising validation, by name.
+        ``errors`` are those of the denoising validation at the noise levels ``sigmas``, Å, by name.
         """
         ranks = gather_objects((self._parts, self._structures))
         if not is_master():

@@ -37,15 +37,6 @@ def best_weights(trainer) -> Iterator[None]:
         trainer.model.train(was_training)
 
 
-@contextmanager
-def fixed_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators within the block, and restore their states afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def denoise(
     trainer,

@@ -17,7 +17,7 @@ _SHARE_OF_EVALUATION = 0.05
 
 
 class MonitorSettings(BaseModel):
-    """Settings of what a run measures besides its training, and how often."""
+    """Settings of the measurements during training, and how often they are made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

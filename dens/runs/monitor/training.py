@@ -35,7 +35,7 @@ class TrainingMonitor:
         self.validation = DenoisingValidation(trainer, self.settings)
         self._last: float | None = None  # when the step before ended
         self._seconds = 0.0
-        self._structures = self._atoms = 0
+        self._counts = torch.zeros(2, dtype=torch.float64)  # structures, atoms
 
     def step(self, batch: Any) -> None:
         """Count a finished training step on ``batch``, this rank's, and log the speed at times."""
@@ -43,17 +43,15 @@ class TrainingMonitor:
         if self._last is not None:
             self._seconds += now - self._last
             if self.trainer.counts_batch():
-                self._structures += len(batch.natoms)
-                self._atoms += len(batch.pos)
+                self._counts += torch.tensor([len(batch.natoms), len(batch.pos)])
         self._last = now
         if self.trainer.step % _WINDOW == 0:
             self._log_speed()
 
     def _log_speed(self) -> None:
-        counts = torch.tensor([self._structures, self._atoms], dtype=torch.float64)
-        structures, atoms = sum_over_ranks(counts.to(self.trainer.device)).tolist()
+        structures, atoms = sum_over_ranks(self._counts.to(self.trainer.device)).tolist()
         seconds, self._seconds = self._seconds, 0.0
-        self._structures = self._atoms = 0
+        self._counts.zero_()
         if seconds == 0:
             return
         found = {"structures_per_second": structures / seconds, "atoms_per_second": atoms / seconds}

@@ -16,7 +16,7 @@ from dens.random import Stream
 from dens.ranks import sum_over_ranks
 from dens.runs.figure_data import FigureData
 from dens.runs.monitor.collect import Collector
-from dens.runs.monitor.denoise import Denoised, best_weights, denoise, fixed_randomness
+from dens.runs.monitor.denoise import Denoised, best_weights, denoise
 from dens.runs.monitor.settings import MonitorSettings
 
 
@@ -42,7 +42,9 @@ class DenoisingValidation:
         if self.trainer.dens.prob == 0 or not chosen:
             return {}, None
         collector = Collector(self.trainer) if self._figures_due() else None
-        with best_weights(self.trainer), fixed_randomness(self.seed, self.trainer.device):
+        gpus = [self.trainer.device] if self.trainer.device.type == "cuda" else []
+        with best_weights(self.trainer), torch.random.fork_rng(gpus):
+            torch.manual_seed(self.seed)
             errors = self._errors(dataset, chosen, collector)
             if collector is not None:
                 collector.add_clean(batch for _, batch in self._batches(dataset, chosen))
@@ -74,7 +76,7 @@ class DenoisingValidation:
     def _errors(
         self, dataset: Any, chosen: list[int], collector: Collector | None
     ) -> dict[str, float]:
-        """Denoise at every level, with the forces encoded and hidden; errors over all ranks."""
+        """Denoise at every level, with forces encoded and hidden; return errors over all ranks."""
         sums: dict[str, Ratio] = {}
         shown = min(self.sigmas, key=lambda s: abs(s - self.trainer.dens.noise_scale))
         for sigma in self.sigmas:

@@ -10,24 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dens.metrics import ENERGY_MAE, FORCES_MAE, GRADIENT_SHARE, METRICS, NOISE_EXPLAINED
+from dens.runs import figures
 from dens.runs.figure_data import FigureData
-from dens.runs.figures import (
-    BLUE,
-    DASHED,
-    GREY,
-    STYLE,
-    draw_error_by_sigma,
-    draw_parity,
-    make_figure,
-)
 from dens.runs.report.runs import COLORS, Line, Panel, Run
 
 
-@rc_context(STYLE)
+@rc_context(figures.STYLE)
 def draw_group(panels: Sequence[Panel], runs: Sequence[Run]) -> Figure:
     """Draw the curves of a group, three panels a row: training thin, validation with markers."""
     rows = -(-len(panels) // 3)
-    figure, axes = make_figure(9.0, 2.3 * rows + 0.3, rows=rows, columns=3)
+    figure, axes = figures.make_figure(9.0, 2.3 * rows + 0.3, rows=rows, columns=3)
     for ax, panel in zip(axes, panels, strict=False):
         _draw_lines(ax, panel.lines)
         title = panel.metric.title.replace(", ", "\n", 1)
@@ -36,8 +28,8 @@ def draw_group(panels: Sequence[Panel], runs: Sequence[Run]) -> Figure:
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     styles = {run.name: {"color": run.color, "lw": 1.6} for run in runs}
-    styles["training"] = {"color": GREY, "lw": 0.8, "alpha": 0.6}
-    styles["forces hidden"] = {"color": GREY, "lw": 1.2, "ls": DASHED}
+    styles["training"] = {"color": figures.GREY, "lw": 0.8, "alpha": 0.6}
+    styles["forces hidden"] = {"color": figures.GREY, "lw": 1.2, "ls": figures.DASHED}
     handles = [axes[0].plot([], [], label=name, **style)[0] for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(runs) * 2, 6))
     return figure
@@ -48,13 +40,13 @@ def _draw_lines(ax: Axes, lines: Iterable[Line]) -> None:
         style = {"lw": 1.4, "marker": "o" if len(steps) <= 60 else None, "ms": 2.5}
         if split == "train":
             style = {"lw": 0.8, "alpha": 0.55}
-        ax.plot(steps, values, color=run.color, ls=DASHED if hidden else "-", **style)
+        ax.plot(steps, values, color=run.color, ls=figures.DASHED if hidden else "-", **style)
 
 
-@rc_context(STYLE)
+@rc_context(figures.STYLE)
 def draw_overview(panels: Sequence[Panel], runs: Sequence[Run]) -> Figure:
-    """Draw the validation errors of all runs, and the figures of the last run that has some."""
-    figure, axes = make_figure(12.5, 5.5, rows=2, columns=4)
+    """Draw the validation errors of all runs, and the figures of the last run that has any."""
+    figure, axes = figures.make_figure(12.5, 5.5, rows=2, columns=4)
     for ax, name in zip(axes, (FORCES_MAE, ENERGY_MAE), strict=False):
         for panel in _panels_of(name, panels):
             _draw_lines(ax, [line for line in panel.lines if line.split == "val"])
@@ -82,8 +74,8 @@ def _draw_noise(ax: Axes, levels: Sequence[Panel]) -> None:
     """Draw the explained variance of the noise at the middle level, with and without forces."""
     if levels:
         _draw_lines(ax, levels[len(levels) // 2].lines)
-        ax.plot([], [], color=GREY, label="forces encoded")
-        ax.plot([], [], color=GREY, ls=DASHED, label="forces hidden")
+        ax.plot([], [], color=figures.GREY, label="forces encoded")
+        ax.plot([], [], color=figures.GREY, ls=figures.DASHED, label="forces hidden")
         ax.legend(loc="best")
     ax.set(xlabel="step", title=METRICS[NOISE_EXPLAINED].title)
 
@@ -103,14 +95,14 @@ def _draw_shares(ax: Axes, terms: Sequence[Panel], runs: Sequence[Run]) -> None:
 
 def _draw_data(axes: Sequence[Axes], data: FigureData) -> None:
     """Draw parity, the noise error by level and the distances before and after denoising."""
-    draw_parity(axes[0], data, "forces")
-    draw_parity(axes[1], data, "noise")
-    draw_error_by_sigma(axes[2], data)
+    figures.draw_parity(axes[0], data, "forces")
+    figures.draw_parity(axes[1], data, "noise")
+    figures.draw_error_by_sigma(axes[2], data)
     axes[2].set(title="noise MAE by level")
     norm = np.linalg.norm(data.noise, axis=1)
     error = np.linalg.norm(data.noise_pred - data.noise, axis=1)
     bins = np.linspace(0, max(norm.max(), error.max()), 30)
-    axes[3].hist(norm, bins, color=GREY, alpha=0.6, label="before")
-    axes[3].hist(error, bins, color=BLUE, alpha=0.6, label="after denoising")
+    axes[3].hist(norm, bins, color=figures.GREY, alpha=0.6, label="before")
+    axes[3].hist(error, bins, color=figures.BLUE, alpha=0.6, label="after denoising")
     axes[3].set(xlabel="distance from the original (Å)", ylabel="atoms", title="corrupted atoms")
     axes[3].legend(loc="upper right")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ COLORS = ("#1f6fb4", "#c8452d", "#3a8f5c", "#8d5fb0", "#c58a1a", "#4a4f57")
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a report."""
+    """Run of a report, as read from its log folder."""
 
     name: str  # unique in the report
     color: str
@@ -36,7 +37,7 @@ class Run:
 
 
 class Line(NamedTuple):
-    """A curve of a panel."""
+    """Curve of a panel: a metric of one run and split."""
 
     run: Run
     split: str
@@ -45,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The curves of a metric."""
+    """Panel of a report: the curves of a metric."""
 
     metric: Metric
     lines: list[Line]
@@ -61,11 +62,9 @@ def load_runs(names: Sequence[str | Path]) -> list[Run]:
     for folder in folders:
         if folders.count(folder) > 1:
             raise ValueError(f"{folder} is given twice")
-    labels = [f.name for f in folders]
-    if len(set(labels)) < len(labels):
-        labels = [str(f) for f in folders]
-    pairs = zip(labels, folders, strict=True)
-    return [_load(label, COLORS[i % len(COLORS)], at) for i, (label, at) in enumerate(pairs)]
+    unique = len({folder.name for folder in folders}) == len(folders)
+    labels = [folder.name if unique else str(folder) for folder in folders]
+    return [_load(*run) for run in zip(labels, cycle(COLORS), folders, strict=False)]
 
 
 def find_run(name: str | Path) -> Path:

@@ -33,7 +33,7 @@ def write_report(names: Sequence[str | Path], out: Path) -> list[Path]:
     """
     runs = load_runs(names)
     groups = make_panels(runs)
-    page = render_page(runs, groups)
+    page = _render_page(runs, groups)
     folder = out.with_name(out.stem + "_files")
     folder.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -50,16 +50,8 @@ def write_report(names: Sequence[str | Path], out: Path) -> list[Path]:
     return written
 
 
-def render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> str:
-    """Render the HTML page of the report.
-
-    Args:
-        runs: the runs, the reference first.
-        groups: the panels of each group, see :func:`~dens.runs.report.runs.make_panels`.
-
-    Raises:
-        ValueError: Jinja or Plotly is missing.
-    """
+def _render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> str:
+    """Render the HTML page of the report."""
     try:
         from jinja2 import Environment, PackageLoader
         from plotly.offline import get_plotlyjs
@@ -67,11 +59,9 @@ def render_page(runs: Sequence[Run], groups: Mapping[str, Sequence[Panel]]) -> s
         raise ValueError(
             f"dens report needs {error.name}: pip install 'fairchem-dens[report]'"
         ) from error
-    template = Environment(
-        loader=PackageLoader("dens.runs.report", "."), autoescape=True
-    ).get_template("page.html")
+    environment = Environment(loader=PackageLoader("dens.runs.report", "."), autoescape=True)
     plots = {group: json.dumps([_plot(p) for p in panels]) for group, panels in groups.items()}
-    return template.render(
+    return environment.get_template("page.html").render(
         title=" and ".join(run.name for run in runs),
         runs=[_describe(run) for run in runs],
         table=_table(runs),
@@ -95,8 +85,8 @@ def _describe(run: Run) -> dict[str, Any]:
         "versions": ", ".join(f"{k} {v}" for k, v in packages.items() if v),
     }
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
-    shown = {name: value for name, value in facts.items() if value is not None}
-    return {"name": run.name, "color": run.color, "facts": shown, "config": config}
+    facts = {name: value for name, value in facts.items() if value is not None}
+    return {"name": run.name, "color": run.color, "facts": facts, "config": config}
 
 
 def _table(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -133,14 +123,14 @@ def _change(cells: Sequence[dict[str, Any] | None]) -> str:
 
 
 def _plot(panel: Panel) -> dict[str, Any]:
-    """Collect what the page draws of a panel."""
+    """Collect the curves of a panel for the page."""
     lines = []
     for run, split, hidden, (steps, values) in panel.lines:
         train = split == "train"
         what = "training" if train else split + ", forces hidden" * hidden
         y = [value if math.isfinite(value) else None for value in values]
         line = {"x": steps, "y": y, "name": f"{run.name}: {what}", "color": run.color}
-        lines.append({**line, "train": train, "hidden": hidden})
+        lines.append(line | {"train": train, "hidden": hidden})
     return {"title": panel.metric.label, "lines": lines}
 
 

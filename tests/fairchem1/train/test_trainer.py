@@ -213,7 +213,7 @@ NO_NOISE_HEAD = {
         ({"model": STOCK_MODEL}, "model.backbone.model = 'equiformer_v2_backbone' would ignore"),
         ({"model": NO_NOISE_HEAD}, "model.heads has no noise head"),
         ({"dens": {**DENS, "prob": 7}}, "prob must be a number in [0, 1], got 7 (optim.dens.prob)"),
-        ({"dens": {**DENS, "exclude_md": True}}, "have no md, which exclude_md: true reads"),
+        ({"dens": {**DENS, "exclude_md": True}}, "have no md, which exclude_md reads"),
         ({"dens": {**DENS, "max_stress_norm": 1.0}}, "have no stress, which max_stress_norm reads"),
         ({"loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}]}, "must have a term for"),
         (

@@ -15,7 +15,8 @@ from dens.denoising.config import parse_config
 from dens.denoising.corruption import sample_draws_by_structure
 from dens.fairchem1 import DeNSTrainer
 from dens.random import Stream
-from dens.runs.monitor import TrainingMonitor, parse_monitor
+from dens.runs.monitor.settings import parse_monitor
+from dens.runs.monitor.training import TrainingMonitor
 from dens.settings import ConfigError
 
 LADDER = {"sigma": None, "sigma_low": 0.01, "sigma_high": 0.16, "num_sigmas": 5}

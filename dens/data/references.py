@@ -8,7 +8,7 @@ Energies minus their references are of the order of eV, where float32 is accurat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from dens.data.units import all_electron_energy
 
 N_ELEMENTS = len(chemical_symbols)  # 119: atomic number 0 is no element
 VALENCE = (0.01, 100.0)  # eV; magnitudes of references for energies of valence electrons
+BAD_FIT = 1.0  # eV per atom; a fit to totals of one kind leaves less, root mean square
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class References:
     Attributes:
         coeff: (119,) eV per atom by atomic number, NaN for absent elements.
         source: file or fit, for messages.
+        remarks: on a fit, each a line for the report.
     """
 
     coeff: np.ndarray
     source: str
+    remarks: tuple[str, ...] = ()
 
     def energy(self, numbers: np.ndarray) -> float:
         """Sum the references of atoms, in eV.
@@ -105,8 +108,44 @@ def fit_references(samples: Iterable[tuple[np.ndarray, float]], source: str) -> 
     rows = np.array([np.frombuffer(row, dtype=np.int64) for row in counts], dtype=float)
     weight = np.sqrt([len(energies) for energies in counts.values()])
     means = np.array([np.mean(energies) for energies in counts.values()])
-    present = rows.any(axis=0)
-    solution = np.linalg.lstsq(rows[:, present] * weight[:, None], means * weight, rcond=None)[0]
+    present = np.flatnonzero(rows.any(axis=0))
+    weighted = rows[:, present] * weight[:, None]
+    solution = np.linalg.lstsq(weighted, means * weight, rcond=None)[0]
     coeff = np.full(N_ELEMENTS, np.nan)
     coeff[present] = solution.round(6)
-    return References(coeff, source)
+    energies = np.concatenate(list(counts.values()))
+    of_each = np.repeat(np.arange(len(rows)), [len(values) for values in counts.values()])
+    sizes = rows.sum(axis=1)[of_each]
+    left = energies - (rows[:, present] @ coeff[present])[of_each]
+    remarks = [_describe_left(left, sizes), *_describe_undetermined(weighted, present)]
+    if len(np.unique(sizes)) > 1 and np.ptp(energies) == 0:
+        remarks.append(
+            f"all structures, of {sizes.min():g} to {sizes.max():g} atoms, have the same energy, "
+            f"{energies[0]:g} eV: is it theirs?"
+        )
+    return References(coeff, source, tuple(remarks))
+
+
+def _describe_left(left: np.ndarray, sizes: np.ndarray) -> str:
+    """Say what a fit leaves: (n,) eV, of structures with (n,) atoms."""
+    rms, per_atom = (float(np.sqrt(np.square(v).mean())) for v in (left, left / sizes))
+    text = (
+        f"the references that were fitted leave {rms:.3g} eV of the energies (root mean square; "
+        f"{per_atom:.2g} eV per atom), at most {abs(left).max():.3g} eV"
+    )
+    if per_atom > BAD_FIT:
+        text += ": too much for totals of one kind; other units, energies or settings among them?"
+    return text
+
+
+def _describe_undetermined(rows: np.ndarray, present: np.ndarray) -> Iterator[str]:
+    """Name the elements whose reference the compositions, (n, n_elements), leave open."""
+    _, values, vectors = np.linalg.svd(rows, full_matrices=False)
+    kept = vectors[values > 1e-8 * values[0]]
+    determined = np.square(kept).sum(axis=0) > 1 - 1e-6
+    if not determined.all():
+        names = ", ".join(chemical_symbols[z] for z in present[~determined])
+        yield (
+            f"the compositions do not determine the references of {names} one by one: other "
+            "compositions get energies that are no better than a guess"
+        )

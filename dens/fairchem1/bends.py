@@ -24,6 +24,10 @@ BENDS = {
     "EquiformerV2 fails where no atom has a neighbour",
     ("train/logger.py", "registry"): "get_logger_class while a rank runs: keep the log of a run",
     ("train/relaxation.py", "ml_relaxation"): "LBFGS in relaxations: the stock one steps uphill",
+    (
+        "train/relaxation.py",
+        "ocp_trainer",
+    ): "check_traj_files in relaxations: it names files by sid",
     ("train/step_metrics.py", "self"): "output_targets in metrics: no atoms have no average",
     ("train/steps.py", "self.optimizer"): "zero_grad in _backward: keep micro-batch gradients",
     ("train/steps.py", "self"): "clip_grad_norm in _backward: a hook clips and finds non-finite",

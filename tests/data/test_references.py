@@ -10,6 +10,7 @@ import pytest
 from ase.data import atomic_numbers, chemical_symbols
 
 from dens.data.references import fit_references, load_references
+from dens.data.survey.consistency import EnergyScale
 
 
 def present(path: Path) -> set[str]:
@@ -58,3 +59,51 @@ def test_published_files(name, count, absent):
     coeff, given = load_references(path).coeff[:100], np.load(path)["coeff"]
     known = ~np.isnan(coeff)
     np.testing.assert_array_equal(coeff[known], given[known])
+
+
+CU, OX = 29, 8
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected", "absent"),
+    [
+        (
+            [([CU] * n, -35_000.0) for n in (1, 2, 3, 8)],
+            ["eV per atom), at most 2.", "too much for totals", "of 1 to 8 atoms, have the same"],
+            ["do not determine"],
+        ),
+        (
+            [([CU] * n + [OX] * m, -3.4 * n - 7.1 * m) for n in (4, 5) for m in (0, 1)],
+            ["leave 0", "at most 0 eV"],
+            ["too much", "do not determine", "same energy"],
+        ),
+        (
+            [([6, 6, 8, *[1] * 6], -46.0 + 0.01 * i) for i in range(5)],
+            ["do not determine the references of H, C, O one by one"],
+            ["too much", "same energy"],
+        ),
+        (
+            [([CU] * n + [OX, OX, 1], -3.5 * n - 20.0) for n in (4, 5, 6)],
+            ["do not determine the references of H, O one by one"],
+            ["Cu", "too much"],
+        ),
+        ([([CU] * 4, -14.0), ([CU] * 4, -17_414.0)], ["too much for totals of one kind"], ["same"]),
+    ],
+    ids=["one energy", "exact", "one molecule", "in one ratio", "another energy"],
+)
+def test_remarks_on_a_fit(samples, expected, absent):
+    fit = fit_references([(np.array(numbers), energy) for numbers, energy in samples], "the fit")
+    text = "\n".join(fit.remarks)
+    for fragment in expected:
+        assert fragment in text
+    for fragment in absent:
+        assert fragment not in text
+
+
+def test_check_tells_one_energy_of_all_sizes():
+    scale = EnergyScale()
+    for n in (1, 2, 8):
+        scale.add(np.full(n, CU), -35_000.0)
+    assert scale.unit_findings() == [
+        "all structures, of 1 to 8 atoms, have the same energy, -35000 eV"
+    ]

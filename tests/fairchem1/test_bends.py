@@ -18,7 +18,7 @@ from fairchem.core.datasets import lmdb_dataset
 from fairchem.core.models.equiformer_v2 import transformer_block
 from fairchem.core.models.equiformer_v2.so2_ops import SO2_Convolution
 from fairchem.core.models.equiformer_v2.so3 import CoefficientMappingModule, SO3_Embedding
-from fairchem.core.trainers import base_trainer
+from fairchem.core.trainers import base_trainer, ocp_trainer
 from helpers.paths import ROOT
 from helpers.structures import make_batch
 from helpers.trainers import BACKBONE, DENS
@@ -176,12 +176,14 @@ def test_the_registry_is_restored():
 
 
 @shows("train/relaxation.py", "ml_relaxation")
+@shows("train/relaxation.py", "ocp_trainer")
 def test_the_optimizer_of_relaxations_is_restored():
-    stock = ml_relaxation.LBFGS
+    stock = ml_relaxation.LBFGS, ocp_trainer.check_traj_files
     with suppress(KeyboardInterrupt), safe_lbfgs():
         assert ml_relaxation.LBFGS is SafeLBFGS
+        assert ocp_trainer.check_traj_files is not stock[1]
         raise KeyboardInterrupt
-    assert ml_relaxation.LBFGS is stock
+    assert (ml_relaxation.LBFGS, ocp_trainer.check_traj_files) == stock
 
 
 @shows("train/step_metrics.py", "self")

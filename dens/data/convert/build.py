@@ -34,12 +34,14 @@ from torch_geometric.data import Data
 import dens
 from dens.data.convert.labels import LabelRules
 from dens.data.references import References
+from dens.data.skipped import BadFrame, Skipped, count_bad, merge_skipped
 from dens.data.store.lmdb import LmdbWriter, join_folders
 from dens.files import atomic_folder
 
 Map = Callable[[Callable, Iterable], Iterator]
-# yields the structures of a task with the metadata of each, and adds to counts for the report
-Converter = Callable[[Any, Counter], Iterable[tuple[Data, dict[str, int]]]]
+# yields the structures of a task with the metadata of each, or what is left out because it is bad;
+# adds to counts for the report
+Converter = Callable[[Any, Counter], Iterable[tuple[Data, dict[str, int]] | BadFrame]]
 
 _AHEAD = 2  # tasks per worker that are handed out before the first of them is written
 
@@ -74,7 +76,8 @@ def build(
         convert: converts a task; it must be picklable, for worker processes, and count ``frames``.
         rules: rules that `convert` applies.
         command: name of the command, for ``dens_info.json``.
-        describe: gives further entries of ``dens_info.json`` from the counts by split.
+        describe: gives further entries of ``dens_info.json`` from the counts by split; its entry
+            ``skipped`` holds the bad frames that were left out, by reason.
         setting: any other value that decides the records: a shard that was made with other rules or
             another setting is made again.
         run_map: ``map``, or a parallel map from `parallel_map`. The bytes do not depend on it.
@@ -99,11 +102,12 @@ def build(
                 if not (path / "counts.json").exists():
                     results = run_map(partial(_encode, convert), shard.tasks)
                     _write(path, results, lambda n, d=done: progress(d + n, total))
-                done += _read_counts(path)["frames"]
+                done += _read_counts(path)[0]["frames"]
                 progress(done, total)
-            counts = _collect(folder, shards, paths)
+            counts, skipped = _collect(folder, shards, paths)
             check_boundaries(counts)
-            info = {**rules.describe(), **describe(counts)}
+            bad = list(skipped.values())
+            info = {**rules.describe(), **describe(counts), **({"skipped": bad} if bad else {})}
             write_info(folder, command, info, rules.references)
         finally:
             if cache.exists() and not any(cache.iterdir()):
@@ -133,6 +137,9 @@ def write_info(folder: Path, command: str, info: dict, references: References | 
 def check_boundaries(totals: Mapping[str, Counter]) -> None:
     """Refuse structures with and without periodic boundaries in one data set: a batch holds either.
 
+    Which of them should change is not ours to guess: a box around a molecule may be meant, or a
+    forgotten cell.
+
     Raises:
         ValueError: they are mixed.
     """
@@ -140,7 +147,8 @@ def check_boundaries(totals: Mapping[str, Counter]) -> None:
     if total["open"] and total["periodic"]:
         raise ValueError(
             f"expected structures with periodic boundaries or without, got {total['periodic']} "
-            f"with and {total['open']} without: convert them to folders of their own"
+            f"with and {total['open']} without: convert them to folders of their own, or give "
+            "--pbc TTT, which puts the open ones into boxes with vacuum around them"
         )
 
 
@@ -155,53 +163,78 @@ def _prune(cache: Path, wanted: list[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _encode(convert: Converter, task: Any) -> tuple[list[tuple[bytes, dict[str, int]]], Counter]:
+def _encode(
+    convert: Converter, task: Any
+) -> tuple[list[tuple[bytes, dict[str, int]]], Counter, Skipped]:
     """Convert a task and encode its records, in a worker process."""
     counts: Counter = Counter()
-    records = [
-        (LmdbWriter.encode(data), {"natoms": len(data.pos), **metadata})
-        for data, metadata in convert(task, counts)
-    ]
+    records, bad = [], []
+    for result in convert(task, counts):
+        if isinstance(result, BadFrame):
+            bad.append(result)
+        else:
+            data, metadata = result
+            sizes = {"natoms": len(data.pos), **metadata}
+            records.append((LmdbWriter.encode(data), sizes))
     counts["records"] = len(records)
-    return records, counts
+    counts["frames"] += sum(frame.frames for frame in bad)
+    return records, counts, count_bad(bad)
 
 
 def _write(path: Path, results: Iterable, progress: Callable[[int], None]) -> None:
     counts: Counter = Counter()
+    skipped: Skipped = {}
     with atomic_folder(path) as folder:
         with ExitStack() as stack:
             writer = None
-            for records, more in results:
+            for records, more, bad in results:
                 counts.update(more)
+                merge_skipped(skipped, bad)
                 if records and writer is None:
                     writer = stack.enter_context(LmdbWriter(folder / "lmdb"))
                 for payload, metadata in records:
                     writer.write_bytes(payload, **metadata)
                 progress(counts["frames"])
-        (folder / "counts.json").write_text(json.dumps(counts))
+        (folder / "counts.json").write_text(json.dumps([counts, skipped]))
 
 
-def _read_counts(path: Path) -> Counter:
-    return Counter(json.loads((path / "counts.json").read_text()))
+def _read_counts(path: Path) -> tuple[Counter, Skipped]:
+    counts, skipped = json.loads((path / "counts.json").read_text())
+    return Counter(counts), skipped
 
 
-def _collect(folder: Path, shards: Sequence[Shard], paths: list[Path]) -> dict[str, Counter]:
-    """Move the finished shards into the output folder; return the counts by split."""
+def _collect(
+    folder: Path, shards: Sequence[Shard], paths: list[Path]
+) -> tuple[dict[str, Counter], Skipped]:
+    """Move the finished shards into the output folder; return the counts by split, and the bad
+    frames of all."""
     totals: dict[str, Counter] = {}
+    bad: dict[str, Skipped] = {}
     parts: dict[str, list[Path]] = {}
     for shard, path in zip(shards, paths, strict=True):
-        totals.setdefault(shard.split, Counter()).update(_read_counts(path))
+        counts, skipped = _read_counts(path)
+        totals.setdefault(shard.split, Counter()).update(counts)
+        merge_skipped(bad.setdefault(shard.split, {}), skipped)
         if (path / "lmdb").exists():  # unless all its frames were dropped
             parts.setdefault(shard.split, []).append(path / "lmdb")
     for split, counts in totals.items():
         if not counts["records"]:
             name = f"split {split}" if split else "the output"
-            raise ValueError(f"{name} is empty: all of its {counts['frames']} frames were dropped")
+            first = next(iter(bad[split].values()), None)
+            why = f", at {first['first'][0]} since {first['reason']}" if first else ""
+            raise ValueError(
+                f"{name} is empty: all of its {counts['frames']} frames were dropped{why}"
+            )
     for path in paths:  # from here on they are incomplete
         (path / "counts.json").unlink()
     for split, lmdb_folders in parts.items():
         join_folders(lmdb_folders, folder / split)
-    return totals
+    together: Skipped = {}
+    for split, skipped in bad.items():
+        merge_skipped(together, skipped)
+        if skipped:
+            totals[split]["bad"] = sum(entry["count"] for entry in skipped.values())
+    return totals, together
 
 
 @contextmanager

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
 from dens.data.references import References
+from dens.data.skipped import BadFrame, map_good_frames
 from dens.data.soundness import open_or_periodic
-from dens.data.sources.ase import read_labels
-from dens.data.store.records import atoms_to_data, fixed_atoms
-from dens.data.units import UNITS, Units, suspected_units
+from dens.data.sources.ase import FrameSelection, read_units
+from dens.data.sources.reading import read_labels
+from dens.data.sources.search import Source
+from dens.data.store.boundaries import CUTOFF, settle_boundaries
+from dens.data.store.records import atoms_to_data, fixed_atoms, has_other_constraints
+from dens.data.units import (
+    UNITS,
+    Units,
+    check_named,
+    combine_units,
+    is_conclusive,
+    parse_units,
+    read_named_units,
+    suspected_units,
+)
 from dens.graphs.radius import count_neighbors
+
+FAR = 10.0  # eV per atom; more than any cohesive energy, so energies and references do not match
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class LabelRules:
         max_force: eV/Å; structures with a larger force on a free atom are dropped.
         cutoff: Å; with it, ``metadata.npz`` gets the number of edges as ``neighbors``.
         max_neighbors: limit per atom for that number.
+        pbc: TTT or FFF for all structures, see `dens.data.store.boundaries.settle_boundaries`.
     """
 
     units: Units | None = None
@@ -36,6 +52,7 @@ class LabelRules:
     max_force: float | None = None
     cutoff: float | None = None
     max_neighbors: int | None = None
+    pbc: str | None = None
 
     def describe(self) -> dict:
         """Return everything that decides the records, in plain values."""
@@ -44,12 +61,15 @@ class LabelRules:
             coeff = self.references.coeff
             known = {chemical_symbols[z]: float(coeff[z]) for z in np.flatnonzero(~np.isnan(coeff))}
             references = {"source": self.references.source, "coeff": known}
+            if self.references.remarks:
+                references["remarks"] = list(self.references.remarks)
         return {
             "units": self.units.name if self.units else "eV-A",
             "references": references,
             "max_force": self.max_force,
             "cutoff": self.cutoff,
             "max_neighbors": self.max_neighbors,
+            "pbc": self.pbc,
         }
 
     def make_record(
@@ -75,33 +95,36 @@ class LabelRules:
 
         Raises:
             ValueError: missing or unsound labels, no free atom, an unknown element or one without
-                reference, or an energy that fits other units.
+                reference, boundaries that are neither open nor periodic, or an energy that fits
+                other units, or units that the structure names and that are others.
         """
-        units = self.units or UNITS["eV-A"]
+        units, found = self.units or UNITS["eV-A"], Counter(frames=1)
+        check_named(read_named_units(atoms.info, ignore_unknown=self.units is not None), units)
         energy, forces = read_labels(atoms)
         energy, forces = energy * units.energy, forces * units.force
         atoms.set_cell(atoms.cell.array * units.length)
         atoms.positions *= units.length
-        tags_from = _add_tags(atoms)
+        try:
+            settle_boundaries(atoms, found, self.pbc, self.cutoff or CUTOFF)
+        except ValueError as error:
+            raise ValueError(f"structure sid={sid} fid={fid}: {error}") from error
+        found[_add_tags(atoms)] += 1
         data = atoms_to_data(atoms, sid=sid, fid=fid, energy=energy, forces=forces, md=md)
-        suspected = suspected_units(atoms.numbers, energy)
-        if self.units is None and suspected:
-            raise ValueError(
-                f"the energy {energy:g} is that of all electrons in {suspected}, not in eV: "
-                f"give --units {suspected}, or --units eV-A if it is right as it is"
-            )
+        if self.units is None:
+            _check_size(atoms.numbers, energy, found)
         free = ~fixed_atoms(atoms)
         if not free.any():
             raise ValueError(f"expected at least one free atom, but all {len(atoms)} are fixed")
-        counts["frames"] += 1
         if self.max_force and np.linalg.norm(forces[free], axis=1).max() > self.max_force:
-            counts["dropped"] += 1
+            counts.update(frames=1, dropped=1)
             return None
         if self.references:
             data.y -= self.references.energy(atoms.numbers)
+            if abs(data.y) > FAR * len(atoms):
+                found["far_from_references"] += 1
         data.y -= reference
-        counts[tags_from] += 1
-        _count_assumptions(atoms, counts)
+        _count_assumptions(atoms, found)
+        counts.update(found)
         return data
 
     def make_metadata(self, data: Data) -> dict[str, int]:
@@ -113,10 +136,85 @@ class LabelRules:
         return entry
 
 
+def _check_size(numbers: np.ndarray, energy: float, counts: Counter) -> None:
+    """Refuse an energy that can only be in other units than eV; count one that may be.
+
+    Raises:
+        ValueError: names the units.
+    """
+    suspected = suspected_units(numbers, energy)
+    if suspected and is_conclusive(numbers, energy):
+        own, _, length = suspected.partition("-")
+        alone = f", or --energy-unit {own} where lengths are in Å" if length else ""
+        raise ValueError(
+            f"the energy {energy:g} is that of all electrons in {suspected}, not in eV: "
+            f"give --units {suspected}, or --units eV-A if it is right as it is{alone}"
+        )
+    if suspected:
+        counts[f"may_be_{suspected}"] += 1
+
+
+def read_format_units(source: Source, given: Units | None) -> Units | None:
+    """Read the units that the format of a file tells.
+
+    Args:
+        given: by the user.
+
+    Raises:
+        ValueError: they are not the user's, or are needed and missing.
+    """
+    name = read_units(source)
+    if source.kind == "npz" and name is None and given is None:
+        raise ValueError(f"{source.path}: an .npz does not tell its units: give --units")
+    known = "eV-A" if source.kind.startswith("vasp") else name
+    if known and given and not parse_units(known).equals(given):
+        raise ValueError(f"{source.path}: its units are {known}, but --units says {given.name}")
+    return parse_units(name) if name else None
+
+
+def read_first_units(on_bad: str, frames: FrameSelection) -> Units | None:
+    """Read the units that the first frame of a file names; with ``skip``, the first good one.
+
+    Raises:
+        ValueError: the frame cannot be read, or its units are not known.
+    """
+    if frames.source.kind in ("npz", "deepmd") or frames.source.kind.startswith("vasp"):
+        return None
+    chosen = frames if on_bad == "skip" else frames.select(frames.numbers[:1])
+    found = map_good_frames(lambda _, atoms: read_named_units(atoms.info), chosen, on_bad)
+    named = next((names for names in found if not isinstance(names, BadFrame)), None)
+    return combine_units(**named) if named else None
+
+
+def settle_units(rules: LabelRules, named: Mapping[str, Units | None]) -> LabelRules:
+    """Take the units that files name, unless the user gave units.
+
+    Args:
+        rules: with the user's units, or None.
+        named: the units that each file names, by its path; None counts as eV-A beside others.
+
+    Raises:
+        ValueError: files in different units.
+    """
+    if rules.units or not any(named.values()):
+        return rules
+    distinct: dict[str, str] = {}
+    for path, units in named.items():
+        distinct.setdefault(units.name if units else "eV-A", path)
+    if len(distinct) > 1:
+        mixed = ", ".join(f"{name} in {path}" for name, path in distinct.items())
+        raise ValueError(
+            f"expected sources in the same units, eV-A where none are named, got {mixed}"
+        )
+    if not all(named.values()):
+        return rules  # all in eV-A: those that name none are still checked
+    return replace(rules, units=next(iter(named.values())))
+
+
 def _count_assumptions(atoms: Atoms, counts: Counter) -> None:
     is_periodic = atoms.pbc.any()
     counts["periodic" if is_periodic else "open"] += 1
-    if any(not isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
+    if has_other_constraints(atoms):
         counts["other_constraints"] += 1
     if atoms.cell.any() and not is_periodic:
         counts["cells_dropped"] += 1

@@ -17,7 +17,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dens.data.convert.splits import split_by_index
+from dens.data.convert.command_line import DataCommand, on_bad_option
+from dens.data.convert.splits import (
+    SPLITS,
+    draw_test,
+    split_molecule_by_files,
+    split_molecule_by_seed,
+)
+from dens.data.skipped import BadFrame, count_bad, describe_skipped
 from dens.data.sources.md17 import Molecule, download, find_files, find_molecule, read_molecule
 from dens.data.sources.npz import MoleculeFrames
 from dens.data.store.lmdb import LmdbWriter
@@ -25,7 +32,6 @@ from dens.data.store.records import atoms_to_data
 from dens.data.units import UNITS
 from dens.files import atomic_folder
 
-SPLITS = ("train", "val", "test")
 _PATH = click.Path(path_type=Path)
 _NORMALIZER = """\
 # Of the {0.counts[train]} frames of {0.molecule.name} in the folder train.
@@ -47,7 +53,8 @@ dataset:
 @dataclass(frozen=True)
 class Md17Summary:
     """Summary of the data written: mean and standard deviation of the training energies (eV), root
-    mean square force component (eV/Å), and the number of frames by split."""
+    mean square force component (eV/Å), frames by split, bad frames that are left out, by reason,
+    and the number of frames in no split."""
 
     path: Path
     molecule: Molecule
@@ -55,14 +62,20 @@ class Md17Summary:
     stdev: float
     force_rms: float
     counts: dict[str, int]
+    skipped: tuple[dict, ...] = ()
+    unused: int = 0
 
     def text(self) -> str:
-        """Return the summary in one line."""
+        """Return the summary in one line, and one for each kind of frames that are left out."""
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        return (
+        lines = [
             f"{self.path}: {self.molecule.name}, {counts}; training energies "
-            f"{self.mean:.4f} +- {self.stdev:.4f} eV, force components {self.force_rms:.4f} eV/Å"
-        )
+            f"{self.mean:.4f} +- {self.stdev:.4f} eV, force components {self.force_rms:.4f} eV/Å",
+            *describe_skipped(self.skipped, "frames"),
+        ]
+        if self.unused:
+            lines.append(f"{self.unused} frames are in no split: left out")
+        return "\n".join(lines)
 
 
 def convert_md17(
@@ -77,6 +90,7 @@ def convert_md17(
     seed: int = 0,
     index_files: Mapping[str, str | Path] | None = None,
     origin: Mapping[str, str] | None = None,
+    on_bad: str = "error",
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> Md17Summary:
     """Write ``out/train``, ``out/val``, ``out/test``, and the files that a config needs.
@@ -99,20 +113,22 @@ def convert_md17(
             ``val``), ``val``, ``test``; see `dens.data.convert.splits.read_index`. They replace
             `n_train`.
         origin: further facts for ``dens_info.json``.
+        on_bad: ``error``, or ``skip``: leave bad frames out of the splits they are drawn for.
         progress: called with (split, frames done, frames in all).
 
     Raises:
         ValueError: anything wrong with the data or the splits, in one line.
     """
     kind = find_molecule(molecule)
-    frames = _read(Path(source), kind, units)
+    frames, bad = _read(Path(source), kind, units, on_bad)
     if index_files:
-        index = _split_by_files(frames, index_files, n_val, seed)
+        index = split_molecule_by_files(frames, index_files, n_val, seed)
     else:
-        index = _split_by_seed(frames, n_train, n_val, seed)
-    index["test"] = _draw_test(index["test"], n_test, seed, frames["test"].path)
+        index = split_molecule_by_seed(frames, n_train, n_val, seed)
+    index["test"] = draw_test(index["test"], n_test, seed, frames["test"].path)
     index = {name: numbers for name, numbers in index.items() if len(numbers)}
-    summary = _summarize(Path(out), kind, frames["train"], index)
+    index, skipped = _leave_out(index, frames, bad)
+    summary = _summarize(Path(out), kind, frames, index, skipped)
     with atomic_folder(out) as folder:
         for name, numbers in index.items():
             _write_split(folder / name, kind, frames[name], numbers, summary.mean, progress)
@@ -121,81 +137,62 @@ def convert_md17(
         sources = {f.path: _describe_source(f) for f in frames.values()}
         seeds = {} if index_files else {"seed": seed}
         info = {**_describe(summary, frames), **seeds, "sources": [*sources.values()]}
+        if summary.skipped:
+            info["skipped"] = summary.skipped
         info.update(origin or {})
         (folder / "dens_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
-def _read(source: Path, molecule: Molecule, units: str | None) -> dict[str, MoleculeFrames]:
-    """Read the frames that each split is taken from; all are equal unless there is a test file."""
+def _read(
+    source: Path, molecule: Molecule, units: str | None, on_bad: str
+) -> tuple[dict[str, MoleculeFrames], dict[Path, dict[int, BadFrame]]]:
+    """Read the frames that each split is taken from; all are equal unless there is a test file.
+    And the bad frames of each file."""
     path, test_path = find_files(source, molecule)
-    main = test = read_molecule(path, molecule, units)
+    main, bad_of_main = read_molecule(path, molecule, units, on_bad)
+    test, bad = main, {path: bad_of_main}
     if test_path is not None:
-        test = read_molecule(test_path, molecule, units)
+        test, bad[test_path] = read_molecule(test_path, molecule, units, on_bad)
         if not np.array_equal(test.numbers, main.numbers):
             raise ValueError(f"{test_path}: expected the atoms in the order of {path.name}")
-    return {"train": main, "val": main, "test": test}
+    return {"train": main, "val": main, "test": test}, bad
 
 
-def _split_by_seed(
-    frames: dict[str, MoleculeFrames], n_train: int, n_val: int, seed: int
-) -> dict[str, np.ndarray]:
-    main, test = frames["train"], frames["test"]
-    if n_train < 2 or n_val < 1 or n_train + n_val > len(main):
-        raise ValueError(
-            f"{main.path}: expected at least 2 training and 1 validation frames, and no more than "
-            f"its {len(main)}, got --train {n_train} --val {n_val}"
-        )
-    order = np.random.default_rng(seed).permutation(len(main))
-    parts = np.split(order, [n_train, n_train + n_val])
-    index = {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
-    return index if test is main else {**index, "test": np.arange(len(test))}
+def _leave_out(
+    index: dict[str, np.ndarray],
+    frames: Mapping[str, MoleculeFrames],
+    bad: Mapping[Path, Mapping[int, BadFrame]],
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Take the bad frames out of the splits; return the splits, and what is left out by reason.
+
+    Raises:
+        ValueError: a split with too few good frames.
+    """
+    left_out, kept = [], {}
+    for name, numbers in index.items():
+        path, own = frames[name].path, bad[frames[name].path]
+        left_out += [own[number] for number in numbers.tolist() if number in own]
+        kept[name] = np.array([n for n in numbers.tolist() if n not in own], dtype=int)
+        if len(kept[name]) < (2 if name == "train" else 1):
+            raise ValueError(f"{path}: too few of the {len(numbers)} frames of {name} are good")
+    return kept, list(count_bad(left_out).values())
 
 
-def _split_by_files(
-    frames: dict[str, MoleculeFrames], files: Mapping[str, str | Path], n_val: int, seed: int
-) -> dict[str, np.ndarray]:
+def _summarize(
+    out: Path, molecule: Molecule, frames: Mapping[str, MoleculeFrames], index: dict, skipped: list
+) -> Md17Summary:
     main = frames["train"]
-    if frames["test"] is not main:
-        raise ValueError(f"{main.path}: has a test file beside it, so index files do not fit it")
-    if "train" not in files:
-        raise ValueError(f"--{next(iter(files))}-index needs --train-index beside it")
-    index = split_by_index(files, len(main))
-    if "val" not in index:
-        if not 1 <= n_val <= len(index["train"]) - 2:
-            raise ValueError(
-                f"{files['train']}: expected --val to be at least 1 and to leave at least 2 of "
-                f"its {len(index['train'])} frames for training, got {n_val}"
-            )
-        order = np.random.default_rng(seed).permutation(index["train"])
-        index["val"], index["train"] = np.sort(order[:n_val]), np.sort(order[n_val:])
-    if "test" not in index:
-        used = np.concatenate([index["train"], index["val"]])
-        index["test"] = np.setdiff1d(np.arange(len(main)), used)
-    return {name: index[name] for name in SPLITS}
-
-
-def _draw_test(rest: np.ndarray, count: int | None, seed: int, path: Path) -> np.ndarray:
-    """Draw `count` test frames from the rest; None takes all of them."""
-    if count is None and len(rest) == 0:
-        raise ValueError(
-            f"{path}: no frame is left for the test split: lower --train or --val, or say --test 0"
-        )
-    if count is None:
-        return rest
-    if not 0 <= count <= len(rest):
-        raise ValueError(f"{path}: --test must be in 0 .. {len(rest)}, got {count}")
-    return np.sort(np.random.default_rng(seed).permutation(rest)[:count])
-
-
-def _summarize(out: Path, molecule: Molecule, frames: MoleculeFrames, index: dict) -> Md17Summary:
-    energy, forces = frames.energy[index["train"]], frames.forces[index["train"]]
+    energy, forces = main.energy[index["train"]], main.forces[index["train"]]
     stdev = float(energy.std(ddof=1))
     if stdev < 1e-6:
-        raise ValueError(f"{frames.path}: expected energies that differ, got {energy[0]} eV in all")
+        raise ValueError(f"{main.path}: expected energies that differ, got {energy[0]} eV in all")
     counts = {name: len(numbers) for name, numbers in index.items()}
     rms = float(np.sqrt(np.square(forces).mean()))
-    return Md17Summary(out, molecule, float(energy.mean()), stdev, rms, counts)
+    total = sum({f.path: len(f) for f in frames.values()}.values())
+    unused = total - sum(counts.values()) - sum(entry["count"] for entry in skipped)
+    mean = float(energy.mean())
+    return Md17Summary(out, molecule, mean, stdev, rms, counts, tuple(skipped), unused)
 
 
 def _write_split(
@@ -248,7 +245,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@click.command("md17")
+@click.command("md17", cls=DataCommand)
 @click.argument("molecule")
 @click.option("--out", required=True, type=_PATH, help="Folder to make.")
 @click.option("--source", type=_PATH, help=".npz (MD17, rMD17), extended XYZ, or their folder.")
@@ -262,6 +259,7 @@ def sha256(path: Path) -> str:
 @click.option("--train-index", type=_PATH, help="File of training frames, and of --val frames.")
 @click.option("--val-index", type=_PATH, help="File of validation frames.")
 @click.option("--test-index", type=_PATH, help="File of test frames.")
+@on_bad_option
 def md17_command(molecule, out, source, fetch, checksum, **options) -> None:
     """Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.
 
@@ -275,7 +273,9 @@ def md17_command(molecule, out, source, fetch, checksum, **options) -> None:
     if fetch:
         source = source or out.parent / f"{kind.file}.npz"
         origin = {"url": kind.url}
-        if not source.exists():
+        if source.exists():
+            click.echo(f"{source} is there: it is not downloaded again", err=True)
+        else:
             click.echo(f"downloading {kind.url} to {source}", err=True)
             download(kind, source)
     if source is None:

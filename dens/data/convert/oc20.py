@@ -22,14 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import lmdb
 from ase import Atoms
 from torch_geometric.data import Data
 
 from dens.data.convert.build import Shard, build, parallel_map
-from dens.data.convert.command_line import common_options, report, show_progress, take_rules
+from dens.data.convert.command_line import (
+    DataCommand,
+    common_options,
+    report,
+    show_progress,
+    take_rules,
+)
 from dens.data.convert.labels import LabelRules
-from dens.data.sources.ase import index_source, map_frames, naming_frame
+from dens.data.skipped import BadFrame, bad_file, map_good_frames
+from dens.data.sources.ase import FrameSelection, index_source
 from dens.data.sources.oc20 import (
+    Line,
     LmdbRecords,
     Pair,
     find_lmdb_records,
@@ -46,29 +55,35 @@ _SYSTEM = re.compile(r"random(\d+)")
 
 @dataclass(frozen=True)
 class Oc20Converter:
-    """Converter of pairs of files and of LMDB records; ``ref_energy`` makes adsorption energies."""
+    """Converter of pairs of files and of LMDB records; ``ref_energy`` makes adsorption energies,
+    ``on_bad`` is that of `dens.data.skipped.map_good_frames`."""
 
     rules: LabelRules
     ref_energy: bool
+    on_bad: str
 
     def __call__(
         self, task: Pair | LmdbRecords, counts: Counter
-    ) -> Iterator[tuple[Data, dict[str, int]]]:
+    ) -> Iterator[tuple[Data, dict[str, int]] | BadFrame]:
         is_pair = isinstance(task, Pair)
         n_md = 0
-        for data in self._convert(task, counts) if is_pair else _mark(task, counts):
+        results = self._convert(task, counts) if is_pair else _mark(task, counts, self.on_bad)
+        for data in results:
+            if isinstance(data, BadFrame):
+                yield data
+                continue
             n_md += data.md
             yield data, self.rules.make_metadata(data) if is_pair else {"md": data.md}
         counts["md"] += n_md
 
-    def _convert(self, pair: Pair, counts: Counter) -> Iterator[Data]:
-        lines = read_lines(pair.text.path)
-        frames = index_source(pair.structures)
-        if len(lines) != len(frames.numbers):
-            raise ValueError(
-                f"{pair.text.path}: expected a line for each of the {len(frames.numbers)} frames "
-                f"of {Path(pair.structures.path).name}, got {len(lines)}"
-            )
+    def _convert(self, pair: Pair, counts: Counter) -> Iterator[Data | BadFrame]:
+        try:
+            lines, frames = self._open(pair)
+        except ValueError as error:
+            if self.on_bad == "error":
+                raise
+            yield bad_file(pair.structures.path, error, pair.count)
+            return
         by_path = says_md(pair.origin)
 
         def make_record(number: int, atoms: Atoms) -> Data | None:
@@ -80,22 +95,47 @@ class Oc20Converter:
             ids = {"sid": line.sid, "fid": line.fid}
             return self.rules.make_record(atoms, counts, **ids, reference=reference, md=md)
 
-        return (data for data in map_frames(make_record, frames) if data is not None)
+        results = map_good_frames(make_record, frames, self.on_bad)
+        yield from (data for data in results if data is not None)
+
+    @staticmethod
+    def _open(pair: Pair) -> tuple[list[Line], FrameSelection]:
+        lines = read_lines(pair.text.path)
+        frames = index_source(pair.structures)
+        if len(lines) != len(frames.numbers):
+            raise ValueError(
+                f"{pair.text.path}: expected a line for each of the {len(frames.numbers)} frames "
+                f"of {Path(pair.structures.path).name}, got {len(lines)}"
+            )
+        return lines, frames
 
 
-def _mark(records: LmdbRecords, counts: Counter) -> Iterator[Data]:
+def _mark(records: LmdbRecords, counts: Counter, on_bad: str) -> Iterator[Data | BadFrame]:
     """Read LMDB records and set ``md``."""
     path, lines = records.file.path, records.log and read_text(records.log.path)
     with open_lmdb(path) as environment, environment.begin() as transaction:
         for key in range(records.start, records.stop):
-            with naming_frame(path, key):
-                fields = load_record(transaction.get(str(key).encode())).to_dict()
-                data = Data(**{name: value for name, value in fields.items() if value is not None})
-                if lines:
-                    _check_system(lines[key], data)
-            data.md = int(says_md(lines[key]) if records.md is None else records.md)
+            try:
+                data = _read_record(transaction, key, lines)
+            except ValueError as error:
+                if on_bad == "error":
+                    raise ValueError(f"{path}, frame {key}: {error}") from error
+                yield BadFrame(f"{path}, frame {key}", str(error))
+                continue
+            md = int(says_md(lines[key]) if records.md is None else records.md)
             counts["frames"] += 1
+            if "md" in data and int(data.md) != md:
+                counts["md_replaced"] += 1
+            data.md = md
             yield data
+
+
+def _read_record(transaction: lmdb.Transaction, key: int, lines: list[str] | None) -> Data:
+    fields = load_record(transaction.get(str(key).encode())).to_dict()
+    data = Data(**{name: value for name, value in fields.items() if value is not None})
+    if lines:
+        _check_system(lines[key], data)
+    return data
 
 
 def _check_system(line: str, data: Data) -> None:
@@ -112,6 +152,7 @@ def convert_oc20(
     ref_energy: bool = False,
     md: bool | None = None,
     data_log: Path | None = None,
+    on_bad: str = "error",
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -125,6 +166,7 @@ def convert_oc20(
         ref_energy: subtract the reference energies of the text files.
         md: whether all structures come from MD; None: as their origins say.
         data_log: the folder of the logs of LMDB files; by default beside them.
+        on_bad: ``error``, or ``skip``: leave out bad frames, and pairs of files that do not fit.
         shard_size: see `dens.data.convert.frames.convert`; a pair of files is never divided.
         workers: processes; the bytes written do not depend on it.
         progress: called with the frames done and in all.
@@ -137,36 +179,52 @@ def convert_oc20(
     """
     if Path(out).exists():  # before minutes of reading
         raise ValueError(f"{out} already exists: remove it or choose another output folder")
-    tasks = [task for f in map(Path, folders) for task in _find(f, ref_energy, data_log, md)]
-
+    given = {"ref-energy": ref_energy, "cutoff": rules.cutoff, "max-force": rules.max_force}
+    for_pairs = [f"--{name}" for name, value in given.items() if value]
+    tasks = [task for f in map(Path, folders) for task in _find(f, for_pairs, data_log, md)]
     energy = "minus the reference energy of the text files" if ref_energy else "as in the source"
     sources = [{"folder": Path(f).resolve().name} for f in folders]
     with parallel_map(workers) as run_map:
         return build(
             out,
             _group(tasks, shard_size),
-            Oc20Converter(rules, ref_energy),
+            Oc20Converter(rules, ref_energy, on_bad),
             rules,
             "oc20",
-            lambda totals: {"energy": energy, "md": md, **totals[""], "sources": sources},
-            setting=ref_energy,
+            lambda totals: {
+                "energy": energy,
+                "md": md,
+                "on_bad": on_bad,
+                **totals[""],
+                "sources": sources,
+            },
+            setting=[ref_energy, on_bad],
             run_map=run_map,
             progress=progress,
         )
 
 
 def _find(
-    folder: Path, ref_energy: bool, data_log: Path | None, md: bool | None
+    folder: Path, for_pairs: Sequence[str], data_log: Path | None, md: bool | None
 ) -> Sequence[Pair | LmdbRecords]:
+    """Find the tasks of a folder; refuse options that are for the other kind of files."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of OC20 data")
     if any(folder.glob("*.lmdb")):
-        if ref_energy:
-            raise ValueError(f"{folder}: --ref-energy is for extxyz, but this has LMDB files")
+        if for_pairs:
+            names = ", ".join(for_pairs)
+            raise ValueError(
+                f"{folder}: {names} is for extxyz, but this has LMDB files, whose records stay as "
+                "they are"
+            )
         return find_lmdb_records(folder, data_log, md)
     pairs = find_pairs(folder, md)
     if not pairs:
         raise ValueError(f"{folder}: expected *.extxyz and *.txt (or .xz), or *.lmdb, found none")
+    if data_log is not None:
+        raise ValueError(
+            f"{folder}: --data-log is for LMDB files, but this has extxyz and their text"
+        )
     return pairs
 
 
@@ -183,7 +241,7 @@ def _group(tasks: Sequence[Pair | LmdbRecords], shard_size: int) -> list[Shard]:
     return [Shard("", sum(task.count for task in group), tuple(group)) for group in groups]
 
 
-@click.command("oc20")
+@click.command("oc20", cls=DataCommand)
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--ref-energy", is_flag=True, help="Adsorption energies: subtract the references.")
 @click.option("--md", type=click.Choice(["yes", "no"]), help="All of it is, or is not, from MD.")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 
+from dens.data.sources.ase import FrameSelection
+from dens.data.sources.npz import MoleculeFrames
+
+SPLITS = ("train", "val", "test")  # of a molecule
+CHUNK = 256  # frames per task
+WHOLE_CHUNK = 4096  # frames per task of a file that is read as a whole for any of its frames
 BLOCK = 20  # frames; consecutive MD frames are too alike to be in different splits
 
 
@@ -86,6 +93,18 @@ def split_by_index(files: Mapping[str, str | Path], n_frames: int) -> dict[str, 
     return splits
 
 
+def read_group(key: str, atoms: Atoms) -> str:
+    """Read the group of a frame: the text of a key.
+
+    Raises:
+        ValueError: the frame does not have the key.
+    """
+    if key not in atoms.info:
+        known = ", ".join(map(str, atoms.info)) or "nothing"
+        raise ValueError(f"expected the key {key!r} in its info, which has {known}")
+    return str(atoms.info[key])
+
+
 @dataclass(frozen=True)
 class Splitting:
     """Rule for the split of each frame.
@@ -107,7 +126,7 @@ class Splitting:
     block: int = BLOCK
 
     def assign(
-        self, sources: Mapping[str, int], read_groups: Callable[[], Sequence[str]]
+        self, sources: Mapping[str, int], read_groups: Callable[[], Sequence[str | None]]
     ) -> dict[str, np.ndarray]:
         """Find, by split, the ascending numbers of its frames over all sources.
 
@@ -115,7 +134,8 @@ class Splitting:
 
         Args:
             sources: number of frames by the name of the source, at least 1 each.
-            read_groups: reads the group of each frame; called if there is a `group_key`.
+            read_groups: reads the group of each frame, None for a bad one, which goes to the first
+                split to be counted there; called if there is a `group_key`.
 
         Raises:
             ValueError: see `read_index`; a split without frames.
@@ -132,7 +152,18 @@ class Splitting:
             return self._draw(np.concatenate(block_of), "blocks of frames")
         if self.rule == "by-system":
             groups = read_groups() if self.group_key else np.repeat(list(sources), counts)
-            return self._draw(np.unique(groups, return_inverse=True)[1], "systems")
+            good = np.array([group is not None for group in groups])
+            if not good.any():
+                raise ValueError(
+                    f"all {len(good)} frames are bad: none has the group of its system"
+                )
+            named = np.array([group for group in groups if group is not None])
+            units = np.full(len(good), -1)
+            units[good] = np.unique(named, return_inverse=True)[1]
+            splits = self._draw(units, "systems")
+            first = next(iter(splits))
+            splits[first] = np.union1d(splits[first], np.flatnonzero(~good))
+            return splits
         return {"": np.arange(counts.sum())}
 
     def _draw(self, unit_of: np.ndarray, what: str) -> dict[str, np.ndarray]:
@@ -159,3 +190,79 @@ class Splitting:
             "seed": self.seed,
             "block": self.block if self.rule == "by-block" else None,
         }
+
+
+def make_tasks(sources: Sequence[FrameSelection], numbers: np.ndarray) -> Iterator[FrameSelection]:
+    """Divide frames, given by ascending numbers over all sources, into tasks of one source each."""
+    end = 0
+    for frames in sources:
+        start, end = end, end + len(frames.numbers)
+        low, high = np.searchsorted(numbers, [start, end])
+        own = (numbers[low:high] - start).tolist()
+        chunk = WHOLE_CHUNK if frames.source.is_read_whole else CHUNK
+        for first in range(0, len(own), chunk):
+            yield frames.select(own[first : first + chunk])
+
+
+def split_molecule_by_seed(
+    frames: dict[str, MoleculeFrames], n_train: int, n_val: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Draw the frames of train and val at random; test gets the rest, or its own file.
+
+    Args:
+        frames: that each split is taken from.
+
+    Raises:
+        ValueError: too few frames.
+    """
+    main, test = frames["train"], frames["test"]
+    if n_train < 2 or n_val < 1 or n_train + n_val > len(main):
+        raise ValueError(
+            f"{main.path}: expected at least 2 training and 1 validation frames, and no more than "
+            f"its {len(main)}, got --train {n_train} --val {n_val}"
+        )
+    order = np.random.default_rng(seed).permutation(len(main))
+    parts = np.split(order, [n_train, n_train + n_val])
+    index = {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
+    return index if test is main else {**index, "test": np.arange(len(test))}
+
+
+def split_molecule_by_files(
+    frames: dict[str, MoleculeFrames], files: Mapping[str, str | Path], n_val: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Read the frames of the splits from files; see `dens.data.convert.md17.convert_md17`.
+
+    Raises:
+        ValueError: see `read_index`; files that do not fit the frames or each other.
+    """
+    main = frames["train"]
+    if frames["test"] is not main:
+        raise ValueError(f"{main.path}: has a test file beside it, so index files do not fit it")
+    if "train" not in files:
+        raise ValueError(f"--{next(iter(files))}-index needs --train-index beside it")
+    index = split_by_index(files, len(main))
+    if "val" not in index:
+        if not 1 <= n_val <= len(index["train"]) - 2:
+            raise ValueError(
+                f"{files['train']}: expected --val to be at least 1 and to leave at least 2 of "
+                f"its {len(index['train'])} frames for training, got {n_val}"
+            )
+        order = np.random.default_rng(seed).permutation(index["train"])
+        index["val"], index["train"] = np.sort(order[:n_val]), np.sort(order[n_val:])
+    if "test" not in index:
+        used = np.concatenate([index["train"], index["val"]])
+        index["test"] = np.setdiff1d(np.arange(len(main)), used)
+    return {name: index[name] for name in SPLITS}
+
+
+def draw_test(rest: np.ndarray, count: int | None, seed: int, path: Path) -> np.ndarray:
+    """Draw `count` test frames from the rest; None takes all of them."""
+    if count is None and len(rest) == 0:
+        raise ValueError(
+            f"{path}: no frame is left for the test split: lower --train or --val, or say --test 0"
+        )
+    if count is None:
+        return rest
+    if not 0 <= count <= len(rest):
+        raise ValueError(f"{path}: --test must be in 0 .. {len(rest)}, got {count}")
+    return np.sort(np.random.default_rng(seed).permutation(rest)[:count])

@@ -6,6 +6,7 @@ import re
 import shutil
 import urllib.request
 from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -14,9 +15,18 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.formula import Formula
 
-from dens.data.sources.ase import index_source, make_source, map_frames, naming_file, read_labels
+from dens.data.skipped import BadFrame, map_good_frames
+from dens.data.sources.ase import index_source, naming_file
 from dens.data.sources.npz import MoleculeFrames, read_npz
-from dens.data.units import UNITS, parse_units, suspected_units
+from dens.data.sources.reading import read_labels
+from dens.data.sources.search import make_source
+from dens.data.units import (
+    UNITS,
+    combine_units,
+    parse_units,
+    read_named_units,
+    suspected_units,
+)
 from dens.files import atomic_file
 
 # the official site, arXiv:1611.04678
@@ -83,7 +93,9 @@ def find_files(source: Path, molecule: Molecule) -> tuple[Path, Path | None]:
         return source, None
     if not source.is_dir():
         raise ValueError(f"{source}: expected a file or folder with MD17 data, there is none")
-    files = [f for f in sorted(source.rglob("*.npz")) if molecule.name in f.stem]
+    names = "|".join(map(re.escape, (molecule.name, molecule.file, *molecule.aliases)))
+    word = re.compile(rf"(?<![a-z])({names})(?![a-z])", re.IGNORECASE)
+    files = [f for f in sorted(source.rglob("*.npz")) if word.search(f.stem)]
     by_ending = {f.stem.rpartition("-")[2]: f for f in files}
     if len(files) == 2 and by_ending.keys() == {"train", "test"}:
         return by_ending["train"], by_ending["test"]
@@ -96,7 +108,9 @@ def find_files(source: Path, molecule: Molecule) -> tuple[Path, Path | None]:
     )
 
 
-def read_molecule(path: Path, molecule: Molecule, units: str | None = None) -> MoleculeFrames:
+def read_molecule(
+    path: Path, molecule: Molecule, units: str | None = None, on_bad: str = "error"
+) -> tuple[MoleculeFrames, dict[int, BadFrame]]:
     """Read and check a file.
 
     Args:
@@ -104,9 +118,11 @@ def read_molecule(path: Path, molecule: Molecule, units: str | None = None) -> M
         molecule: the molecule that it must hold.
         units: a key of `dens.data.units.UNITS`; None for those that the file names, or kcal/mol for
             an ``.npz`` that names none, since both layouts are published in it.
+        on_bad: ``error``, or ``skip``: find the bad frames instead of an error for the first.
 
     Returns:
-        Positions in Å, energies in eV, forces in eV/Å; ``units`` are those of the file.
+        Positions in Å, energies in eV, forces in eV/Å; ``units`` are those of the file. And the bad
+        frames by number, which may hold NaN.
 
     Raises:
         ValueError: unreadable, incomplete, not finite, another molecule, or units that are unknown
@@ -114,33 +130,53 @@ def read_molecule(path: Path, molecule: Molecule, units: str | None = None) -> M
     """
     units = units and parse_units(units).name
     is_npz = path.suffix == ".npz"
+    bad: dict[int, BadFrame] = {}
     if is_npz:
         with naming_file(path):
             frames = read_npz(path)
     else:
-        frames = _read_xyz(path)
+        frames, bad = _read_xyz(path, on_bad)
     with naming_file(path):
         if units is None and frames.units is None and not is_npz:
             raise ValueError(f"does not name its units: give --units, one of {', '.join(UNITS)}")
         if units is not None and frames.units not in (None, units):
             raise ValueError(f"its own e_unit says {frames.units}, got --units {units}")
         units = units or frames.units or "kcal/mol"
-        _check(frames, molecule, units)
+        if on_bad == "skip":
+            for number, fault in _find_infinite(frames):
+                bad.setdefault(number, BadFrame(f"{path}, frame {number}", fault))
+        _check(frames, molecule, units, bad)
     unit = UNITS[units]
-    return replace(
+    converted = replace(
         frames,
         pos=frames.pos * unit.length,
+        cell=None if frames.cell is None else frames.cell * unit.length,
         energy=frames.energy * unit.energy,
         forces=frames.forces * unit.force,
         units=units,
     )
+    return converted, bad
 
 
-def _read_xyz(path: Path) -> MoleculeFrames:
+def _read_xyz(path: Path, on_bad: str) -> tuple[MoleculeFrames, dict[int, BadFrame]]:
     frames = index_source(make_source(path, path.stem))
-    labelled = map_frames(lambda number, atoms: (atoms, *read_labels(atoms)), frames)
+    labelled = list(map_good_frames(lambda _, atoms: (atoms, *read_labels(atoms)), frames, on_bad))
+    bad = {i: frame for i, frame in enumerate(labelled) if isinstance(frame, BadFrame)}
+    good = next((frame for frame in labelled if not isinstance(frame, BadFrame)), None)
+    if good is None:
+        raise ValueError(f"{path}: all {len(bad)} frames are bad, the first: {bad[0].reason}")
+    nothing = good[0].copy()
+    nothing.positions[:] = np.nan
+    filler = (nothing, np.nan, nothing.positions)
+    labelled = [filler if i in bad else frame for i, frame in enumerate(labelled)]
+    if on_bad == "skip":
+        for index, (atoms, *_) in enumerate(labelled):
+            if not np.array_equal(atoms.numbers, good[0].numbers):
+                fault = "expected the atoms of the first frame, in its order"
+                bad[index] = BadFrame(f"{path}, frame {index}", fault)
+                labelled[index] = filler
     structures, energy, forces = zip(*labelled, strict=True)
-    first = structures[0]
+    first = good[0]
     for index, atoms in enumerate(structures):
         if not np.array_equal(atoms.numbers, first.numbers):
             raise ValueError(
@@ -148,16 +184,36 @@ def _read_xyz(path: Path) -> MoleculeFrames:
                 f"{first.get_chemical_formula()} in frame 0 and {atoms.get_chemical_formula()} in "
                 f"frame {index}, or another order of atoms"
             )
-    pos = np.array([atoms.positions for atoms in structures])
-    return MoleculeFrames(path, first.numbers, pos, np.array(energy), np.array(forces), None)
+        if not np.array_equal(atoms.pbc, first.pbc):
+            raise ValueError(f"{path}: expected equal pbc in every frame, got another in {index}")
+    pos, cell = (
+        np.array([getattr(atoms, name) for atoms in structures]) for name in ("positions", "cell")
+    )
+    pbc = tuple(first.pbc.tolist())
+    named = read_named_units(first.info)
+    units = combine_units(**named).name if named else None
+    if units not in (None, *UNITS):
+        raise ValueError(f"{path}: names the units {units}: dens data convert takes those")
+    labels = np.array(energy), np.array(forces), units
+    found = MoleculeFrames(path, first.numbers, pos, *labels, cell if any(pbc) else None, pbc)
+    return found, bad
 
 
-def _check(frames: MoleculeFrames, molecule: Molecule, units: str) -> None:
+def _find_infinite(frames: MoleculeFrames) -> Iterator[tuple[int, str]]:
+    """Yield the number and the fault of frames with NaN or infinity."""
     arrays = {"positions": frames.pos, "energies": frames.energy, "forces": frames.forces}
     for name, values in arrays.items():
         good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not good.all():
-            raise ValueError(f"{name} must be finite, got NaN or infinity in frame {good.argmin()}")
+        for number in np.flatnonzero(~good).tolist():
+            yield number, f"{name} must be finite, got NaN or infinity"
+
+
+def _check(
+    frames: MoleculeFrames, molecule: Molecule, units: str, bad: Collection[int] = ()
+) -> None:
+    for number, fault in _find_infinite(frames):
+        if number not in bad:
+            raise ValueError(f"{fault} in frame {number}")
     numbers = frames.numbers
     known = (numbers > 0) & (numbers < len(chemical_symbols))
     if not known.all():
@@ -167,7 +223,7 @@ def _check(frames: MoleculeFrames, molecule: Molecule, units: str) -> None:
         formula = Formula.from_dict(found).format("hill")
         raise ValueError(f"expected {molecule.name}, {molecule.formula}, got {formula}")
     # total energies that fit the molecule in other units; shifted ones fit none
-    mean = frames.energy.mean()
+    mean = np.delete(frames.energy, list(bad)).mean()
     suspected = suspected_units(numbers, mean, units)
     if suspected:
         raise ValueError(

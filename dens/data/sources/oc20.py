@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ase.io.formats import open_with_compression
 
-from dens.data.sources.ase import Source, make_source
+from dens.data.sources.search import Source, make_source
 from dens.data.store.lmdb import count_records, open_lmdb
 
 CHUNK = 256  # LMDB records per task

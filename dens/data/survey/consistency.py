@@ -67,6 +67,12 @@ class EnergyScale:
             f"{n} energies are those of all electrons in {name}"
             for name, n in self._suspected.items()
         ]
+        sizes = set(self._natoms)
+        if len(sizes) > 1 and len(self._energies) > 2 and np.ptp(self._energies) == 0:
+            found.append(
+                f"all structures, of {min(sizes)} to {max(sizes)} atoms, have the same energy, "
+                f"{self._energies[0]:g} eV"
+            )
         if self._contacts:
             typical = float(np.median(self._contacts))
             if not CONTACTS[0] < typical < CONTACTS[1]:

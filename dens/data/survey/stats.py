@@ -11,6 +11,7 @@ import click
 import numpy as np
 import yaml
 
+from dens.data.convert.command_line import DataCommand
 from dens.data.soundness import USUAL
 from dens.data.survey.samples import FolderReader, draw, read_samples
 from dens.graphs.radius import count_neighbors
@@ -202,7 +203,7 @@ def measure(
     )
 
 
-@click.command("stats")
+@click.command("stats", cls=DataCommand)
 @click.argument("folder", type=str, required=False)
 @click.option("--config", type=click.Path(path_type=Path), help="Training config: reader, cutoff.")
 @click.option("--cutoff", type=click.FloatRange(0, min_open=True), help="Å, instead of a config's.")

@@ -187,7 +187,7 @@ def _(path: Path) -> list:
     return ["convert", path / "a.db"]
 
 
-@case("unknown element", "PATH/a.extxyz: KeyError: 'Zz'")
+@case("unknown element", "PATH/a.extxyz, frame 0: 'Zz' is no element")
 def _(path: Path) -> list:
     ase.io.write(path / "a.extxyz", slabs(1))
     text = (path / "a.extxyz").read_text().replace("O ", "Zz", 1)

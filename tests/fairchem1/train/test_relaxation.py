@@ -1,13 +1,17 @@
 """Test that the LBFGS of relaxations never steps uphill."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from fairchem.core.common.relaxation import ml_relaxation
 from fairchem.core.common.relaxation.ml_relaxation import ml_relax
 from fairchem.core.common.relaxation.optimizers.lbfgs_torch import LBFGS
+from fairchem.core.trainers import ocp_trainer
 from helpers.structures import make_batch
 
 from dens.fairchem1.train.relaxation import SafeLBFGS, safe_lbfgs
+from dens.settings import ConfigError
 
 
 class DoubleWells:
@@ -60,3 +64,45 @@ def test_descends_where_the_energy_curves_down():
     assert uphill == 0
     assert ml_relaxation.LBFGS is LBFGS
     assert relax()[1] > 0  # the test would notice
+
+
+def relax_to(folder: Path, sids: list, fids: list[int] | None) -> list[str]:
+    """Relax structures with these identifiers, twice; return the trajectories written."""
+    batch = make_batch()
+    batch.sid = sids
+    if fids is not None:
+        batch.fid = torch.tensor(fids)
+    with safe_lbfgs():
+        for _ in range(2):
+            relax_opt = {"memory": 50, "traj_dir": folder}
+            ml_relax(batch, DoubleWells(batch, stiffness=0.5), 2, fmax=0.01, relax_opt=relax_opt)
+            assert ocp_trainer.check_traj_files(batch, folder)
+        assert not ocp_trainer.check_traj_files(batch, None)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("sids", "fids", "names"),
+    [
+        (["a/run", "b/run", "run"], None, ["a/run.traj", "b/run.traj", "run.traj"]),
+        (["a/run", "a/run", "b"], [0, 1, 0], ["a/run-1.traj", "a/run.traj", "b.traj"]),
+        (["v.1", "v.2", "é"], [0, 0, 7], ["v.1.traj", "v.2.traj", "é-7.traj"]),
+        (torch.tensor([5, 6, 5]), [0, 0, 3], ["5-3.traj", "5.traj", "6.traj"]),
+    ],
+)
+def test_each_structure_has_a_trajectory(tmp_path, sids, fids, names):
+    assert relax_to(tmp_path / "traj", sids, fids) == names
+
+
+@pytest.mark.parametrize(
+    ("sids", "message"),
+    [
+        (["a", "a", "b"], "two structures have the trajectory a: "),
+        (["../a", "b", "c"], "the sid '../a' is no file name"),
+        (["/a", "b", "c"], "the sid '/a' is no file name"),
+    ],
+)
+def test_trajectories_are_not_overwritten(tmp_path, sids, message):
+    with pytest.raises(ConfigError, match=message):
+        relax_to(tmp_path / "traj", sids, None)
+    assert not any(tmp_path.iterdir())

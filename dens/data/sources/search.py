@@ -1,0 +1,184 @@
+"""Find files with labelled structures, and tell which were taken and which were left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ase.io.formats import get_compression
+
+from dens.data.sources.formats.database import is_json_database
+from dens.data.sources.formats.deepmd import is_deepmd
+from dens.data.sources.formats.vasp import best_of, calculation_of, is_cut, vasp_format
+from dens.data.sources.reading import ReadOptions
+
+_KINDS = {
+    ".traj": "traj",
+    ".xyz": "xyz",
+    ".extxyz": "xyz",
+    ".db": "db",
+    ".aselmdb": "db",
+    ".json": "json",
+    ".npz": "npz",
+}
+_SHOWN = 8  # names or kinds in a line
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or folder of DeePMD-kit. ``name`` is unique among the sources and becomes the sid
+    of its frames; ``size`` (bytes) and ``mtime`` (ns) show whether it changed."""
+
+    path: str
+    name: str
+    size: int
+    mtime: int
+    kind: str
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it ends in .xz, .gz or .bz2."""
+        return get_compression(self.path)[1] is not None
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether all of it must be read for any of its frames."""
+        return self.is_compressed or self.kind not in ("traj", "xyz", "db")
+
+
+def find_kind(path: Path) -> str:
+    """Tell the kind of a file.
+
+    Returns:
+        traj, xyz (extended), db, json (a database), npz, deepmd (a folder), vasp-xml, vasp-out, or
+        ase: any other format that ASE reads.
+    """
+    if path.is_dir():
+        return "deepmd"
+    name, compression = get_compression(path.name)
+    kind = _KINDS.get(os.path.splitext(name)[1], "ase")
+    if kind == "json" and (compression or not is_json_database(path)):
+        kind = "ase"
+    return (vasp_format(path) or "ase") if kind == "ase" else kind
+
+
+def make_source(path: Path, name: str, options: ReadOptions | None = None) -> Source:
+    """Make the source of a file, with its size and time."""
+    parts = [path, *path.rglob("*")] if path.is_dir() else [path]
+    status = [part.stat() for part in parts]
+    size, time = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
+    return Source(str(path), name, size, time, find_kind(path), options or ReadOptions())
+
+
+def find_sources(
+    paths: Sequence[str | Path],
+    options: ReadOptions | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Source]:
+    """Find the files under the given paths.
+
+    Args:
+        paths: files, and folders that are searched for files of known kinds, subfolders included.
+            Of the files of one calculation, vasprun.xml and OUTCAR, one is taken.
+        options: how they are to be read.
+        say: takes the lines that tell what was taken and left out of folders.
+
+    Returns:
+        In the order given, each folder sorted by name. Names are relative to the common folder.
+
+    Raises:
+        ValueError: a path that does not exist, a folder without such files, a file given twice.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
+        found += [path] if path.is_file() or is_deepmd(path) else _search(path, say)
+    absolute = [Path(os.path.abspath(path)) for path in found]
+    if len(set(absolute)) < len(absolute):
+        twice = next(path for path in absolute if absolute.count(path) > 1)
+        raise ValueError(f"{twice} is given twice")
+    names = _names(absolute)
+    sources = [make_source(*named, options) for named in zip(absolute, names, strict=True)]
+    for source in sources:
+        if source.kind == "vasp-xml" and is_cut(source.path):
+            say(f"{source.path} is cut off: only its whole steps are taken")
+    return sources
+
+
+def _search(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """Search a folder, and say what was taken of it and what was left out."""
+    systems = sorted({path.parent for path in folder.rglob("type.raw") if is_deepmd(path.parent)})
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(system in path.parents for system in systems)
+    ]
+    known = [path for path in files if _is_known(path)]
+    calculations = defaultdict(list)
+    for path in known:
+        if find_kind(path).startswith("vasp"):
+            calculations[calculation_of(path)].append(path)
+    best = {path: best_of(group) for group in calculations.values() for path in group}
+    taken = sorted([*systems, *(path for path in known if best.get(path, path) == path)])
+    if not taken:
+        raise ValueError(
+            f"{folder}: expected files with structures ({', '.join(_KINDS)}, vasprun.xml, "
+            f"OUTCAR; xyz also as .xz, .gz, .bz2), found none{_among(files)}"
+        )
+    kinds = Counter(find_kind(path) for path in taken)
+    say(f"{folder}: taken {_listed(kinds)}")
+    doubles = [_double(path, chosen, folder) for path, chosen in best.items() if path != chosen]
+    if doubles:
+        say(
+            f"{folder}: left out, since another file has the same calculation: "
+            f"{', '.join(doubles[:_SHOWN])}{_more(len(doubles))}"
+        )
+    others = [path for path in files if path not in set(known)]
+    if others:
+        say(
+            f"{folder}: left out, since folders are searched for other kinds: "
+            f"{_listed(Counter(map(_kind_name, others)))}; name files with structures one by one"
+        )
+    return taken
+
+
+def _double(path: Path, chosen: Path, folder: Path) -> str:
+    cut = "cut off, " if find_kind(path) == "vasp-xml" and is_cut(path) else ""
+    return f"{path.relative_to(folder)} ({cut}as {chosen.name})"
+
+
+def _is_known(path: Path) -> bool:
+    kind = find_kind(path)
+    packed = get_compression(path.name)[1] is not None
+    return kind != "ase" and (not packed or kind in ("xyz", "vasp-xml", "vasp-out"))
+
+
+def _kind_name(path: Path) -> str:
+    suffix = "".join(path.suffixes[-2:] if get_compression(path.name)[1] else path.suffixes[-1:])
+    return suffix or path.name
+
+
+def _listed(kinds: Counter) -> str:
+    parts = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
+    return ", ".join(parts) + _more(len(kinds))
+
+
+def _more(count: int) -> str:
+    return f" and {count - _SHOWN} more" if count > _SHOWN else ""
+
+
+def _among(files: list[Path]) -> str:
+    return f" among {_listed(Counter(map(_kind_name, files)))}" if files else ""
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Name the files uniquely, without suffixes where that is enough to tell them apart."""
+    root = os.path.commonpath([path.parent for path in paths])
+    full = [os.path.relpath(path, root) for path in paths]
+    short = [os.path.join(os.path.dirname(n), os.path.basename(n).split(".")[0]) for n in full]
+    return short if len(set(short)) == len(short) else full

@@ -17,9 +17,6 @@ from dens.runs.check.findings import Findings
 from dens.runs.check.memory import Footprint, in_words
 from dens.settings import ConfigError
 
-_NEEDED = ("num_workers", "lr_initial", "max_epochs")
-_SCHEDULE = ("scheduler", "scheduler_params")  # needed by the trainers of EquiformerV2
-
 
 def check_settings(
     config: Mapping[str, Any], report: Findings
@@ -33,8 +30,6 @@ def check_settings(
     n_errors = report.count("error")
     with report.attempt("settings"):
         config = settle(config)
-    with report.attempt("settings"):
-        _check_needed(config)
     with report.attempt("data"):
         check_inputs(config)
     with suppress(ConfigError):  # there are none, or settle has reported what is wrong
@@ -42,15 +37,6 @@ def check_settings(
     if report.count("error") == n_errors:
         report.ok("settings", _describe(config, dens))
     return config, dens
-
-
-def _check_needed(config: Mapping[str, Any]) -> None:
-    names, optim = _NEEDED, config.get("optim") or {}
-    if "equiformerv2" in str(config.get("trainer")) or "dens" in str(config.get("trainer")).lower():
-        names += _SCHEDULE
-    missing = [f"optim.{name} is missing" for name in names if name not in optim]
-    if missing:
-        raise ConfigError("\n".join(missing))
 
 
 def _describe(config: Mapping[str, Any], dens: DeNSConfig | None) -> str:

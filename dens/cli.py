@@ -24,6 +24,7 @@ from dens.settings import ConfigError
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
 _INSTALL = "pip install 'fairchem-dens[fairchem1]'"
 _PATH = click.Path(path_type=Path)
+_COUNT, _SPLIT = click.IntRange(min=1), click.Choice(["val", "test"])
 
 
 def open_config(path: Path) -> Any:
@@ -133,9 +134,17 @@ def data(ctx: click.Context) -> None:
 
 @commands.command("check", context_settings=_OVERRIDES)
 @click.argument("config", type=_PATH)
-@click.option("--num-gpus", default=1, show_default=True, help="Ranks of the planned run.")
+@click.option(
+    "--num-gpus", default=1, show_default=True, help="Ranks of the planned run.", type=_COUNT
+)
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
-@click.option("--sample", default=300, show_default=True, help="Structures to read of each split.")
+@click.option(
+    "--sample",
+    default=300,
+    show_default=True,
+    type=_COUNT,
+    help="Structures to read of each split.",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
@@ -154,7 +163,7 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
 @commands.command("evaluate", context_settings=_OVERRIDES)
 @click.option("--config", required=True, type=_PATH, help="Training config.")
 @click.option("--checkpoint", required=True, type=_PATH, help="Its weights.")
-@click.option("--split", default="val", show_default=True, help="A split of the config's dataset.")
+@click.option("--split", default="val", show_default=True, type=_SPLIT, help="Its data.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, ...]) -> None:
     """Measure the S2EF and denoising errors of a checkpoint.

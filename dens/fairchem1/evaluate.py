@@ -17,6 +17,8 @@ from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
 from dens.settings import ConfigError
 
+_MODES = {"val": "validate", "test": "predict"}  # fairchem's modes that read these splits
+
 
 def evaluate_command(
     config_path: Path, checkpoint: Path, *, split: str = "val", overrides: Iterable[str] = ()
@@ -28,7 +30,9 @@ def evaluate_command(
     """
     if not checkpoint.is_file():
         raise ConfigError(f"--checkpoint {checkpoint} does not exist")
-    argv = ["--config-yml", str(config_path), "--mode", "validate", "--debug"]
+    if split not in _MODES:
+        raise ConfigError(f"--split must be one of {', '.join(_MODES)}, got {split!r}")
+    argv = ["--config-yml", str(config_path), "--mode", _MODES[split], "--debug"]
     config = read_config(*parse_args([*argv, "--checkpoint", str(checkpoint), *overrides]))
     with new_trainer_context(config=config) as context:
         errors = evaluate(context.trainer, checkpoint, split)

@@ -27,6 +27,7 @@ from dens.fairchem1.config.schema import StepSettings
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
+from dens.runs.check.schedule import Sampling, check_resume
 from dens.settings import ConfigError, parse_settings
 
 _SPLITS = ("train", "val", "test", "relax")
@@ -58,6 +59,7 @@ class ReproducibleSteps:
     _signals: StopSignals | None = None
     _stop = False  # whether any rank was asked to stop
     _resumed_metrics: dict | None = None
+    _resumed_sampling: Sampling | None = None
 
     def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
         known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
@@ -74,11 +76,20 @@ class ReproducibleSteps:
     # ---- begin and complete a step ----------------------------------------------------------
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
+        last, of_checkpoint = self.config["optim"]["max_epochs"], self._resumed_sampling
+        notice = check_resume(self.step, self.epoch, of_checkpoint, self.sampling(), last)
+        if notice and distutils.is_master():
+            logging.warning(notice)
         with StopSignals() as self._signals:
             super().train(disable_eval_tqdm)
             if self._unfinished is not None and not self._due:  # save the end of training
                 self._due.append("checkpoint.pt")
             self.complete_step()
+
+    def sampling(self) -> Sampling:
+        """Return how many structures there are, and how many a step takes on all ranks."""
+        n = len(self.train_dataset)
+        return Sampling.of(self.config["optim"], n, self.data_world_size())
 
     def begin_step(self) -> None:
         """Complete the step before and seed this one; call it first in the forward pass."""
@@ -227,11 +238,8 @@ class ReproducibleSteps:
             self._skipped_in_a_row = 0
         else:
             self._skip_step()
-        self.metrics["skipped_steps"] = {
-            "metric": self.skipped_steps,
-            "total": self.skipped_steps,
-            "numel": 1,
-        }
+        count = self.skipped_steps
+        self.metrics["skipped_steps"] = {"metric": count, "total": count, "numel": 1}
 
     def _note_overflow(self, scale_before: float | None) -> None:
         """Note a step that the scaler skipped because gradients overflowed in float16."""
@@ -270,7 +278,8 @@ class ReproducibleSteps:
         refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
 
         def write(state: dict, **where: str) -> str:
-            state["dens"] = dens_state(self.metrics, self.skipped_steps)
+            own = dens_state(self.metrics, self.skipped_steps)
+            state["dens"] = {**own, "sampling": self.sampling()._asdict()}
             return write_checkpoint(state, **where)
 
         with replaced(base_trainer, save_checkpoint=write):
@@ -281,6 +290,8 @@ class ReproducibleSteps:
         state = checkpoint.get("dens", {})
         self.skipped_steps = state.get("skipped_steps", 0)
         self._resumed_metrics = state.get("metrics")
+        sampling = state.get("sampling")  # dens 0.1.0 did not keep it
+        self._resumed_sampling = Sampling(**sampling) if sampling else None
 
     def running_metrics(self, metrics: dict | None) -> dict:
         """Return the metrics to update: after resuming, once, those of the checkpoint."""

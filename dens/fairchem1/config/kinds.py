@@ -34,9 +34,14 @@ _KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "counts": (int, "an integer >= 1", {"ge": 1}),
     "optional_counts": (int | None, "an integer >= 1, or null", {"ge": 1}),
     "indices": (int, "an integer >= 0", {"ge": 0}),
-    "degrees": (
-        list[Annotated[int, Field(ge=0, le=11)]] | None,  # as Wigner matrices of fairchem
+    "orders": (
+        list[Annotated[int, Field(ge=0, le=11)]] | None,
         "a list of integers from 0 to 11, or null",
+        {"min_length": 1},
+    ),
+    "degrees": (
+        list[Annotated[int, Field(ge=1, le=11)]] | None,  # as Wigner matrices of fairchem
+        "a list of integers from 1 to 11, or null",
         {"min_length": 1},
     ),
     "intervals": (

@@ -82,7 +82,8 @@ class EquiformerV2Settings(
         positive="max_radius",
         optional_positive="avg_num_nodes avg_degree",
         rates="alpha_drop drop_path_rate proj_drop",
-        degrees="lmax_list mmax_list",
+        degrees="lmax_list",
+        orders="mmax_list",
         switches="use_pbc use_pbc_single regress_forces otf_graph use_atom_edge_embedding "
         "share_atom_edge_embedding use_m_share_rad use_s2_act_attn use_attn_renorm use_gate_act "
         "use_grid_mlp use_sep_s2_act enforce_max_neighbors_strictly",

@@ -80,7 +80,18 @@ def _common_checks(config: Mapping[str, Any], trainer: type) -> list[Callable[[]
         lambda: check_optim(config.get("optim") or {}, trainer),
         lambda: check_names(config),
         lambda: check_primary_metric(evaluation),
+        lambda: _check_plateau(config),
     ]
+
+
+def _check_plateau(config: Mapping[str, Any]) -> None:
+    optim, dataset = config.get("optim") or {}, config.get("dataset")
+    validates = not isinstance(dataset, Mapping) or "src" in (dataset.get("val") or {})
+    if optim.get("scheduler") == "ReduceLROnPlateau" and not validates:
+        raise ConfigError(
+            "scheduler = ReduceLROnPlateau needs validation data, got no dataset.val.src "
+            "(optim.scheduler)"
+        )
 
 
 def _check_dens(config: Mapping[str, Any], trainer: type) -> None:

@@ -59,7 +59,7 @@ class ReproducibleSteps:
     _signals: StopSignals | None = None
     _stop = False  # whether any rank was asked to stop
     _resumed_metrics: dict | None = None
-    _resumed_sampling: Sampling | None = None
+    _resumed_sampling: Sampling | None = None  # of the checkpoint
 
     def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
         known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
@@ -76,8 +76,8 @@ class ReproducibleSteps:
     # ---- begin and complete a step ----------------------------------------------------------
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        last, of_checkpoint = self.config["optim"]["max_epochs"], self._resumed_sampling
-        notice = check_resume(self.step, self.epoch, of_checkpoint, self.sampling(), last)
+        last, now = self.config["optim"]["max_epochs"], self.sampling()
+        notice = check_resume(self.step, self.epoch, self._resumed_sampling, now, last)
         if notice and distutils.is_master():
             logging.warning(notice)
         with StopSignals() as self._signals:
@@ -88,8 +88,8 @@ class ReproducibleSteps:
 
     def sampling(self) -> Sampling:
         """Return how many structures there are, and how many a step takes on all ranks."""
-        n = len(self.train_dataset)
-        return Sampling.of(self.config["optim"], n, self.data_world_size())
+        n, ranks = len(self.train_dataset), self.data_world_size()
+        return Sampling.of(self.config["optim"], n, ranks)
 
     def begin_step(self) -> None:
         """Complete the step before and seed this one; call it first in the forward pass."""
@@ -134,7 +134,7 @@ class ReproducibleSteps:
 
     @staticmethod
     def counts_batch() -> bool:
-        """Return whether this rank counts its batch: the first of the ranks that share it does."""
+        """Tell whether this rank counts its batch: the first of the ranks that share it does."""
         return not gp_utils.initialized() or gp_utils.get_gp_rank() == 0
 
     # ---- data and micro-batches -------------------------------------------------------------
@@ -188,16 +188,13 @@ class ReproducibleSteps:
 
     def note_not_finite(self, terms: dict[str, float], out: dict[str, Tensor], batch) -> None:
         """Log the structures of a non-finite loss; ``terms`` are averages over all ranks."""
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if not bad:
+        if not (bad := [name for name, value in terms.items() if not math.isfinite(value)]):
             return
         self._not_finite = f"the loss term {' and '.join(bad)}"
-        culprits = non_finite_structures(out, batch, self.output_targets)
-        if culprits:
-            logging.error(
-                f"step {self.step}, rank {distutils.get_rank()}: not finite in structure "
-                f"{'; '.join(culprits[:8])}{' ...' * (len(culprits) > 8)}"
-            )
+        if culprits := non_finite_structures(out, batch, self.output_targets):
+            named = "; ".join(culprits[:8]) + " ..." * (len(culprits) > 8)
+            where = f"step {self.step}, rank {distutils.get_rank()}"
+            logging.error(f"{where}: not finite in structure {named}")
 
     def load_optimizer(self) -> None:
         super().load_optimizer()
@@ -215,8 +212,8 @@ class ReproducibleSteps:
         except RuntimeError:
             named = self._unwrapped_model.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            more = f" and of {len(bad) - 1} more" * (len(bad) > 1)
-            raise _NotFiniteError(f"the gradient of {bad[0] if bad else 'all'}{more}") from None
+            names = (bad[0] if bad else "all") + f" and of {len(bad) - 1} more" * (len(bad) > 1)
+            raise _NotFiniteError(f"the gradient of {names}") from None
         if self.logger is not None:
             self.logger.log({"grad_norm": norm}, step=self.step, split="train")
 
@@ -278,8 +275,8 @@ class ReproducibleSteps:
         refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
 
         def write(state: dict, **where: str) -> str:
-            own = dens_state(self.metrics, self.skipped_steps)
-            state["dens"] = {**own, "sampling": self.sampling()._asdict()}
+            state["dens"] = dens_state(self.metrics, self.skipped_steps)
+            state["dens"]["sampling"] = self.sampling()._asdict()
             return write_checkpoint(state, **where)
 
         with replaced(base_trainer, save_checkpoint=write):
@@ -290,13 +287,13 @@ class ReproducibleSteps:
         state = checkpoint.get("dens", {})
         self.skipped_steps = state.get("skipped_steps", 0)
         self._resumed_metrics = state.get("metrics")
-        sampling = state.get("sampling")  # dens 0.1.0 did not keep it
-        self._resumed_sampling = Sampling(**sampling) if sampling else None
+        if sampling := state.get("sampling"):  # which dens 0.1.0 did not keep
+            self._resumed_sampling = Sampling(**sampling)
 
     def running_metrics(self, metrics: dict | None) -> dict:
         """Return the metrics to update: after resuming, once, those of the checkpoint."""
-        resumed, self._resumed_metrics = self._resumed_metrics, None
-        return resumed or metrics or {}
+        before, self._resumed_metrics = self._resumed_metrics, None
+        return before or metrics or {}
 
 
 class _NotFiniteError(Exception):

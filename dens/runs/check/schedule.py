@@ -62,8 +62,8 @@ def check_resume(
         product = f" = {before.batch}" if before else ""
         raise ConfigError(
             f"cannot resume at step {step}: the checkpoint has {was}, and this run has {now}; keep "
-            f"the data, and batch_size x grad_accumulation_steps x ranks{product}, or start from "
-            "its weights: --model.pretrained=FILE instead of --checkpoint FILE (optim.batch_size)"
+            f"the data, and batch_size x grad_accumulation_steps x ranks{product}, or start afresh "
+            "from its weights: --checkpoint with that run's best_checkpoint.pt (optim.batch_size)"
         )
     if step >= max_epochs * steps:
         return (

@@ -96,7 +96,8 @@ def parse_settings(
         return schema.model_validate(settings)
     except ValidationError as error:
         # a union field reports one error for each of its members: one line for each key is enough
-        lines = dict.fromkeys(_explain(e, where, schema.model_fields) for e in error.errors())
+        found = {e["loc"][:1]: e for e in reversed(error.errors())}
+        lines = [_explain(e, where, schema.model_fields) for e in reversed(found.values())]
         raise ConfigError("\n".join(lines)) from None
 
 

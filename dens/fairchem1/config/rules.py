@@ -169,7 +169,10 @@ def check_primary_metric(evaluation: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the metric and those that are computed.
     """
-    names = ["loss", *metric_names(evaluation.get("metrics") or {})]
+    metrics = evaluation.get("metrics") or {}
+    if not isinstance(metrics, Mapping):
+        return  # check_names refuses it
+    names = ["loss", *metric_names(metrics)]
     primary = evaluation.get("primary_metric")
     if primary is not None and primary not in names:
         raise ConfigError(

@@ -56,13 +56,17 @@ def check_keys(config: Mapping[str, Any], trainer: type) -> None:
     Raises:
         ConfigError: one line for each mistake.
     """
-    lenient = not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
+    lenient = _reads_more(trainer)
     run_all(
         *(
             partial(parse_settings, known, settings or {}, where, lenient=accepts_others)
             for where, settings, known, accepts_others in _list_sections(config, lenient)
         )
     )
+
+
+def _reads_more(trainer: type) -> bool:
+    return not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
 
 
 def check_optim(optim: Mapping[str, Any], trainer: type) -> None:
@@ -77,12 +81,13 @@ def check_optim(optim: Mapping[str, Any], trainer: type) -> None:
     """
     if not issubclass(trainer, OCPTrainer):
         return
-    sections = list(_list_optim(optim, lenient=True))
+    lenient = _reads_more(trainer)
+    sections = list(_list_optim(optim, lenient))
     needed = _NEEDED
     if issubclass(trainer, EquiformerV2ForcesTrainer):
         needed += _SCHEDULE
     run_all(
-        *(partial(parse_settings, k, v or {}, w, lenient=True) for w, v, k, _ in sections),
+        *(partial(parse_settings, k, v or {}, w, lenient=lenient) for w, v, k, _ in sections),
         lambda: _refuse_missing(needed, optim),
         lambda: check_optimizer(optim, trainer),
     )

@@ -56,6 +56,9 @@ def check_optimizer(optim: Mapping[str, Any], trainer: type) -> None:
     if "scheduler" in optim and scheduler not in scheduler_names():
         quotes = " (a constant rate is 'Null', in quotes)" * (scheduler is None)
         problems.append(unknown_value(scheduler, "optim.scheduler", scheduler_names(), quotes))
+    if "lr" in (optim.get("optimizer_params") or {}):
+        key = "optim.optimizer_params.lr"
+        problems.append(f"the learning rate is optim.lr_initial, got another one ({key})")
     if problems:
         raise ConfigError("\n".join(problems))
     params = optim.get("scheduler_params")

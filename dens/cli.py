@@ -243,9 +243,12 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     except ImportError as error:
-        if not (error.name or "").startswith("fairchem"):
+        version = fairchem_version()
+        other = version.split(".")[0] not in ("", "1")  # whose dependencies are others
+        if not other and not (error.name or "").startswith("fairchem"):
             raise
-        _fail(f"this needs fairchem-core 1.10: {_INSTALL} ({error})")
+        installed = f", and {version} is installed" * other
+        _fail(f"this needs fairchem-core 1.10{installed}: {_INSTALL} ({error})")
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -115,7 +115,7 @@ def commands() -> None:
         ),
         "check": (
             "dens.data.survey.check:check_command",
-            "Look for what is wrong with the LMDB FOLDER, or with every split in it.",
+            "Look for faults in the LMDB FOLDER, or in every split in it.",
         ),
         "demo": (_DEMO, "Make the data of the demo in the folder OUT."),
         "download": (

@@ -192,7 +192,8 @@ def test_demo_data_needs_no_terminal(tmp_path):
     """Nor does it write a line of progress where there is none."""
     program = (
         "import dens.data.demo as demo, functools; from dens.cli import main; "
-        "demo.make_demo_data = functools.partial(demo.make_demo_data, train_frames=2, val_frames=1); "
+        "few = {'train_frames': 2, 'val_frames': 1}; "
+        "demo.make_demo_data = functools.partial(demo.make_demo_data, **few); "
         f"main(['data', 'demo', {str(tmp_path / 'out')!r}])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

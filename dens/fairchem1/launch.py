@@ -37,6 +37,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.fairchem1.config.read import as_config_error
+from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.train.logger import keep_logs
@@ -223,6 +224,7 @@ def _settle(config: dict[str, Any]) -> dict[str, Any]:
     try:
         config = settle(config)
         check_inputs(config)
+        check_needed(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _read_safely(config)

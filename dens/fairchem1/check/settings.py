@@ -12,6 +12,7 @@ from typing import Any
 from dens.denoising.config import DeNSConfig
 from dens.fairchem1.config.inputs import check_inputs
 from dens.fairchem1.config.rules import parse_dens
+from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
 from dens.runs.check.findings import Findings
 from dens.runs.check.memory import Footprint, in_words
@@ -30,6 +31,8 @@ def check_settings(
     n_errors = report.count("error")
     with report.attempt("settings"):
         config = settle(config)
+    with report.attempt("settings"):
+        check_needed(config)
     with report.attempt("data"):
         check_inputs(config)
     with suppress(ConfigError):  # there are none, or settle has reported what is wrong

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from dens.fairchem1.config import schema
 from dens.fairchem1.config.kinds import make_schema, signature_schema
 from dens.fairchem1.config.read import SPLITS
-from dens.fairchem1.config.rules import find_registered, run_all
+from dens.fairchem1.config.rules import find_class, find_registered, run_all
 from dens.fairchem1.train.optimizer import check_optimizer, try_optimizer
 from dens.settings import ConfigError, parse_settings
 
@@ -70,7 +70,7 @@ def _reads_more(trainer: type) -> bool:
 
 
 def check_optim(optim: Mapping[str, Any], trainer: type) -> None:
-    """Refuse an ``optim`` section in which a trainer of fairchem's would miss or refuse something.
+    """Refuse an ``optim`` section that a trainer of fairchem's would not take.
 
     Args:
         optim: the section, in the current form.
@@ -83,20 +83,30 @@ def check_optim(optim: Mapping[str, Any], trainer: type) -> None:
         return
     lenient = _reads_more(trainer)
     sections = list(_list_optim(optim, lenient))
-    needed = _NEEDED
-    if issubclass(trainer, EquiformerV2ForcesTrainer):
-        needed += _SCHEDULE
     run_all(
         *(partial(parse_settings, k, v or {}, w, lenient=lenient) for w, v, k, _ in sections),
-        lambda: _refuse_missing(needed, optim),
         lambda: check_optimizer(optim, trainer),
     )
-    try_optimizer(optim, trainer)
+    if not _missing(optim, trainer):
+        try_optimizer(optim, trainer)
 
 
-def _refuse_missing(names: tuple[str, ...], optim: Mapping[str, Any]) -> None:
-    if missing := [name for name in names if name not in optim]:
+def check_needed(config: Mapping[str, Any]) -> None:
+    """Refuse a config whose ``optim`` lacks what trainers of fairchem need.
+
+    Raises:
+        ConfigError: one line for each key.
+    """
+    trainer = find_class("trainer", config.get("trainer", "ocp"), "trainer")
+    if missing := _missing(config.get("optim") or {}, trainer):
         raise ConfigError("\n".join(f"optim.{name} is missing (optim.{name})" for name in missing))
+
+
+def _missing(optim: Mapping[str, Any], trainer: type) -> list[str]:
+    if not issubclass(trainer, OCPTrainer):
+        return []
+    in_epochs = issubclass(trainer, EquiformerV2ForcesTrainer)
+    return [name for name in (*_NEEDED, *_SCHEDULE * in_epochs) if name not in optim]
 
 
 def _list_sections(config: Mapping[str, Any], lenient: bool) -> Iterator[_Section]:

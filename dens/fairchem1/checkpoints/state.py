@@ -1,7 +1,8 @@
 """Versioned state of dens in a checkpoint, and writing checkpoints.
 
 Beside fairchem's keys a checkpoint of dens holds ``{"dens": {"version": 1, "package": "0.1.0",
-"metrics": {...}, "skipped_steps": 0, "sampling": {...}}}``. dens 0.1.0 wrote the last two under ``steps``: version 0.
+"metrics": {...}, "skipped_steps": 0, "sampling": {...}}}``. dens 0.1.0 wrote ``metrics`` and
+``skipped_steps`` under ``steps``: version 0.
 This module imports nothing of fairchem; it is here because the other keys are fairchem 1.10's.
 """
 

@@ -56,9 +56,6 @@ def check_optimizer(optim: Mapping[str, Any], trainer: type) -> None:
     if "scheduler" in optim and scheduler not in scheduler_names():
         quotes = " (a constant rate is 'Null', in quotes)" * (scheduler is None)
         problems.append(unknown_value(scheduler, "optim.scheduler", scheduler_names(), quotes))
-    if "lr" in (optim.get("optimizer_params") or {}):
-        key = "optim.optimizer_params.lr"
-        problems.append(f"the learning rate is optim.lr_initial, got another one ({key})")
     if problems:
         raise ConfigError("\n".join(problems))
     params = optim.get("scheduler_params")
@@ -79,6 +76,9 @@ def try_optimizer(optim: Mapping[str, Any], trainer: type) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     name, params = optim.get("optimizer", "AdamW"), optim.get("optimizer_params") or {}
+    if "lr" in params:
+        key = "optim.optimizer_params.lr"
+        raise ConfigError(f"the learning rate is optim.lr_initial, got another one ({key})")
     with _as_config_error(f"optim.optimizer = {name} with optim.optimizer_params"):
         optimizer = getattr(torch.optim, name)([parameter], lr=optim["lr_initial"], **params)
         optimizer.step()

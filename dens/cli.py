@@ -24,6 +24,7 @@ from dens.settings import ConfigError
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
 _INSTALL = "pip install 'fairchem-dens[fairchem1]'"
 _PATH = click.Path(path_type=Path)
+_COUNT, _SPLIT = click.IntRange(min=1), click.Choice(["val", "test"])
 
 
 def open_config(path: Path) -> Any:
@@ -114,7 +115,7 @@ def commands() -> None:
         ),
         "check": (
             "dens.data.survey.check:check_command",
-            "Look for what is wrong with the LMDB FOLDER, or with every split in it.",
+            "Look for faults in the LMDB FOLDER, or in every split in it.",
         ),
         "demo": (_DEMO, "Make the data of the demo in the folder OUT."),
         "download": (
@@ -133,7 +134,9 @@ def data(ctx: click.Context) -> None:
 
 @commands.command("check", context_settings=_OVERRIDES)
 @click.argument("config", type=_PATH)
-@click.option("--num-gpus", default=1, show_default=True, help="Ranks of the planned run.")
+@click.option(
+    "--num-gpus", default=1, show_default=True, help="Ranks of the planned run.", type=_COUNT
+)
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
 @click.option(
     "--sample",
@@ -160,7 +163,7 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
 @commands.command("evaluate", context_settings=_OVERRIDES)
 @click.option("--config", required=True, type=_PATH, help="Training config.")
 @click.option("--checkpoint", required=True, type=_PATH, help="Its weights.")
-@click.option("--split", default="val", show_default=True, help="val or test.")
+@click.option("--split", default="val", show_default=True, type=_SPLIT, help="Its data.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, ...]) -> None:
     """Measure the S2EF and denoising errors of a checkpoint.
@@ -240,9 +243,12 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     except ImportError as error:
-        if not (error.name or "").startswith("fairchem"):
+        version = fairchem_version()
+        other = version.split(".")[0] not in ("", "1")  # whose dependencies are others
+        if not other and not (error.name or "").startswith("fairchem"):
             raise
-        _fail(f"this needs fairchem-core 1.10: {_INSTALL} ({error})")
+        installed = f", and {version} is installed" * other
+        _fail(f"this needs fairchem-core 1.10{installed}: {_INSTALL} ({error})")
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_NUMBER = r"[-+.\d]+(e[-+]?\d+)?"
+_NUMBER = re.compile(r"([-+]?\d*\.?\d+|[-+]?\d+\.)(e([-+]?)(\d+))?", re.IGNORECASE)
 _NEAR_MISS = 0.8  # similarity from which an unknown key counts as a misspelt known one
 
 
@@ -32,6 +32,27 @@ def setting(expects: str, description: str, *, default: Any = ..., unit: str = "
 def known_keys(schema: type[BaseModel]) -> tuple[str, ...]:
     """List the keys that a schema reads."""
     return tuple(schema.model_fields)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that is most similar to another one, whatever its case; None if far."""
+    by_case = {key.casefold(): key for key in known}
+    found = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return by_case[found[0]] if found else None
+
+
+def unknown_value(value: Any, where: str, known: Iterable[str], more: str = "") -> str:
+    """Write the error for a name that is not one of the known names, with the nearest of them.
+
+    Args:
+        where: path of the key in the config, for which ``value`` is given.
+        more: what else the value may be, in words, such as ``", or null"``.
+    """
+    known = list(known)
+    close = closest(value, known) if isinstance(value, str) else None
+    hint = f": did you mean {close}?" if close else ""
+    name = where.rpartition(".")[2]
+    return f"{name} must be one of {', '.join(known)}{more}, got {value!r}{hint} ({where})"
 
 
 def is_near_miss(name: str, known: Iterable[str]) -> bool:
@@ -75,7 +96,8 @@ def parse_settings(
         return schema.model_validate(settings)
     except ValidationError as error:
         # a union field reports one error for each of its members: one line for each key is enough
-        lines = dict.fromkeys(_explain(e, where, schema.model_fields) for e in error.errors())
+        found = {e["loc"][:1]: e for e in reversed(error.errors())}
+        lines = [_explain(e, where, schema.model_fields) for e in reversed(found.values())]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -85,13 +107,22 @@ def _explain(error: Mapping[str, Any], where: str, fields: Mapping[str, Any]) ->
     name, got = str(error["loc"][0]), error["input"]
     if name not in fields:
         return unknown_key(name, got, where, list(fields))
-    expects = fields[name].json_schema_extra["expects"]
+    expects, dot = fields[name].json_schema_extra["expects"], "." * bool(where)
     if error["type"] == "missing":
-        return f"{name} is missing, it must be {expects} ({where}.{name})"
-    hint = ""
-    if isinstance(got, str) and re.fullmatch(_NUMBER, got):
-        hint = ", a string" + ("; YAML reads 1e-1 as one, write 1.0e-1" if "e" in got else "")
-    return f"{name} must be {expects}, got {got!r}{hint} ({where}.{name})"
+        return f"{name} is missing, it must be {expects} ({where}{dot}{name})"
+    return f"{name} must be {expects}, got {got!r}{_as_string(got)} ({where}{dot}{name})"
+
+
+def _as_string(got: Any) -> str:
+    """Explain a number that YAML reads as a string: an exponent without point and sign."""
+    found = _NUMBER.fullmatch(got) if isinstance(got, str) else None
+    if found is None:
+        return ""
+    if found[2] is None:
+        return ", a string"
+    point = "" if "." in found[1] else ".0"
+    number = f"{found[1]}{point}e{found[3] or '+'}{found[4]}"
+    return f", a string; YAML reads {got} as one, write {number}"
 
 
 def options_table(schema: type[BaseModel]) -> str:

@@ -82,6 +82,12 @@ def test_arguments_default_to_those_of_the_process(launched, monkeypatch):
         (["data", "stast"], "error: No such command 'stast'."),
         (["data", "stats", "nowhere"], "error: "),
         (["evaluate", "--config", "c.yml"], "error: Missing option '--checkpoint'."),
+        (
+            ["evaluate", "--config", "c.yml", "--checkpoint", "w.pt", "--split", "train"],
+            "error: Invalid value for '--split': 'train' is not one of",
+        ),
+        (["check", "c.yml", "--sample", "0"], "error: Invalid value for '--sample': 0 is not in"),
+        (["check", "c.yml", "--num-gpus", "0"], "error: Invalid value for '--num-gpus': 0 is not"),
     ],
 )
 def test_usage_errors_take_one_line(argv, message, capsys):
@@ -173,10 +179,33 @@ def test_commands_that_do_not_train_work_with_fairchem_2(fairchem2, monkeypatch,
 # ---- commands ------------------------------------------------------------------------------------
 
 
+def test_commands_of_fairchem_1_name_the_version_that_they_need(fairchem2, monkeypatch, capsys):
+    """Whatever they fail to import first: fairchem-core 2 has other dependencies."""
+    monkeypatch.setitem(sys.modules, "dens.fairchem1.check.command", None)
+    monkeypatch.setattr(sys, "argv", ["dens"])
+    error = error_of(capsys, "check", "c.yml")
+    assert error.startswith("error: this needs fairchem-core 1.10, and 2.")
+    assert error.count("\n") == 1
+
+
+def test_demo_data_needs_no_terminal(tmp_path):
+    """Nor does it write a line of progress where there is none."""
+    program = (
+        "import dens.data.demo as demo, functools; from dens.cli import main; "
+        "few = {'train_frames': 2, 'val_frames': 1}; "
+        "demo.make_demo_data = functools.partial(demo.make_demo_data, **few); "
+        f"main(['data', 'demo', {str(tmp_path / 'out')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "frames\n" not in done.stderr
+    assert (tmp_path / "out" / "train").is_dir()
+
+
 @pytest.mark.parametrize("command", [["data", "demo"], ["demo-data"]])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_demo_data(command, terminal, tmp_path, capsys, monkeypatch):
-    def make(out, seed, progress):
+    def make(out, seed, progress=None):
         assert (progress is not None) == terminal
         if progress:
             progress("train", 1, 2)

@@ -200,5 +200,5 @@ def demo_command(out: Path, seed: int) -> None:
     def show(split: str, done: int, total: int) -> None:
         click.echo(f"\r{split}: {done} of {total} frames", nl=done >= total, err=True)
 
-    shown = {"progress": show} if sys.stderr.isatty() else {}
+    shown = {"progress": show} if sys.stderr.isatty() else {}  # else it would flood a log
     click.echo(make_demo_data(out, seed, **shown).table())

@@ -17,7 +17,7 @@ from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
 from dens.settings import ConfigError
 
-_MODES = {"val": "validate", "test": "predict"}  # of fairchem, in which a split must have data
+_MODES = {"val": "validate", "test": "predict"}  # fairchem's modes that read these splits
 
 
 def evaluate_command(

@@ -38,6 +38,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from dens.fairchem1.checkpoints.trained_settings import adopt_settings
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.fairchem1.config.read import as_config_error
+from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.train.logger import keep_logs
@@ -46,6 +47,8 @@ from dens.settings import ConfigError
 
 _OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
 _build, _grid = _cli.build_config, _cli.create_grid  # as they are when ours stand in for them
+_NOT_IN_IDS = "/\\#?%:"  # W&B refuses them
+_LONGEST_ID = 100  # W&B takes 128, with the time that is put before an identifier
 _STOPPED = 128 + signal.SIGTERM  # the status of a rank that was asked to stop
 _serial = itertools.count(secrets.randbits(16))
 
@@ -81,9 +84,34 @@ def parse_args(
                 f"{override!r} is neither an option of {program} nor an override of the config, "
                 "which is written --section.key=value, with one '='"
             )
+    _check_options(args)
+    return args, overrides
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse values that would end the run later, with a traceback."""
     if args.num_gpus < 1:
         _refuse(f"--num-gpus is the number of ranks and must be at least 1, got {args.num_gpus}")
-    return args, overrides
+    for name in ("num_nodes", "print_every"):
+        if (value := getattr(args, name)) < 1:
+            _refuse(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 0 <= args.seed < 2**32:
+        _refuse(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")
+    ranks, shared = args.num_nodes * args.num_gpus, args.gp_gpus
+    if shared is not None and (shared < 1 or ranks % shared):
+        _refuse(f"--gp-gpus must divide the number of ranks, {ranks}, got {shared}")
+    for name in ("timestamp_id", "identifier"):
+        value, option = getattr(args, name) or "", f"--{name.replace('_', '-')}"
+        if found := sorted(set(value) & set(_NOT_IN_IDS)) + ["a line break"] * ("\n" in value):
+            _refuse(
+                f"{option} names folders and the run in W&B, and must have none of "
+                f"{' '.join(_NOT_IN_IDS)}, got {' '.join(found)} in {value!r}"
+            )
+        if value != value.strip() or value in (".", "..") or len(value) > _LONGEST_ID:
+            _refuse(
+                f"{option} must have at most {_LONGEST_ID} characters, none of them a blank at an "
+                f"end, and must not be . or .., got {value!r}"
+            )
 
 
 def _refuse(message: str) -> NoReturn:
@@ -106,6 +134,8 @@ class Runner(_cli.Runner):
 
     def __call__(self, config: dict[str, Any]) -> None:
         """Run this process's rank."""
+        if config["submit"] and os.environ.get("SLURM_PROCID", "0") == "0":
+            keep_wandb_offline(config)  # this machine may reach less than the one it came from
         if config["submit"] and "SLURM_JOB_ID" not in os.environ:
             # submitit runs the job on this machine; fairchem would look for its rank in SLURM only
             config = {**config, "submit": False}
@@ -196,6 +226,7 @@ def _settle(config: dict[str, Any]) -> dict[str, Any]:
         config = settle(config)
         check_inputs(config)
         config = adopt_settings(config, logging.warning)
+        check_needed(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _read_safely(config)

@@ -96,6 +96,23 @@ def test_arguments(argv, expected, overrides):
         (["--config", "a", "--mode", "trian"], "invalid choice: 'trian'"),
         (["--config", "a", "--num-gpus", "two"], "argument --num-gpus: invalid int value: 'two'"),
         (["--config", "a", "--num-gpus", "0"], "--num-gpus .* at least 1, got 0"),
+        (["--config", "a", "--num-nodes", "0"], "--num-nodes must be at least 1, got 0"),
+        (["--config", "a", "--print-every", "0"], "--print-every must be at least 1, got 0"),
+        (["--config", "a", "--seed", "-1"], "--seed must be from 0 to 4294967295, got -1"),
+        (["--config", "a", "--gp-gpus", "2"], "--gp-gpus must divide the number of ranks, 1, got"),
+        (["--config", "a", "--gp-gpus", "0"], "--gp-gpus must divide the number of ranks, 1, got"),
+        *(
+            (
+                ["--config", "a", option, f"x{bad}y"],
+                f"{option} .* must have none of .* got {bad} in",
+            )
+            for option in ("--timestamp-id", "--identifier")
+            for bad in "/:#%"
+        ),
+        (["--config", "a", "--timestamp-id", "a?b"], "--timestamp-id .* must have none of"),
+        (["--config", "a", "--timestamp-id", " a"], "--timestamp-id must have at most 100"),
+        (["--config", "a", "--timestamp-id", ".."], "--timestamp-id must have at most 100"),
+        (["--config", "a", "--identifier", "a" * 101], "--identifier must have at most 100"),
         (["--config", "a", "--fast"], "'--fast' is neither an option of fairchem nor an override"),
         (["--config", "a", "--num-gpsu=2"], "'--num-gpsu=2' is neither"),
         (["--config", "a", "--optim.lr", "1"], "'--optim.lr' .* written --section.key=value"),

@@ -31,14 +31,21 @@ from dens.fairchem1.check.data import (
 )
 from dens.fairchem1.check.scales import check_scales
 from dens.fairchem1.check.settings import check_disk, check_settings
-from dens.fairchem1.check.step import built, choose_records, evaluation_step, sizes_of, train_step
+from dens.fairchem1.check.step import (
+    built,
+    check_resumed,
+    choose_records,
+    evaluation_step,
+    sizes_of,
+    train_step,
+)
 from dens.fairchem1.checkpoints.trained_settings import adopt_settings
 from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
 from dens.runs.check.corruption import check_denoising
 from dens.runs.check.findings import Findings
 from dens.runs.check.memory import check_memory
-from dens.runs.check.schedule import check_schedule
+from dens.runs.check.schedule import Sampling, check_schedule
 
 SAMPLE = 300  # structures of each split that are read, by default
 _MAX_ELEMENTS = 90  # fairchem's default of max_num_elements
@@ -146,10 +153,15 @@ def _check_training(
     findings.run("normaliser", check_scales, train, config["seed"] or 0, dens is not None)
     if dens is not None:
         findings.run("denoising", check_denoising, dens, list(train.sound.values()))
-    if "max_epochs" in optim:
+    if isinstance(optim.get("max_epochs"), int):
         ranks = config["world_size"] // (config["gp_gpus"] or 1)
         validates = "val" in split_settings(config["dataset"])
         findings.run("steps", check_schedule, optim, len(train.dataset), ranks, validates)
+
+
+def _sampling(config: Mapping[str, Any], train: Split) -> Sampling:
+    ranks = config["world_size"] // (config["gp_gpus"] or 1)
+    return Sampling.of(config["optim"], len(train.dataset), ranks)
 
 
 def _check_step(
@@ -163,6 +175,7 @@ def _check_step(
     with findings.attempt("trainer"), built(config, sample) as trainer:
         for notice in getattr(trainer, "checkpoint_notices", ()):
             findings.warn("checkpoint", notice)
+        findings.run("resume", check_resumed, trainer, _sampling(config, train))
         records = choose_records(train, batch_size, trainer.device.type == "cpu")
         with findings.attempt("step"):
             footprint = train_step(trainer, records, findings)

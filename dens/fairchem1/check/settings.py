@@ -12,13 +12,11 @@ from typing import Any
 from dens.denoising.config import DeNSConfig
 from dens.fairchem1.config.inputs import check_inputs
 from dens.fairchem1.config.rules import parse_dens
+from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
 from dens.runs.check.findings import Findings
 from dens.runs.check.memory import Footprint, in_words
 from dens.settings import ConfigError
-
-_NEEDED = ("num_workers", "lr_initial", "max_epochs")
-_SCHEDULE = ("scheduler", "scheduler_params")  # needed by the trainers of EquiformerV2
 
 
 def check_settings(
@@ -34,7 +32,7 @@ def check_settings(
     with report.attempt("settings"):
         config = settle(config)
     with report.attempt("settings"):
-        _check_needed(config)
+        check_needed(config)
     with report.attempt("data"):
         check_inputs(config)
     with suppress(ConfigError):  # there are none, or settle has reported what is wrong
@@ -42,15 +40,6 @@ def check_settings(
     if report.count("error") == n_errors:
         report.ok("settings", _describe(config, dens))
     return config, dens
-
-
-def _check_needed(config: Mapping[str, Any]) -> None:
-    names, optim = _NEEDED, config.get("optim") or {}
-    if "equiformerv2" in str(config.get("trainer")) or "dens" in str(config.get("trainer")).lower():
-        names += _SCHEDULE
-    missing = [f"optim.{name} is missing" for name in names if name not in optim]
-    if missing:
-        raise ConfigError("\n".join(missing))
 
 
 def _describe(config: Mapping[str, Any], dens: DeNSConfig | None) -> str:

@@ -21,6 +21,7 @@ from dens.fairchem1.check.scales import limit_fits
 from dens.runs.check.corruption import only
 from dens.runs.check.findings import Findings, counted
 from dens.runs.check.memory import Footprint, measure_activations
+from dens.runs.check.schedule import Sampling, check_resume
 from dens.settings import ConfigError
 
 ATOMS_ON_CPU = 32  # in the batch of the step: a large model takes seconds and GBs for these
@@ -50,6 +51,18 @@ def built(config: Mapping[str, Any], sample: int) -> Iterator[Any]:
                 yield context.trainer
         finally:
             distutils.cleanup()
+
+
+def check_resumed(trainer: Any, planned: Sampling, findings: Findings) -> None:
+    """Report whether the planned run can go on from the checkpoint that the trainer has loaded.
+
+    Raises:
+        ConfigError: an epoch has another number of steps.
+    """
+    before, last = getattr(trainer, "_resumed_sampling", None), trainer.config["optim"]
+    notice = check_resume(trainer.step, trainer.epoch, before, planned, last["max_epochs"])
+    if notice:
+        findings.warn("resume", notice)
 
 
 def choose_records(train: Split, batch_size: int, on_cpu: bool) -> list[Any]:

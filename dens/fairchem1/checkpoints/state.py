@@ -1,9 +1,10 @@
 """Versioned state of dens in a checkpoint, and writing checkpoints.
 
 Beside fairchem's keys a checkpoint of dens holds ``{"dens": {"version": 1, "package": "0.1.0",
-"metrics": {...}, "skipped_steps": 0, "elements": [1, 8]}}``. dens 0.1.0 wrote metrics and skipped
-steps under ``steps``: version 0. ``elements``, the atomic numbers whose embeddings were trained, is
-absent where they are not known: before training, and after a start from a checkpoint without them.
+"metrics": {...}, "skipped_steps": 0, "elements": [1, 8], "sampling": {...}}}``. dens 0.1.0 wrote
+``metrics`` and ``skipped_steps`` under ``steps``: version 0. ``elements``, the atomic numbers whose
+embeddings were trained, is absent where they are not known: before training, and after a start from
+a checkpoint without them.
 
 This module imports nothing of fairchem; it is here because the other keys are fairchem 1.10's.
 """

@@ -6,15 +6,19 @@ import glob
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dens.data.store.lmdb import describe_missing
 from dens.fairchem1.config.read import split_settings
+from dens.fairchem1.data.datasets import open_split
 from dens.settings import ConfigError
 
 _NEEDED = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
+_EXCLUSIVE = ("first_n", "sample_n", "no_shuffle")
+_SUBSETS = (*_EXCLUSIVE, "max_atoms")
 _DEMO = "dens data demo data/demo && fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
 
 
@@ -44,6 +48,63 @@ def check_inputs(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"no data there: {named}; {' && '.join(how)}; to run the demo instead: {_DEMO}"
         )
+    _check_files(config.get("dataset"))
+    _check_subsets(config.get("dataset"))
+
+
+def _check_files(dataset: Any) -> None:
+    """Refuse files of references, metadata and normalizers that do not exist."""
+    missing = []
+    for split, settings in split_settings(dataset).items():
+        files = {key: settings.get(key) for key in ("lin_ref", "oc20_ref", "metadata_path")}
+        transforms = settings.get("transforms") or {}
+        for kind in ("normalizer", "element_references"):
+            for target, values in (transforms.get(kind) or {}).items():
+                name = f"transforms.{kind}.{target}"
+                if target == "file":
+                    files[name] = values
+                elif isinstance(values, Mapping):
+                    files[f"{name}.file"] = values.get("file")
+        missing += [
+            f"there is no file {file} (dataset.{split}.{key})"
+            for key, file in files.items()
+            if isinstance(file, str) and not os.path.exists(file)
+        ]
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _check_subsets(dataset: Any) -> None:
+    """Refuse to take more structures of a data set than it has, or none."""
+    problems = []
+    for split, settings in split_settings(dataset).items():
+        given = {key: settings.get(key) for key in _SUBSETS if settings.get(key)}
+        if not given or split == "relax":  # fairchem relaxes all
+            continue
+        if len(given) > 1 and set(given) <= set(_EXCLUSIVE):
+            problems.append(f"{' and '.join(given)} exclude each other (dataset.{split})")
+            continue
+        whole = {
+            key: value for key, value in settings.items() if key not in ("first_n", "sample_n")
+        }
+        try:
+            n = len(open_split(whole, split))
+        except ConfigError as error:
+            problems.append(" ".join(str(error).split()))
+            continue
+        problems += [
+            f"{key} must be at most {n}, the structures in {settings['src']}, got {given[key]} "
+            f"(dataset.{split}.{key})"
+            for key in ("first_n", "sample_n")
+            if given.get(key, 0) > n
+        ]
+        if n == 0:
+            problems.append(
+                f"no structure is left in {settings['src']} with max_atoms = "
+                f"{settings.get('max_atoms')} (dataset.{split}.max_atoms)"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def is_present(settings: Mapping[str, Any]) -> bool:
@@ -94,34 +155,61 @@ def _how_to_get(key: str, src: str) -> str:
 
 
 def keep_wandb_offline(config: Mapping[str, Any]) -> None:
-    """Switch W&B to offline if the run logs to it without a chosen mode or a login.
+    """Switch W&B to offline if the run logs to it without a chosen mode, a login or its server.
 
-    W&B would ask for a key, or end the run where it cannot ask.
+    W&B would ask for a key, or end the run where it cannot ask or has waited for two minutes.
     """
     logger = config.get("logger", "wandb")
     name = logger["name"] if isinstance(logger, Mapping) else logger
-    if name not in ("wandb", "wandb_singleton") or config["is_debug"] or _wandb_is_set_up():
+    if name not in ("wandb", "wandb_singleton") or config["is_debug"]:
+        return
+    if (reason := _why_offline()) is None:
         return
     os.environ["WANDB_MODE"] = "offline"  # the ranks of this run inherit it
     folder = Path(config["run_dir"], "logs", name, config["timestamp_id"], "wandb", "offline-run-*")
-    logging.info(f"Nobody is logged in to W&B: this run stays offline. Later: wandb sync {folder}")
+    logging.warning(f"{reason}: this run stays offline. Later: wandb sync {folder}")
 
 
-def _wandb_is_set_up() -> bool:
-    """Tell whether a mode was chosen or a key is stored, without network or questions."""
+def _why_offline() -> str | None:
+    """Say why W&B cannot be used: no key, or no answer. None if a mode was chosen."""
     import wandb
     from requests.utils import get_netrc_auth
 
     if "WANDB_MODE" in os.environ:
-        return True
+        return None
     settings = wandb.setup().settings  # environment and settings files
+    if settings.mode != "online":
+        return None
     hosts = (settings.base_url, "https://api.wandb.ai")  # the address under which logins were kept
-    if (
-        settings.mode != "online"
-        or settings.api_key
-        or getattr(settings, "identity_token_file", None)
-        or any(get_netrc_auth(host) for host in hosts)
-    ):
-        return True
+    stored = settings.api_key or getattr(settings, "identity_token_file", None)
+    if stored or any(get_netrc_auth(host) for host in hosts):
+        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
+        if answers(settings.base_url, {k: v for k, v in proxies.items() if v}):
+            return None
+        reason = f"W&B cannot be reached at {settings.base_url}"
+    else:
+        reason = "Nobody is logged in to W&B"
     wandb.teardown()  # forget these settings, so that a change of the environment counts
-    return False
+    return reason
+
+
+def answers(url: str, proxies: Mapping[str, str] | None = None, seconds: float = 6) -> bool:
+    """Tell whether a server answers an HTTP request, whatever it says, in a few seconds."""
+    import requests
+
+    found = []
+
+    def ask() -> None:
+        try:
+            requests.head(url, timeout=seconds, proxies=dict(proxies or {}))
+        except requests.exceptions.SSLError:  # it is there; W&B has settings of its own for this
+            found.append(True)
+        except (requests.RequestException, OSError):
+            found.append(False)
+        else:
+            found.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no timeout
+    thread.start()
+    thread.join(seconds + 1)
+    return bool(found and found[0])

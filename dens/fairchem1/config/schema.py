@@ -1,22 +1,21 @@
 """Schemas of the sections of a training config: what fairchem-core 1.10 and dens read of each.
 
-They say which keys are known and which must be numbers. Sections whose keys depend on a class that
-the config names (backbone, head, optimizer, scheduler) are made from its signature.
+They say which keys are known and what their values must be. Sections whose keys depend on a class
+that the config names (backbone, head, optimizer, scheduler) are made from its signature.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import cache
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 from fairchem.core.common.relaxation.optimizers.lbfgs_torch import LBFGS
+from fairchem.core.models.equiformer_v2 import equiformer_v2, equiformer_v2_deprecated
 from fairchem.core.modules.normalization import element_references, normalizer
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from dens.data.checked import BadRecordSettings
+from dens.fairchem1.config.kinds import kind_of, make_schema, signature_schema
 from dens.fairchem1.model.equiformer_v2 import EquiformerV2Backbone, EquiformerV2DeNS
 from dens.settings import known_keys, setting
 
@@ -37,69 +36,98 @@ class StepSettings(BaseModel):
     )
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
-
-
-def make_schema(
-    others: str = "", numbers: str = "", bases: tuple[type[BaseModel], ...] = ()
-) -> type[BaseModel]:
-    """Make the schema of a section from the names of its keys, separated by spaces.
-
-    Args:
-        others: keys whose values may be anything.
-        numbers: keys whose values must be numbers.
-        bases: schemas whose keys belong to the section too.
-    """
-    fields = {name: (Any, setting("anything", "", default=None)) for name in others.split()}
-    for name in numbers.split():
-        # some options of schedulers may also be lists, of a number for each group of parameters
-        fields[name] = (Real | list | None, setting("a number, or null", "", default=None))
-    return create_model("Section", __base__=(*bases, _Section), **fields)
-
-
-@cache
-def signature_schema(
-    function: Callable[..., Any], *, more: str = "", without: str = ""
-) -> type[BaseModel]:
-    """Make the schema of a section that is passed on to a function as keyword arguments.
-
-    Args:
-        function: its arguments that default to a number must be numbers.
-        more: further keys.
-        without: arguments that the caller gives itself.
-    """
-    found = inspect.signature(function).parameters.values()
-    found = [p for p in found if p.name not in without.split() and p.kind != p.VAR_KEYWORD]
-    numbers = [p.name for p in found if type(p.default) in (int, float)]
-    others = [p.name for p in found if p.name not in numbers]
-    return make_schema(" ".join([*others, more]), " ".join(numbers))
-
-
-def model_keys(model_class: type) -> tuple[list[str], bool]:
-    """List the keyword arguments of a model class, and tell whether it may take others.
+def model_schema(model_class: type, more: str) -> tuple[type[BaseModel], bool]:
+    """Make the schema of the keyword arguments of a model class; tell whether it may take others.
 
     ``**kwargs`` are taken to be those of the next class in the order of inheritance. That is
     certain for classes of fairchem and dens only.
     """
-    names, open_ended = [], False
-    classes = model_class.__mro__
+    kinds: dict[str, list[str]] = {"others": [more]}
+    open_ended, classes = False, model_class.__mro__
     if EquiformerV2DeNS in classes:  # it passes them on to its backbone
         classes = classes[: classes.index(EquiformerV2DeNS) + 1] + EquiformerV2Backbone.__mro__
     for cls in classes:
         if "__init__" not in vars(cls):
             continue
         found = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        names += [p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        for p in found:
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                kinds.setdefault(kind_of(p.default), []).append(p.name)
         if all(p.kind != p.VAR_KEYWORD for p in found):
             break
         open_ended |= not is_known_class(cls)
-    return names, open_ended
+    bases = (EquiformerV2Settings,) if any(cls in classes for cls in _EQUIFORMER_V2) else ()
+    checked = {name for base in bases for name in known_keys(base)}
+    names = {k: " ".join(n for n in listed if n not in checked) for k, listed in kinds.items()}
+    return make_schema(**names, bases=bases), open_ended
 
 
 def is_known_class(cls: type) -> bool:
     """Tell whether a class is fairchem's or ours, so that all the settings it reads are known."""
     return cls.__module__.split(".")[0] in ("fairchem", "dens")
+
+
+_EQUIFORMER_V2 = (
+    equiformer_v2.EquiformerV2Backbone,
+    equiformer_v2_deprecated.EquiformerV2,
+    EquiformerV2Backbone,
+)
+
+
+class EquiformerV2Settings(
+    make_schema(
+        counts="max_neighbors max_num_elements num_layers sphere_channels attn_hidden_channels "
+        "num_heads attn_alpha_channels attn_value_channels ffn_hidden_channels edge_channels",
+        optional_counts="grid_resolution",
+        positive="max_radius",
+        optional_positive="avg_num_nodes avg_degree",
+        rates="alpha_drop drop_path_rate proj_drop",
+        degrees="lmax_list",
+        orders="mmax_list",
+        switches="use_pbc use_pbc_single regress_forces otf_graph use_atom_edge_embedding "
+        "share_atom_edge_embedding use_m_share_rad use_s2_act_attn use_attn_renorm use_gate_act "
+        "use_grid_mlp use_sep_s2_act enforce_max_neighbors_strictly",
+    )
+):
+    """Settings of EquiformerV2 that it would fail on without a message, or ignore."""
+
+    norm_type: Literal["layer_norm", "layer_norm_sh", "rms_norm_sh"] = setting(
+        "'layer_norm', 'layer_norm_sh' or 'rms_norm_sh'", "", default="rms_norm_sh"
+    )
+    weight_init: Literal["normal", "uniform"] = setting(
+        "'normal' or 'uniform'", "", default="normal"
+    )
+    distance_function: Literal["gaussian"] = setting("'gaussian'", "", default="gaussian")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EquiformerV2Settings:
+        lmax, mmax = self.lmax_list or [6], self.mmax_list or [2]
+        if len(lmax) != len(mmax):
+            raise ValueError(f"lmax_list and mmax_list must be equally long, got {lmax} and {mmax}")
+        if any(m > degree for m, degree in zip(mmax, lmax, strict=True)):
+            raise ValueError(f"mmax_list must not be above lmax_list, got {mmax} and {lmax}")
+        least, grid = 2 * (max(lmax) + 1), self.grid_resolution
+        if grid is not None and (grid < least or grid % 2):
+            raise ValueError(
+                f"grid_resolution must be even and at least 2 (lmax + 1) = {least}, got {grid}"
+            )
+        if self.use_s2_act_attn:
+            raise ValueError("use_s2_act_attn must be false: fairchem 1.10 lacks it, got True")
+        if self.share_atom_edge_embedding and self.use_atom_edge_embedding is False:
+            raise ValueError("share_atom_edge_embedding needs use_atom_edge_embedding, got false")
+        return self
+
+
+class _Normalizer(
+    signature_schema(normalizer.create_normalizer, scales="mean", spreads="rmsd stdev")
+):
+    @model_validator(mode="after")
+    def _complete(self) -> _Normalizer:
+        if any(value is not None for value in (self.file, self.state_dict, self.tensor)):
+            return self
+        if self.mean is None or (self.rmsd is None and self.stdev is None):
+            raise ValueError("a normalizer needs mean and rmsd (or stdev), or a file")
+        return self
 
 
 ANY = make_schema()
@@ -118,16 +146,24 @@ TASK = make_schema(
     "dataset description type metric labels primary_metric grad_input train_on_free_atoms "
     "eval_on_free_atoms relax_dataset relax_opt relax_cell relax_volume save_full_traj write_pos "
     "eval_relaxations set_deterministic_scatter prediction_dtype strict_load pretrained",
-    "relaxation_steps relaxation_fmax num_relaxation_batches",
+    counts="relaxation_steps num_relaxation_batches",
+    positive="relaxation_fmax",
 )
-RELAX_OPT = signature_schema(LBFGS, more="name", without="optimizable_batch")
+RELAX_OPT = signature_schema(
+    LBFGS,
+    more="name",
+    without="optimizable_batch",
+    positive="maxstep damping alpha",
+    counts="memory",
+)
 OUTPUT = make_schema(
-    "level property irrep_dim parent decomposition train_on_free_atoms eval_on_free_atoms "
-    "prediction_dtype"
+    "property parent decomposition train_on_free_atoms eval_on_free_atoms prediction_dtype",
+    levels="level",
+    indices="irrep_dim",
 )
-LOSS = make_schema("fn reduction", "coefficient")
+LOSS = make_schema("fn", not_negative="coefficient", reductions="reduction")
 METRICS = make_schema("metrics primary_metric")
-LOGGER = make_schema("name project entity group watch log_weight_table quiet")
+LOGGER = make_schema("name project entity group watch quiet", numbers="log_weight_table")
 SLURM = make_schema(  # options of sbatch, of which there are more
     "additional_parameters account comment constraint cpus_per_gpu cpus_per_task dependency "
     "exclude exclusive gpus_per_node gpus_per_task gres mail_type mail_user mem mem_per_cpu "
@@ -145,34 +181,47 @@ SPLIT = make_schema(
     "index_file use_tqdm connect_args select_args "
     # the older form
     f"normalize_labels {' '.join(known_keys(BadRecordSettings))}",
-    "seed max_atoms max_atom first_n sample_n shard total_shards "
-    "target_mean target_std grad_target_mean grad_target_std",
+    numbers="max_atom target_mean grad_target_mean",
+    optional_counts="max_atoms first_n sample_n total_shards",
+    indices="seed shard",
+    optional_positive="target_std grad_target_std",
 )
 TRANSFORMS = make_schema("normalizer element_references decompose_tensor")
+_FIT = {"without": "dataset", "counts": "batch_size", "optional_counts": "num_batches"}
 SCALES = {  # settings of a target, and of `fit`
     "normalizer": (
-        signature_schema(normalizer.create_normalizer),
-        signature_schema(normalizer.fit_normalizers, more="fitted", without="dataset"),
+        _Normalizer,
+        signature_schema(
+            normalizer.fit_normalizers, more="fitted", numbers="rmsd_correction", **_FIT
+        ),
     ),
     "element_references": (
         signature_schema(element_references.create_element_references),
-        signature_schema(
-            element_references.fit_linear_references, more="fitted", without="dataset"
-        ),
+        signature_schema(element_references.fit_linear_references, more="fitted", **_FIT),
     ),
 }
+FITTED = make_schema(scales="mean", spreads="rmsd stdev")  # values of a target that `fit` keeps
 SCHEDULER = make_schema(
-    "lambda_type decay_epochs", "warmup_factor warmup_epochs lr_min_factor decay_rate epochs lr"
+    "lambda_type",
+    numbers="decay_rate epochs lr",
+    positive="warmup_epochs",
+    not_negative="warmup_factor lr_min_factor",
+    sequences="decay_epochs",
 )
 OPTIM = make_schema(
-    "dens watch optimizer optimizer_params scheduler scheduler_params load_balancing "
+    "dens watch optimizer optimizer_params scheduler scheduler_params "
     "load_balancing_on_error load_datasets_and_model_then_exit checkpoint_format "
     # older forms
     "loss_energy loss_force loss_forces lr_milestones "
     "use_denoising_pos denoising_pos_params denoising_pos_coefficient",
-    "batch_size eval_batch_size num_workers lr_initial weight_decay max_epochs clip_grad_norm "
-    "ema_decay eval_every checkpoint_every "
-    # older forms
-    "energy_coefficient force_coefficient lr_gamma warmup_steps warmup_factor",
+    numbers="lr_gamma warmup_steps warmup_factor",
+    counts="batch_size eval_batch_size max_epochs eval_every",
+    indices="num_workers",
+    intervals="checkpoint_every",
+    positive="lr_initial",
+    optional_positive="clip_grad_norm",
+    not_negative="weight_decay energy_coefficient force_coefficient",
+    decays="ema_decay",
+    balancings="load_balancing",
     bases=(StepSettings,),
 )

@@ -7,14 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from fairchem.core.common.registry import registry
+from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from fairchem.core.trainers import OCPTrainer
 from pydantic import BaseModel
 
 from dens.fairchem1.config import schema
+from dens.fairchem1.config.kinds import make_schema, signature_schema
 from dens.fairchem1.config.read import SPLITS
-from dens.fairchem1.config.rules import run_all
+from dens.fairchem1.config.rules import find_class, find_registered, run_all
+from dens.fairchem1.train.optimizer import check_optimizer, try_optimizer
 from dens.settings import ConfigError, parse_settings
 
+_NEEDED = ("num_workers", "lr_initial", "max_epochs")
+_SCHEDULE = ("scheduler", "scheduler_params")  # needed by the trainers of EquiformerV2
 # path in the config, settings, their schema, whether unknown keys without near miss are accepted
 _Section = tuple[str, Any, type[BaseModel], bool]
 
@@ -51,13 +56,57 @@ def check_keys(config: Mapping[str, Any], trainer: type) -> None:
     Raises:
         ConfigError: one line for each mistake.
     """
-    lenient = not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
+    lenient = _reads_more(trainer)
     run_all(
         *(
             partial(parse_settings, known, settings or {}, where, lenient=accepts_others)
             for where, settings, known, accepts_others in _list_sections(config, lenient)
         )
     )
+
+
+def _reads_more(trainer: type) -> bool:
+    return not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
+
+
+def check_optim(optim: Mapping[str, Any], trainer: type) -> None:
+    """Refuse an ``optim`` section that a trainer of fairchem's would not take.
+
+    Args:
+        optim: the section, in the current form.
+        trainer: the class that the config names; other kinds of trainers read what they like.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    if not issubclass(trainer, OCPTrainer):
+        return
+    lenient = _reads_more(trainer)
+    sections = list(_list_optim(optim, lenient))
+    run_all(
+        *(partial(parse_settings, k, v or {}, w, lenient=lenient) for w, v, k, _ in sections),
+        lambda: check_optimizer(optim, trainer),
+    )
+    if not _missing(optim, trainer):
+        try_optimizer(optim, trainer)
+
+
+def check_needed(config: Mapping[str, Any]) -> None:
+    """Refuse a config whose ``optim`` lacks what trainers of fairchem need.
+
+    Raises:
+        ConfigError: one line for each key.
+    """
+    trainer = find_class("trainer", config.get("trainer", "ocp"), "trainer")
+    if missing := _missing(config.get("optim") or {}, trainer):
+        raise ConfigError("\n".join(f"optim.{name} is missing (optim.{name})" for name in missing))
+
+
+def _missing(optim: Mapping[str, Any], trainer: type) -> list[str]:
+    if not issubclass(trainer, OCPTrainer):
+        return []
+    in_epochs = issubclass(trainer, EquiformerV2ForcesTrainer)
+    return [name for name in (*_NEEDED, *_SCHEDULE * in_epochs) if name not in optim]
 
 
 def _list_sections(config: Mapping[str, Any], lenient: bool) -> Iterator[_Section]:
@@ -87,14 +136,14 @@ def _list_sections(config: Mapping[str, Any], lenient: bool) -> Iterator[_Sectio
 def _list_optim(optim: Any, lenient: bool) -> Iterator[_Section]:
     optimizer = getattr(torch.optim, str(_get(optim, "optimizer") or "AdamW"), None)
     scheduler = getattr(torch.optim.lr_scheduler, str(_get(optim, "scheduler")), None)
-    arguments = (schema.signature_schema(scheduler, without="optimizer"),) if scheduler else ()
+    arguments = (signature_schema(scheduler, without="optimizer"),) if scheduler else ()
     # trainers other than EquiformerV2's pass `optim` itself on to the scheduler
-    known = schema.make_schema(bases=(schema.OPTIM, *(arguments if lenient else ())))
+    known = make_schema(bases=(schema.OPTIM, *(arguments if lenient else ())))
     yield "optim", optim, known, lenient
-    known = schema.make_schema(bases=(schema.SCHEDULER, *arguments))
+    known = make_schema(bases=(schema.SCHEDULER, *arguments))
     yield "optim.scheduler_params", _get(optim, "scheduler_params"), known, lenient
     if optimizer is not None:
-        known = schema.signature_schema(optimizer, without="params lr")
+        known = signature_schema(optimizer, without="params lr")
         yield "optim.optimizer_params", _get(optim, "optimizer_params"), known, lenient
 
 
@@ -111,9 +160,10 @@ def _list_model(model: Any, lenient: bool) -> Iterator[_Section]:
 def _list_class(where: str, settings: Any, key: str, more: str = "") -> Iterator[_Section]:
     """List a section that is passed on to the model class which it names under ``key``."""
     known, open_ended = schema.ANY, True
-    if model_class := _find("model", _get(settings, key)):  # else it is refused where it is needed
-        names, open_ended = schema.model_keys(model_class)
-        known = schema.make_schema(" ".join([key, *names, more]))
+    if model_class := find_registered(
+        "model", _get(settings, key)
+    ):  # else it is refused where it is needed
+        known, open_ended = schema.model_schema(model_class, f"{key} {more}")
     yield where, settings, known, open_ended
 
 
@@ -130,6 +180,9 @@ def _list_dataset(dataset: Any, lenient: bool) -> Iterator[_Section]:
         for kind, (known, known_of_fit) in schema.SCALES.items():
             for target, settings in _items(_get(transforms, kind)):
                 where = f"dataset.{name}.transforms.{kind}.{target}"
+                if target == "fit":
+                    for name_, values in _items(_get(settings, "targets")):
+                        yield f"{where}.targets.{name_}", values, schema.FITTED, lenient
                 if target != "file":
                     yield where, settings, known_of_fit if target == "fit" else known, lenient
 
@@ -145,14 +198,7 @@ def _items(settings: Any) -> Iterator[tuple[str, Any]]:
     return iter(settings.items() if isinstance(settings, Mapping) else ())
 
 
-def _find(kind: str, name: Any) -> type | None:
-    try:
-        return getattr(registry, f"get_{kind}_class")(name)
-    except (AttributeError, RuntimeError, TypeError):  # it is refused where it is needed
-        return None
-
-
 def _is_foreign(kind: str, name: Any) -> bool:
     """Tell whether a config names a data set or logger that is neither fairchem's nor ours."""
-    found = None if name is None else _find(kind, name)
+    found = None if name is None else find_registered(kind, name)
     return found is not None and not schema.is_known_class(found)

@@ -96,7 +96,7 @@ def open_split(settings: Mapping[str, Any], name: str):
     except ConfigError:
         raise
     except Exception as error:  # fairchem's readers raise anything
-        message = str(error) if isinstance(error, ValueError) else repr(error)
+        message = " ".join(str(error).split()) if isinstance(error, ValueError) else repr(error)
         raise ConfigError(f"dataset.{name}.src = {settings['src']}: {message}") from error
 
 

@@ -27,6 +27,7 @@ from dens.fairchem1.config.schema import StepSettings
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
+from dens.runs.check.schedule import Sampling, check_resume
 from dens.settings import ConfigError, parse_settings
 
 _SPLITS = ("train", "val", "test", "relax")
@@ -59,6 +60,7 @@ class ReproducibleSteps:
     _signals: StopSignals | None = None
     _stop = False  # whether any rank was asked to stop
     _resumed_metrics: dict | None = None
+    _resumed_sampling: Sampling | None = None  # of the checkpoint
 
     def __init__(self, *, optimizer: dict, amp: bool = False, **kwargs: Any) -> None:
         known = {key: optimizer[key] for key in StepSettings.model_fields if key in optimizer}
@@ -75,11 +77,20 @@ class ReproducibleSteps:
     # ---- begin and complete a step ----------------------------------------------------------
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
+        last, now = self.config["optim"]["max_epochs"], self.sampling()
+        notice = check_resume(self.step, self.epoch, self._resumed_sampling, now, last)
+        if notice and distutils.is_master():
+            logging.warning(notice)
         with StopSignals() as self._signals:
             super().train(disable_eval_tqdm)
             if self._unfinished is not None and not self._due:  # save the end of training
                 self._due.append("checkpoint.pt")
             self.complete_step()
+
+    def sampling(self) -> Sampling:
+        """Return how many structures there are, and how many a step takes on all ranks."""
+        n, ranks = len(self.train_dataset), self.data_world_size()
+        return Sampling.of(self.config["optim"], n, ranks)
 
     def begin_step(self) -> None:
         """Complete the step before and seed this one; call it first in the forward pass."""
@@ -124,7 +135,7 @@ class ReproducibleSteps:
 
     @staticmethod
     def counts_batch() -> bool:
-        """Return whether this rank counts its batch: the first of the ranks that share it does."""
+        """Tell whether this rank counts its batch: the first of the ranks that share it does."""
         return not gp_utils.initialized() or gp_utils.get_gp_rank() == 0
 
     # ---- data and micro-batches -------------------------------------------------------------
@@ -178,16 +189,13 @@ class ReproducibleSteps:
 
     def note_not_finite(self, terms: dict[str, float], out: dict[str, Tensor], batch) -> None:
         """Log the structures of a non-finite loss; ``terms`` are averages over all ranks."""
-        bad = [name for name, value in terms.items() if not math.isfinite(value)]
-        if not bad:
+        if not (bad := [name for name, value in terms.items() if not math.isfinite(value)]):
             return
         self._not_finite = f"the loss term {' and '.join(bad)}"
-        culprits = non_finite_structures(out, batch, self.output_targets)
-        if culprits:
-            logging.error(
-                f"step {self.step}, rank {distutils.get_rank()}: not finite in structure "
-                f"{'; '.join(culprits[:8])}{' ...' * (len(culprits) > 8)}"
-            )
+        if culprits := non_finite_structures(out, batch, self.output_targets):
+            named = "; ".join(culprits[:8]) + " ..." * (len(culprits) > 8)
+            where = f"step {self.step}, rank {distutils.get_rank()}"
+            logging.error(f"{where}: not finite in structure {named}")
 
     def load_optimizer(self) -> None:
         super().load_optimizer()
@@ -205,8 +213,8 @@ class ReproducibleSteps:
         except RuntimeError:
             named = self._unwrapped_model.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-            more = f" and of {len(bad) - 1} more" * (len(bad) > 1)
-            raise _NotFiniteError(f"the gradient of {bad[0] if bad else 'all'}{more}") from None
+            names = (bad[0] if bad else "all") + f" and of {len(bad) - 1} more" * (len(bad) > 1)
+            raise _NotFiniteError(f"the gradient of {names}") from None
         if self.logger is not None:
             self.logger.log({"grad_norm": norm}, step=self.step, split="train")
 
@@ -228,11 +236,8 @@ class ReproducibleSteps:
             self._skipped_in_a_row = 0
         else:
             self._skip_step()
-        self.metrics["skipped_steps"] = {
-            "metric": self.skipped_steps,
-            "total": self.skipped_steps,
-            "numel": 1,
-        }
+        count = self.skipped_steps
+        self.metrics["skipped_steps"] = {"metric": count, "total": count, "numel": 1}
 
     def _note_overflow(self, scale_before: float | None) -> None:
         """Note a step that the scaler skipped because gradients overflowed in float16."""
@@ -272,6 +277,7 @@ class ReproducibleSteps:
 
         def write(state: dict, **where: str) -> str:
             state["dens"] = dens_state(self.metrics, self.skipped_steps, self.element_record)
+            state["dens"]["sampling"] = self.sampling()._asdict()
             return write_checkpoint(state, **where)
 
         with replaced(base_trainer, save_checkpoint=write):
@@ -282,11 +288,13 @@ class ReproducibleSteps:
         state = checkpoint.get("dens", {})
         self.skipped_steps = state.get("skipped_steps", 0)
         self._resumed_metrics = state.get("metrics")
+        if sampling := state.get("sampling"):  # which dens 0.1.0 did not keep
+            self._resumed_sampling = Sampling(**sampling)
 
     def running_metrics(self, metrics: dict | None) -> dict:
         """Return the metrics to update: after resuming, once, those of the checkpoint."""
-        resumed, self._resumed_metrics = self._resumed_metrics, None
-        return resumed or metrics or {}
+        before, self._resumed_metrics = self._resumed_metrics, None
+        return before or metrics or {}
 
 
 class _NotFiniteError(Exception):

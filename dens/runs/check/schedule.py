@@ -1,14 +1,78 @@
-"""Check the schedule of a run: steps, warm-up, EMA, evaluations and checkpoints."""
+"""Check the schedule of a run: steps, warm-up, EMA, evaluations and checkpoints; resuming."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dens.runs.check.findings import Findings, counted
+from dens.settings import ConfigError
 
 HORIZONS = 5  # a run of fewer EMA horizons keeps more than exp(-5) = 0.7 % of the first weights
+
+
+class Sampling(NamedTuple):
+    """Number of structures in the training set, and in one step on all ranks."""
+
+    structures: int
+    batch: int
+
+    @classmethod
+    def of(cls, optim: Mapping[str, Any], structures: int, ranks: int) -> Sampling:
+        """Read the batch of an ``optim`` section; ``ranks`` have different data."""
+        batch = optim.get("batch_size", 1) * optim.get("grad_accumulation_steps", 1)
+        return cls(structures, batch * ranks)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: fairchem's sampler keeps the last, smaller batch."""
+        return math.ceil(self.structures / self.batch)
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps an epoch ({self.batch} of {self.structures} structures a step)"
+
+
+def check_resume(
+    step: int, epoch: float, before: Sampling | None, now: Sampling, max_epochs: int
+) -> str | None:
+    """Refuse to resume where an epoch has more or fewer steps than in the checkpoint.
+
+    fairchem counts steps. Otherwise it would train structures twice, leave some out or find itself
+    at the end; and the schedule of the checkpoint would not fit.
+
+    Args:
+        step: of the checkpoint; 0 for a start.
+        epoch: of the checkpoint, with its fraction.
+        before: sampling of the checkpoint, if it is known.
+        now: sampling of this run.
+        max_epochs: of this run.
+
+    Returns:
+        A notice where nothing is left to train, or only the sampling differs; else None.
+
+    Raises:
+        ConfigError: names both numbers of steps, and the settings that decide.
+    """
+    if not step or not epoch:
+        return None
+    steps = round(step / epoch)
+    was = f"{steps} steps an epoch" if before is None else str(before)
+    if steps != now.steps:
+        product = f" = {before.batch}" if before else ""
+        raise ConfigError(
+            f"cannot resume at step {step}: the checkpoint has {was}, and this run has {now}; keep "
+            f"the data, and batch_size x grad_accumulation_steps x ranks{product}, or start afresh "
+            "from its weights: --checkpoint with that run's best_checkpoint.pt (optim.batch_size)"
+        )
+    if step >= max_epochs * steps:
+        return (
+            f"Nothing to train: the checkpoint, of step {step}, is at the end of max_epochs = "
+            f"{max_epochs} (optim.max_epochs)"
+        )
+    if before not in (None, now):
+        return f"The run goes on at step {step} with {now}; before it had {was}"
+    return None
 
 
 def check_schedule(
@@ -25,7 +89,7 @@ def check_schedule(
         validates: whether there are validation data.
     """
     batch_size = optim.get("batch_size", 1) * optim.get("grad_accumulation_steps", 1)
-    epoch = math.ceil(math.ceil(structures / ranks) / batch_size)
+    epoch = Sampling.of(optim, structures, ranks).steps
     total = epoch * optim["max_epochs"]
     warmup = (optim.get("scheduler_params") or {}).get("warmup_epochs")
     detail = (
@@ -71,12 +135,12 @@ def _check_ema(decay: float, updates: int, findings: Findings) -> None:
     if updates >= HORIZONS * horizon:
         findings.ok("EMA", f"averages the last {horizon:.0f} updates of {updates}")
         return
-    shorter = max(0.0, 1 - 10 / updates) if updates else 0.0
+    shorter = f"{1 - 10 / updates:.3g}" if updates > 10 else "null"
     findings.warn(
         "EMA",
         f"ema_decay = {decay:g} averages over {horizon:.0f} updates and the run has {updates}: "
         f"validation and checkpoints use this average, {decay**updates:.0%} of which would still "
-        f"be the untrained weights at the end; {shorter:.3g} would suit this run (optim.ema_decay)",
+        f"be the untrained weights at the end; {shorter} would suit this run (optim.ema_decay)",
     )
 
 

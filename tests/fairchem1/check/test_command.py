@@ -331,9 +331,12 @@ def test_every_error_is_said_at_once(data, workplace, capsys):
     line_of(lines, "warn   step: not tried: the errors above come first")
 
 
+SEVERAL = ["--model.backbone.lmax_list=[2,2]", "--model.backbone.mmax_list=[2,2]"]  # resolutions
+
+
 def test_errors_of_the_trainer_and_of_its_step(data, workplace, capsys, monkeypatch):
     config = write_config(data)
-    lines = findings(capsys, config, overrides=["--model.backbone.lmax_list=[2,2]"])
+    lines = findings(capsys, config, overrides=SEVERAL)
     assert [line for line in lines if line.startswith("error  trainer: ")], lines
 
     loss_of = DeNSTrainer._compute_loss

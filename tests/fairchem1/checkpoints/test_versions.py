@@ -92,6 +92,7 @@ def test_new_checkpoints_carry_the_version(dataset, tmp_path):
         "package": __version__,
         "metrics": {},
         "skipped_steps": 0,
+        "sampling": {"structures": 8, "batch": 4},
     }
 
 

@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import wandb
 from helpers.paths import ROOT
+from helpers.trainers import write_dataset
 
 from dens.fairchem1.config import inputs as preflight
 from dens.fairchem1.config.inputs import check_inputs, keep_wandb_offline
 from dens.settings import ConfigError
 
+ANSWERS = preflight.answers
 HERE = {"src": "there"}  # a folder with LMDB files
 
 
@@ -121,6 +127,7 @@ def nobody(folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "")  # so that the value set below goes when the test ends
     del os.environ["WANDB_MODE"]
     wandb.teardown()
+    monkeypatch.setattr(preflight, "answers", lambda *_: True)  # the server
     yield monkeypatch
     wandb.teardown()
 
@@ -163,6 +170,74 @@ def test_wandb_goes_offline_only_without_login(environ, netrc, config, mode, nob
     assert os.environ.get("WANDB_MODE") == mode
     notices = [m for m in caplog.messages if "W&B" in m]
     assert len(notices) == (mode == "offline")
+
+
+@pytest.mark.parametrize("answering", [False, True])
+def test_wandb_goes_offline_in_seconds_where_the_server_does_not_answer(
+    answering, nobody, caplog, free_port
+):
+    nobody.setattr(preflight, "answers", ANSWERS)
+    nobody.setenv("WANDB_API_KEY", KEY)
+    nobody.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port}")
+    started = time.monotonic()
+    if answering:
+        with ThreadingHTTPServer(("127.0.0.1", free_port), BaseHTTPRequestHandler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            keep_wandb_offline(wandb_config())
+            server.shutdown()
+    else:
+        keep_wandb_offline(wandb_config())
+    assert time.monotonic() - started < 20
+    assert os.environ.get("WANDB_MODE") == (None if answering else "offline")
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    said = f"W&B cannot be reached at http://127.0.0.1:{free_port}: this run stays offline. Later:"
+    assert [said in message for message in warnings] == ([] if answering else [True])
+
+
+def test_a_server_that_is_silent_does_not_answer(free_port):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", free_port))
+        silent.listen()
+        assert not preflight.answers(f"http://127.0.0.1:{free_port}", seconds=0.5)
+    assert not preflight.answers("no address", seconds=0.5)
+
+
+SUBSETS = [
+    ({"first_n": 9}, {}, "first_n must be at most 8, the structures in", "train.first_n"),
+    (
+        {"sample_n": 9},
+        {"use_train_settings": False},
+        "sample_n must be at most 8, ",
+        "train.sample",
+    ),
+    ({}, {"first_n": 9}, "first_n must be at most 8, the structures in", "val.first_n"),
+    ({"first_n": 4}, {"sample_n": 4}, "first_n and sample_n exclude each other", "val"),
+    ({"max_atoms": 3}, {}, "no structure is left in", "train.max_atoms"),
+    ({"lin_ref": "gone.npz"}, {}, "there is no file gone.npz", "train.lin_ref"),
+    (
+        {"transforms": {"normalizer": {"energy": {"file": "gone.pt"}}}},
+        {"use_train_settings": False},
+        "there is no file gone.pt",
+        "train.transforms.normalizer.energy.file",
+    ),
+]
+
+
+@pytest.mark.parametrize(("train", "val", "message", "key"), SUBSETS, ids=lambda v: str(v)[:30])
+def test_subsets_and_files_must_be_there(train, val, message, key, folder):
+    src = write_dataset(folder / "data", n=8)
+    splits = {"train": {"src": src, **train}, "val": {"src": src, **val}}
+    with pytest.raises(ConfigError) as error:
+        check_inputs(run_config(splits))
+    lines = [line for line in str(error.value).splitlines() if f"(dataset.{key}" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_subsets_that_fit_are_accepted(folder):
+    src = write_dataset(folder / "data", n=8)
+    check_inputs(run_config({"train": {"src": src, "first_n": 8}, "val": {"src": src}}))
+    check_inputs(run_config({"train": {"src": src, "sample_n": 3, "max_atoms": 50}}))
 
 
 def test_an_offline_run_lies_where_the_notice_says(nobody, caplog):

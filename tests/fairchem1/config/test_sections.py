@@ -1,42 +1,14 @@
 """Keys of all sections of a config: misspelt ones are refused, whatever reads the section."""
 
-import copy
-
 import pytest
 from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
-from helpers.trainers import BACKBONE, MODEL, STOCK_MODEL, trainer_config
+from helpers.settled import config, errors
+from helpers.trainers import BACKBONE, MODEL, trainer_config
 
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.config.settle import settle
 from dens.settings import ConfigError
-
-SECTIONS = ("task", "model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
-
-
-def config(*changes: tuple[str, object], trainer="dens.DeNSTrainer") -> dict:
-    """A sound config with some values set by the path of their key; a number is an index."""
-    base = trainer_config("nowhere")
-    found = {"trainer": trainer, "optim": base["optimizer"], **{k: base[k] for k in SECTIONS}}
-    found["logger"] = {"name": "wandb", "project": "p"}
-    found["slurm"] = {"constraint": "volta32gb"}
-    if trainer != "dens.DeNSTrainer":
-        found["model"] = copy.deepcopy(STOCK_MODEL)
-        del found["optim"]["dens"]
-    for key, value in changes:
-        *path, last = key.split(".")
-        section = found
-        for name in path:
-            section = section[int(name)] if name.isdigit() else section.setdefault(name, {})
-        section[last] = value
-    return found
-
-
-def errors(*changes: tuple[str, object], **options) -> list[str]:
-    with pytest.raises(ConfigError) as error:
-        settle(config(*changes, **options))
-    return str(error.value).splitlines()
-
 
 MISSPELT = [
     ("loggr", {"name": "wandb"}, "did you mean logger?"),
@@ -99,28 +71,6 @@ def test_all_mistakes_are_said_at_once():
     assert len(lines) == 4
     for part in ("optim.dens.sigma", "(loggr)", "(dataset.train.scr)", "(optim.lr_initial)"):
         assert sum(part in line for line in lines) == 1
-
-
-NUMBERS = [
-    "optim.lr_initial",
-    "optim.max_epochs",
-    "optim.clip_grad_norm",
-    "optim.ema_decay",
-    "optim.batch_size",
-    "optim.optimizer_params.weight_decay",
-    "optim.optimizer_params.eps",
-    "optim.scheduler_params.warmup_factor",
-    "optim.scheduler_params.lr_min_factor",
-    "loss_functions.1.forces.coefficient",
-]
-
-
-@pytest.mark.parametrize("trainer", ["dens.DeNSTrainer", "equiformerv2_forces"])
-@pytest.mark.parametrize("key", NUMBERS)
-def test_numbers_must_not_be_strings(key, trainer):
-    (line,) = errors((key, "1e-3"), trainer=trainer)
-    assert line.startswith(f"{key.rpartition('.')[2]} must be a number, or null, got '1e-3', a str")
-    assert f"write 1.0e-1 ({key.replace('.1.', '.')})" in line
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Resume interrupted runs; save only complete steps and finite weights."""
 
+import copy
 import json
 import os
 import signal
@@ -10,13 +11,15 @@ import time
 import pytest
 import torch
 import yaml
-from helpers.trainers import DENS, STOCK_MODEL, trainer_config
+from helpers.trainers import DENS, STOCK_MODEL, trainer_config, write_dataset
 from kill_and_resume import compare, unequal, write_config
 
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.checkpoints.state import write_checkpoint
 from dens.process import StopSignals
+from dens.runs.check.schedule import Sampling
 from dens.safe.checkpoints import safe_load
+from dens.settings import ConfigError
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
@@ -56,6 +59,19 @@ def saving_trainer(dataset, tmp_path):
     return DeNSTrainer(**config), tmp_path / "checkpoints" / "run" / "checkpoint.pt"
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs: its config and its last checkpoint."""
+    folder = tmp_path_factory.mktemp("finished")
+    src = write_dataset(folder / "train")
+    config = trainer_config(src, is_debug=False, run_dir=str(folder), timestamp_id="run")
+    config["logger"] = "tensorboard"
+    trainer = DeNSTrainer(**copy.deepcopy(config))
+    trainer.train(disable_eval_tqdm=True)
+    config["is_debug"] = True
+    return config, str(folder / "checkpoints" / "run" / "checkpoint.pt")
+
+
 def test_the_checkpoint_of_a_step_holds_all_of_the_step(saving_trainer):
     """The evaluation and the schedule's step are in it; fairchem saves before both."""
     trainer, path = saving_trainer
@@ -81,6 +97,58 @@ def test_a_model_without_noise_head_is_resumed_too(dataset, tmp_path):
     tuned = DeNSTrainer(**trainer_config(dataset))  # a model with DeNS: only the weights fit
     tuned.load_checkpoint(str(tmp_path / "checkpoints" / "run" / "checkpoint.pt"))
     assert tuned.step == 0
+
+
+RESUMED = [  # settings of a run of 8 structures, 4 a step, and what is said on resuming at step 4
+    ({"batch_size": 8}, "cannot resume at step 4: the checkpoint has 2 steps an epoch (4 of 8"),
+    ({"batch_size": 2}, "this run has 4 steps an epoch (2 of 8 structures a step); keep the data"),
+    ({"grad_accumulation_steps": 2}, "x ranks = 4, or start afresh from its weights"),
+    ({}, "Nothing to train: the checkpoint, of step 4, is at the end of max_epochs = 2"),
+    ({"batch_size": 5, "max_epochs": 3}, "goes on at step 4 with 2 steps an epoch (5 of 8 stru"),
+    ({"batch_size": 2, "grad_accumulation_steps": 2, "max_epochs": 3}, None),
+]
+
+
+@pytest.mark.parametrize(("optim", "message"), RESUMED, ids=[str(o) for o, _ in RESUMED])
+def test_steps_of_an_epoch_are_those_of_the_checkpoint(optim, message, finished, caplog):
+    config, path = finished
+    config = copy.deepcopy(config)
+    trainer = DeNSTrainer(**{**config, "optimizer": {**config["optimizer"], **optim}})
+    trainer.load_checkpoint(path)
+    trainer.logger = None
+    if message is not None and "Nothing" not in message and "goes on" not in message:
+        with pytest.raises(ConfigError) as error:
+            trainer.train(disable_eval_tqdm=True)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+        return
+    trainer.train(disable_eval_tqdm=True)
+    notices = [r.message for r in caplog.records if "step 4" in r.message and r.levelno >= 30]
+    assert [message in notice for notice in notices] == ([] if message is None else [True])
+    assert trainer.step == 2 * trainer.config["optim"]["max_epochs"]
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_by_its_steps(finished):
+    config, path = finished
+    config = copy.deepcopy(config)
+    trainer = DeNSTrainer(**{**config, "optimizer": {**config["optimizer"], "batch_size": 8}})
+    content = safe_load(path)
+    del content["dens"]["sampling"]
+    trainer.load_checkpoint(path, content)
+    with pytest.raises(
+        ConfigError, match="the checkpoint has 2 steps an epoch, and this run has 1"
+    ):
+        trainer.train(disable_eval_tqdm=True)
+
+
+def test_the_number_of_ranks_does_not_matter_where_the_batch_stays():
+    for structures in (7, 24, 25, 101):
+        one = Sampling.of({"batch_size": 8}, structures, 1)
+        for ranks in (2, 4, 8):
+            assert Sampling.of({"batch_size": 8 // ranks}, structures, ranks) == one
+            # as fairchem's samplers count: of the share of each rank
+            share = -(-structures // ranks)
+            assert one.steps == -(-share // (8 // ranks))
 
 
 def test_sigterm_waits_for_the_step(saving_trainer):

@@ -112,7 +112,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
     config, dens = check_settings(config, findings)
     usable = not findings.count("error")
     if usable:
-        with findings.attempt("checkpoint"):
+        with findings.attempt("trainer"):
             config = adopt_settings(config, partial(findings.warn, "checkpoint"))
     usable = not findings.count("error")
     if "datasets" in config:
@@ -174,7 +174,8 @@ def _check_step(
     batch_size = config["optim"].get("batch_size", 1)
     with findings.attempt("trainer"), built(config, sample) as trainer:
         for notice in getattr(trainer, "checkpoint_notices", ()):
-            findings.warn("checkpoint", notice)
+            if all(notice != line.detail for line in findings.lines):
+                findings.ok("checkpoint", notice)
         findings.run("resume", check_resumed, trainer, _sampling(config, train))
         records = choose_records(train, batch_size, trainer.device.type == "cpu")
         with findings.attempt("step"):

@@ -156,9 +156,9 @@ def load_calculator(
     It gives ``energy`` and an equal ``free_energy`` in eV, ``forces`` in eV/Å, and, from a model
     with a stress head, ``stress`` in eV/Å^3 with ASE's sign and order (xx, yy, zz, yz, xz, xy). A
     structure for which the model has no answer is a ValueError that names the atom: a dummy atom,
-    an atomic number from ``max_num_elements`` on, an element that was not trained (if the
-    checkpoint records the trained ones), atoms closer than 0.01 Å, a position that is not finite,
-    a periodic cell without volume, no atoms.
+    an atomic number from ``max_num_elements`` on, an element that was not trained (if the file
+    names the trained ones), atoms closer than 0.01 Å, a position that is not finite, a periodic
+    cell without volume, no atoms.
 
     Args:
         path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.

@@ -52,7 +52,7 @@ class ElementRecord:
 
     def __init__(self, weight: Tensor) -> None:
         self._weight = weight
-        self._seen = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+        self._seen = weight.detach().new_zeros(len(weight)).bool()
         self._known = True
 
     @classmethod

@@ -17,5 +17,5 @@ def download_command(arguments: tuple[str, ...]) -> None:
     # in this process, because the script imports torch_scatter, which dens may have supplied
     folder = Path(scripts.__file__).parent
     sys.path.insert(0, str(folder))  # the script imports its neighbours by their bare names
-    sys.argv = ["dens data download", *arguments]
+    sys.argv[:] = ["dens data download", *arguments]
     runpy.run_path(str(folder / "download_data.py"), run_name="__main__")

@@ -176,8 +176,9 @@ def test_what_would_divide_by_zero_is_left_out(tmp_path):
     ase.io.write(tmp_path / "a.traj", frames)
     run("convert", tmp_path / "a.traj", "--out", tmp_path / "a")
     for options in ([], ["--forces-like-energy"], ["--cutoff", "0.1", "--measured", "0"]):
-        runner = CliRunner(mix_stderr=False)
-        result = runner.invoke(command, ["stats", str(tmp_path / "a"), *options], obj=ConfigReader)
+        result = CliRunner().invoke(
+            command, ["stats", str(tmp_path / "a"), *options], obj=ConfigReader
+        )
         assert "all energies are equal: no spread, so the YAML has no normalizer" in result.stderr
         assert "the YAML has no normalizer of the forces" in result.stderr
         assert ("the YAML has no avg_degree" in result.stderr) == ("--cutoff" in options)

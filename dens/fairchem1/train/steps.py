@@ -23,14 +23,13 @@ from torch.nn.utils import clip_grad_norm_
 from dens.data.batches import WithSampleId, join_outputs, non_finite_structures, split_batch
 from dens.data.checked import checked
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
+from dens.fairchem1.config.read import SPLITS
 from dens.fairchem1.config.schema import StepSettings
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
 from dens.runs.check.schedule import Sampling, check_resume
 from dens.settings import ConfigError, parse_settings
-
-_SPLITS = ("train", "val", "test", "relax")
 
 
 class ReproducibleSteps:
@@ -146,7 +145,7 @@ class ReproducibleSteps:
         return super().get_sampler(dataset, batch_size, shuffle)
 
     def get_dataloader(self, dataset, sampler, workers: int | None = None):
-        sets = {name: getattr(self, f"{name}_dataset", None) for name in _SPLITS}
+        sets = {name: getattr(self, f"{name}_dataset", None) for name in SPLITS}
         split = next((name for name, known in sets.items() if known is dataset), None)
         dataset = checked(dataset, split, self.config)
         if split == "train":

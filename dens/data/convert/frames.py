@@ -33,6 +33,7 @@ from dens.data.convert.read_options import (
     describe_labels,
     make_record_of,
     read_options,
+    settle_keys,
     settle_stress,
     take_read_options,
 )
@@ -144,7 +145,7 @@ def convert(
                 f"{bad[0].place}: {bad[0].reason}: --index numbers the frames of all files, so it "
                 "cannot be left out by --on-bad skip: leave it out of the sources"
             )
-        indexed = settle_stress(indexed, say)
+        indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
         given = rules.units
         rules = _settle_units(indexed, rules, on_bad, run_map)
         names = {frames.source.name: len(frames.numbers) for frames in indexed}

@@ -10,12 +10,15 @@ import click
 from ase import Atoms
 from torch_geometric.data import Data
 
+from dens.data.convert.build import Map
 from dens.data.convert.labels import LabelRules
-from dens.data.sources.ase import FrameSelection
+from dens.data.sources.ase import FrameSelection, index_source, read_frames
 from dens.data.sources.reading import (
+    LABELS,
     ReadOptions,
     count_labels,
     describe_counts,
+    has_own_label,
     is_unconverged,
     read_stress,
 )
@@ -90,6 +93,56 @@ def make_record_of(
             add_stress(data, stress * (units.energy / units.length**3))
     counts.update(found)
     return data
+
+
+def settle_keys(
+    sources: list[FrameSelection], run_map: Map, say: Callable[[str], None]
+) -> list[FrameSelection]:
+    """Let files without a named key keep their own label, if other files have the key.
+
+    So one command converts files whose keys differ, such as VASP runs beside extended XYZ. A file
+    is judged by its first frame. A key that no file has stays an error when frames are read.
+
+    Args:
+        say: takes a line with the structures and files that keep their own label.
+    """
+    if len(sources) < 2 or not any(map(sources[0].source.options.key, LABELS)):
+        return sources
+    lacking = list(run_map(find_lacking, sources))
+    for label in LABELS:
+        without = [i for i, labels in enumerate(lacking) if label in labels]
+        if not without or len(without) == len(sources):
+            continue
+        files = ", ".join(sources[i].source.name for i in without[:3]) + ", ..." * (
+            len(without) > 3
+        )
+        count = sum(len(sources[i].numbers) for i in without)
+        key = sources[0].source.options.key(label)
+        say(f"{count} structures of files without {key} keep their own {label}: {files}")
+        for i in without:
+            source = sources[i].source
+            options = replace(source.options, **{f"{label}_key": None})
+            sources[i] = replace(sources[i], source=replace(source, options=options))
+            if label == "stress":
+                sources[i] = index_source(sources[i].source)
+    return sources
+
+
+def find_lacking(frames: FrameSelection) -> tuple[str, ...]:
+    """List the labels with a named key that the first frame of a file lacks, but for its own label.
+
+    A file that cannot be read lacks nothing here: reading it later tells its error.
+    """
+    options = frames.source.options
+    if frames.source.kind == "npz":
+        return ()
+    own = replace(options, **{f"{label}_key": None for label in LABELS})
+    first = replace(frames, source=replace(frames.source, options=own)).select([0])
+    try:
+        (_, atoms), *_ = read_frames(first)
+    except ValueError:
+        return ()
+    return tuple(label for label in LABELS if has_own_label(atoms, label, options.key(label)))
 
 
 def settle_stress(

@@ -83,6 +83,13 @@ def choose_labels(atoms: Atoms, options: ReadOptions) -> Atoms:
     return atoms
 
 
+def has_own_label(atoms: Atoms, label: str, key: str | None) -> bool:
+    """Tell whether a structure lacks the key named for a label, and has the usual label instead."""
+    if key is None or key in _values(atoms):
+        return False
+    return label == "stress" or _results(atoms).get(label) is not None
+
+
 def read_labels(atoms: Atoms) -> tuple[float, np.ndarray]:
     """Read the energy, and the forces, (n_atoms, 3), from the results of a calculator.
 

@@ -6,6 +6,7 @@ import ase.db
 import ase.io
 from ase import Atoms
 from helpers.labelled import slabs
+from helpers.program import refused_data
 from helpers.program import run_data as run
 from helpers.vasp import write_steps_outcar, write_steps_xml
 
@@ -21,15 +22,15 @@ def test_one_line_converts_a_folder(tmp_path):
     write_steps_xml(source / "killed" / "vasprun.xml", [3, 3], 10, cut=True)
     (source / "empty" / "OUTCAR").parent.mkdir()
     (source / "empty" / "OUTCAR").touch()
-    frames = slabs(3)
-    ase.io.write(source / "slabs.extxyz", frames)
+    write_own_keys(source / "slabs.extxyz")
     with (source / "slabs.extxyz").open("a") as file:  # without labels
         file.write("2\nProperties=species:S:1:pos:R:3\nH 0 0 0\nH 0 0 0.7\n")
     with ase.db.connect(source / "slabs.db") as database:
         for frame in slabs(2, seed=1):
             database.write(frame)
     out = tmp_path / "out"
-    output = run("convert", source, "--on-bad", "skip", "--out", out)
+    keys = ["--energy-key", "REF_energy", "--forces-key", "REF_forces"]
+    output = run("convert", source, *keys, "--on-bad", "skip", "--out", out)
     dataset = LmdbFolder(out)
     records = [dataset[i] for i in range(len(dataset))]
     found = {}
@@ -39,13 +40,17 @@ def test_one_line_converts_a_folder(tmp_path):
     assert "1 structures, whose electronic steps did not converge, are left out" in output
     assert "1 bad files left out: " in output
     assert str(source / "empty" / "OUTCAR") in output
-    assert "1 bad frames left out: expected energy and forces, got only" in output
+    assert "1 bad frames left out: expected the key 'REF_energy' (--energy-key), got only" in output
+    assert "10 structures of files without REF_energy keep their own energy: " in output
+    energies = [record.y for record in records if "extxyz" in record.sid]
+    assert energies == [frame.get_potential_energy() for frame in slabs(3)]
     assert f"{source / 'slabs.extxyz'}, frame 3" in output
     run("check", out)
     assert "avg_num_nodes" in run("stats", out, "--cutoff", "6")
 
 
-def test_own_keys(tmp_path):
+def write_own_keys(path) -> None:
+    """Write three slabs with their labels under REF_energy and REF_forces, and a wrong energy."""
     frames = []
     for frame in slabs(3):
         results = frame.calc.results
@@ -53,7 +58,13 @@ def test_own_keys(tmp_path):
         own.info.update(REF_energy=results["energy"], energy=0.0)
         own.arrays["REF_forces"] = results["forces"]
         frames.append(own)
-    ase.io.write(tmp_path / "a.extxyz", frames)
-    keys = ["--energy-key", "REF_energy", "--forces-key", "REF_forces"]
-    run("convert", tmp_path / "a.extxyz", *keys, "--out", tmp_path / "out")
-    assert len(LmdbFolder(tmp_path / "out")) == 3
+    ase.io.write(path, frames)
+
+
+def test_a_key_that_no_file_has_is_an_error(tmp_path):
+    ase.io.write(tmp_path / "a.extxyz", slabs(2))
+    ase.io.write(tmp_path / "b.traj", slabs(2))
+    message = refused_data(
+        "convert", tmp_path, "--energy-key", "REF_enrgy", "--out", tmp_path / "o"
+    )
+    assert "expected the key 'REF_enrgy' (--energy-key), got only" in message

@@ -18,6 +18,7 @@ import yaml
 from ase.build import fcc111
 from ase.calculators.emt import EMT
 from ase.io import Trajectory
+from helpers.calculations import write_calculations
 from helpers.command_runner import Result, run_command
 from helpers.documents import PAGES, apply_diff, code_blocks, commands
 from helpers.labelled import slabs, write_oc20
@@ -57,6 +58,10 @@ class Run:
 TRAIN = "fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
 PLAIN = "fairchem main.py --config configs/oc20/eqv2_demo.yml --identifier plain"
 RELAXING = "fairchem main.py --config examples/relax_demo.yml --identifier relax"
+OWN = (
+    "dens data convert calculations/ --energy-key REF_energy --forces-key REF_forces "
+    "--on-bad skip --out data/own --split by-system --fractions train=0.8,val=0.2"
+)
 CONVERT = (
     "dens data convert trajectories/ --out data/mine --split by-system --references fit --workers 4"
 )
@@ -106,6 +111,8 @@ TABLE = {
     # data
     CONVERT: Run("--workers 1", makes="data/mine/train/data.0000.lmdb"),
     "dens data check data/mine/train": Run(needs=(CONVERT,)),
+    OWN: Run(says="keep their own energy", makes="data/own/train/data.0000.lmdb"),
+    "dens data check data/own": Run(needs=(OWN,)),
     "dens data stats data/mine/train --cutoff 12 --max-neighbors 20 --out data/mine/stats.yml": Run(
         needs=(CONVERT,), makes="data/mine/stats.yml"
     ),
@@ -218,6 +225,7 @@ class Workplace:
                     slab.calc = EMT()
                     slab.get_forces()
                     trajectory.write(slab)
+        write_calculations(self.folder / "calculations")
         for name in ("s2ef_train_all", "s2ef_md"):
             lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
             write_oc20(self.folder / name, 0, slabs(3), lines)

@@ -22,7 +22,7 @@ from helpers.calculations import write_calculations
 from helpers.command_runner import Result, run_command
 from helpers.documents import PAGES, apply_diff, code_blocks, commands
 from helpers.labelled import slabs, write_oc20
-from helpers.paths import CONFIGS, README, ROOT
+from helpers.paths import CONFIGS, DOCS, README, ROOT
 
 from dens.data.demo import make_demo_data
 
@@ -113,6 +113,15 @@ TABLE = {
     "dens data check data/mine/train": Run(needs=(CONVERT,)),
     OWN: Run(says="keep their own energy", makes="data/own/train/data.0000.lmdb"),
     "dens data check data/own": Run(needs=(OWN,)),
+    "dens data stats data/own/train --cutoff 12 --max-neighbors 20": Run(
+        needs=(OWN,), says="avg_num_nodes"
+    ),
+    "dens check own.yml": Run(needs=(OWN,), says="ready to train"),
+    "fairchem main.py --config own.yml": Run(
+        "--optim.num_workers=0 --logger=tensorboard",
+        needs=(OWN,),
+        makes="checkpoints/*/checkpoint.pt",
+    ),
     "dens data stats data/mine/train --cutoff 12 --max-neighbors 20 --out data/mine/stats.yml": Run(
         needs=(CONVERT,), makes="data/mine/stats.yml"
     ),
@@ -213,6 +222,8 @@ class Workplace:
         self._make_sources()
         (diff,) = code_blocks(README.read_text(encoding="utf-8"), "diff")
         stock = (CONFIGS / "oc20/eqv2_demo.yml").read_text(encoding="utf-8")
+        (own,) = code_blocks((DOCS / "data.md").read_text(encoding="utf-8"), "yaml")
+        (folder / "own.yml").write_text(own, encoding="utf-8")
         (folder / "my_config.yml").write_text(apply_diff(diff, stock), encoding="utf-8")
 
     def _make_sources(self) -> None:
@@ -309,7 +320,7 @@ def test_the_demo_starts_from_the_error_of_zeros(workplace):
 
 
 def test_statistics_are_those_of_the_data(workplace):
-    (stats,) = (c for c in TABLE if c.startswith("dens data stats"))
+    (stats,) = (c for c in TABLE if c.startswith("dens data stats data/mine"))
     workplace.run(stats)
     snippet = yaml.safe_load((workplace.folder / "data/mine/stats.yml").read_text())
     assert snippet["model"]["backbone"]["avg_num_nodes"] == 8

@@ -86,7 +86,7 @@ def test_arguments_default_to_those_of_the_process(launched, monkeypatch):
             ["evaluate", "--config", "c.yml", "--checkpoint", "w.pt", "--split", "train"],
             "error: Invalid value for '--split': 'train' is not one of",
         ),
-        (["check", "c.yml", "--sample", "0"], "error: Invalid value for '--sample': 0 is not in"),
+        (["check", "c.yml", "--sample", "-1"], "error: Invalid value for '--sample': -1 is not in"),
         (["check", "c.yml", "--num-gpus", "0"], "error: Invalid value for '--num-gpus': 0 is not"),
     ],
 )

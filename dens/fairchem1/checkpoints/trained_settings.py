@@ -166,7 +166,7 @@ def _adopt_heads(model: dict[str, Any], trained: Mapping[str, Any]) -> Iterator[
         yield from _adopt_keys(keys, config, theirs[found], defaults, f"model.heads.{name}")
 
 
-def adopt_settings(config: Mapping[str, Any], notify: Callable[[str], None]) -> dict[str, Any]:
+def adopt_settings(config: dict[str, Any], notify: Callable[[str], None]) -> dict[str, Any]:
     """Put the settings of the checkpoint from which a run starts into its config.
 
     Args:
@@ -176,10 +176,10 @@ def adopt_settings(config: Mapping[str, Any], notify: Callable[[str], None]) -> 
     Raises:
         ConfigError: the checkpoint cannot be read, or the config's ``max_num_elements`` is smaller.
     """
-    config = dict(config)
     path, model = _start_of(config), config.get("model")
     if path is None or not _is_equiformer(model):
         return config
+    config = dict(config)
     try:
         source = read(path, raw=True)
     except ValueError as error:

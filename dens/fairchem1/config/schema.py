@@ -154,7 +154,7 @@ RELAX_OPT = signature_schema(
     more="name",
     without="optimizable_batch",
     positive="maxstep damping alpha",
-    counts="memory",
+    indices="memory",  # 0: steps along the forces
 )
 OUTPUT = make_schema(
     "property parent decomposition train_on_free_atoms eval_on_free_atoms prediction_dtype",

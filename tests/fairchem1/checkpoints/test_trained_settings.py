@@ -295,7 +295,7 @@ def test_check_and_evaluate(trained, tmp_path, monkeypatch, capsys):
     assert float(row.split()[-1]) == pytest.approx(expected["forces_mae"], abs=2e-3)
     for split, message in {
         "test": "dataset.test.src is missing",
-        "train": "--split must be one of val, test, got 'train'",
+        "train": "'--split': 'train' is not one of 'val', 'test'",
     }.items():
         with pytest.raises(SystemExit) as error:
             main([*argv, "--split", split])

@@ -32,7 +32,7 @@ NO_FIXED = "no field fixed, so all atoms count as free"
 
 
 class BadRecordSettings(BaseModel):
-    """What training does with bad records: two keys of ``dataset.train``."""
+    """Settings for bad records in training: two keys of ``dataset.train``."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 

@@ -29,7 +29,7 @@ _OTHER = re.compile(
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which labels are read from files.
+    """Options for the labels that are read from files.
 
     Attributes:
         energy_key, forces_key, stress_key: names in the file; None for those that ASE knows. A

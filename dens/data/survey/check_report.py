@@ -56,7 +56,7 @@ _WHOLE = (
 
 @dataclass
 class Report:
-    """What `check` found in one data set; `findings` by the keys of `ERRORS` and `WARNINGS`."""
+    """Findings of `check` in one data set; `findings` by the keys of `ERRORS` and `WARNINGS`."""
 
     path: Any  # a path, or several
     structures: int = 0

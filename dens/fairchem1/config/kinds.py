@@ -20,7 +20,7 @@ class Section(BaseModel):
     )
 
 
-# What values of a kind must be: their type, that in words, and bounds. Kinds with the word
+# Kinds of values: their type, the type in words, and bounds. Kinds with the word
 # "optional" may be null.
 _Positive = Annotated[float, Field(gt=0)]
 _Number = float | int | list | None  # a list has a number for each group of parameters

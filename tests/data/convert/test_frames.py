@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import os
 import signal
@@ -30,6 +29,7 @@ from helpers.labelled import (
 from helpers.paths import ROOT
 from helpers.program import run_data as run
 from helpers.program import run_program
+from helpers.written import contents, info, read
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.convert.frames import convert
@@ -52,22 +52,6 @@ def stop(done, total):
 if __name__ == "__main__":
     convert([sys.argv[1]], sys.argv[2], LabelRules(), shard_size=20, workers=2, progress=stop)
 """
-
-
-def read(path: Path) -> list:
-    """Read the records with fairchem's loader."""
-    from fairchem.core.datasets.lmdb_dataset import LmdbDataset
-
-    dataset = LmdbDataset({"src": str(path)})
-    return [dataset[i] for i in range(len(dataset))]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def info(folder: Path) -> dict:
-    return json.loads((folder / "dens_info.json").read_text(encoding="utf-8"))
 
 
 def to_atoms(batch) -> Atoms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import ase.io
@@ -12,6 +11,7 @@ import torch
 from helpers.labelled import molecules, slabs, write_oc20, write_traj
 from helpers.program import refused_data as refusal
 from helpers.program import run_data as run
+from helpers.written import contents, info, read
 from torch_geometric.data import Data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
@@ -19,21 +19,6 @@ from dens.data.convert.frames import convert
 from dens.data.convert.labels import LabelRules
 from dens.data.convert.splits import Splitting
 from dens.data.store.lmdb import LmdbWriter
-
-
-def read(path: Path) -> list:
-    from fairchem.core.datasets.lmdb_dataset import LmdbDataset
-
-    dataset = LmdbDataset({"src": str(path)})
-    return [dataset[i] for i in range(len(dataset))]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def info(folder: Path) -> dict:
-    return json.loads((folder / "dens_info.json").read_text(encoding="utf-8"))
 
 
 def write_bad(path: Path, n: int = 8, bad: tuple[int, ...] = (1, 4, 5), seed: int = 0) -> list:

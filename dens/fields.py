@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,13 +27,15 @@ DENOISING_FIELDS = (
 )
 
 
-def denoising_rows(batch: Any, atoms: Any, structures: Any) -> dict[str, Tensor]:
-    """Select rows of the denoising fields that a batch has, by name.
+def select_rows(
+    fields: Iterable[Field], batch: Any, atoms: Any, structures: Any
+) -> dict[str, Tensor]:
+    """Select rows of those of the fields that a batch has, by name.
 
     Args:
         batch: a PyG batch, or any object with attributes.
         atoms, structures: slices, masks or indices of the rows to take at each level.
     """
     rows = {"atom": atoms, "structure": structures}
-    present = [field for field in DENOISING_FIELDS if hasattr(batch, field.name)]
+    present = [field for field in fields if hasattr(batch, field.name)]
     return {field.name: getattr(batch, field.name)[rows[field.level]] for field in present}

@@ -20,7 +20,6 @@ from fairchem.core.common.utils import new_trainer_context
 
 from benchmarks.measure import commit
 from dens.cli import main
-from dens.denoising.config import corrupt_all
 from dens.fairchem1.launch import parse_args, read_config
 from dens.random import make_generator
 from dens.runs.monitor.denoise import best_weights, denoise
@@ -90,21 +89,22 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
     Of a large set, evenly spaced batches with about DENOISED structures are used.
     """
     dataset = trainer.val_loader.dataset
-    settings, step = corrupt_all(trainer.dens, dataset[0], sigma), max(1, len(dataset) // DENOISED)
+    step = max(1, len(dataset) // DENOISED)
     errors = {}
     with best_weights(trainer):
-        for key, told in (("told", True), ("not_told", False)):
+        for probe in trainer.objective.probes([sigma], dataset[0]):
             noise, predicted = [], []
             passes = denoise(
                 trainer,
+                probe.objective,
                 islice(trainer.val_loader, 0, None, step),
-                settings,
                 lambda i, _: make_generator(seed, 0, i),  # a key that recorded results hold
-                encode_forces=told,
             )
-            for _, fields, out in passes:
-                noise.append(fields.noise[fields.noise_mask])
-                predicted.append(out["noise"][fields.noise_mask] * trainer.dens.noise_scale)
+            for batch, prediction in passes:
+                pred, true = trainer.objective.noise(prediction.values, batch)
+                noise.append(true[batch.noise_mask])
+                predicted.append(pred[batch.noise_mask])
+            key = "not_told" if probe.hidden else "told"
             noise = torch.cat(noise)
             errors[key] = (torch.cat(predicted) - noise).abs().mean().item()
     return {**errors, "zeros": noise.abs().mean().item()}

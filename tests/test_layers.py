@@ -19,14 +19,27 @@ LAYERS = [
     {"cli"},
     {"fairchem1"},
     {"runs", "data"},
-    {"denoising", "graphs", "fast", "safe"},
-    {"settings", "metrics", "fields", "random", "ranks", "process", "files", "patching"},
+    {"denoising", "relax", "graphs", "fast", "safe"},
+    {"objective"},
+    {"settings", "metrics", "fields", "noise_levels", "random", "ranks"}
+    | {"process", "files", "patching"},
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 ADAPTERS = LAYERS[1]
 MAX_LINES, MAX_FILES = 300, 8
 # The same role in parallel rooms.
-ROLES = {"__init__", "config", "metrics", "oc20", "md17", "check", "data", "corruption", "settings"}
+ROLES = {
+    "__init__",
+    "config",
+    "metrics",
+    "oc20",
+    "md17",
+    "check",
+    "data",
+    "corruption",
+    "settings",
+    "objective",
+}
 
 
 def module_of(path: Path) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
-from dens.denoising.corruption import set_fields
-from dens.fields import SAMPLE_ID, denoising_rows
+from dens.fields import SAMPLE_ID, select_rows
+from dens.objective import Objective
 
 
 def select_structures(batch, out: dict[str, Tensor], keep: Tensor) -> tuple[Data, dict]:
@@ -60,16 +60,18 @@ class WithSampleId(Dataset):
         return records
 
 
-def split_batch(batch: Batch, size: int, collate: Callable[[list[Data]], Batch]) -> list[Batch]:
-    """Split a batch into micro-batches of ``size`` structures, with their denoising fields."""
+def split_batch(
+    batch: Batch, size: int, collate: Callable[[list[Data]], Batch], objective: Objective
+) -> list[Batch]:
+    """Split a batch into micro-batches of ``size`` structures, with the objective's fields."""
     structures = batch.to_data_list()
     micro_batches = []
     for start in range(0, len(structures), size):
         micro_batch = collate(structures[start : start + size])
         stop = start + len(micro_batch.natoms)
         atoms = slice(int(batch.ptr[start]), int(batch.ptr[stop]))
-        if fields := denoising_rows(batch, atoms, slice(start, stop)):
-            set_fields(micro_batch, fields)
+        if rows := select_rows(objective.fields, batch, atoms, slice(start, stop)):
+            objective.set_fields(micro_batch, rows)
         micro_batches.append(micro_batch)
     return micro_batches
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dens.objective import Target
 from dens.ranks import global_mean, sum_over_ranks
 
 
@@ -23,17 +25,22 @@ def l2_error(pred: Tensor, target: Tensor) -> Tensor:
     return torch.linalg.vector_norm(pred - target, dim=-1)
 
 
-def loss_counts(noise_mask: Tensor, free: Tensor, reduction: str) -> Tensor:
-    r"""Count the atoms of each mean of :func:`dens_loss`, forces and noise: (2,).
+def denoising_targets(
+    forces: Target, noise: Tensor, noise_mask: Tensor, coefficient: float, reduction: str
+) -> tuple[Target, Target]:
+    r"""Split the force target into forces of clean atoms and noise of corrupted ones.
 
     Args:
+        forces: the target of all atoms whose forces count, the set F.
+        noise: (n_atoms, 3), divided by s_N.
         noise_mask: (n_atoms,) bool, the set C.
-        free: (n_atoms,) bool, the set F of atoms whose forces count.
-        reduction: ``joint``, \|F u C\| for both, or ``separate``, \|F \\ C\| and \|C\|.
+        coefficient: lambda_DeNS.
+        reduction: ``joint``, both means run over F u C, or ``separate``, over F \\ C and over C.
     """
-    if reduction == "joint":
-        return (free | noise_mask).sum().expand(2)
-    return torch.stack([(free & ~noise_mask).sum(), noise_mask.sum()])
+    joint = forces.rows | noise_mask if reduction == "joint" else None
+    clean = replace(forces, rows=forces.rows & ~noise_mask, mean_over=joint)
+    corrupted = replace(clean, name="noise", value=noise, rows=noise_mask, weight=coefficient)
+    return clean, corrupted
 
 
 def dens_loss(
@@ -47,7 +54,6 @@ def dens_loss(
     force_coefficient: float,
     denoising_coefficient: float,
     reduction: str = "joint",
-    counts: Tensor | None = None,
     error: Callable[[Tensor, Tensor], Tensor] = l2_error,
 ) -> DeNSLoss:
     r"""Compute the loss for forces of clean atoms and noise of corrupted ones (arXiv:2403.09549).
@@ -66,20 +72,14 @@ def dens_loss(
         noise_mask: (n_atoms,) bool, the set C.
         free: (n_atoms,) bool, the set F.
         force_coefficient, denoising_coefficient: lambda_F, lambda_DeNS.
-        counts: (2,), the divisors of the two sums (:func:`loss_counts`), summed over all
-            micro-batches and ranks; None if these atoms are the only ones of this rank.
         error: function of rows of predictions and targets -> (n_atoms,).
     """
-    if counts is None:
-        counts = sum_over_ranks(loss_counts(noise_mask, free, reduction))
-    force_sum = _masked_sum(error, forces_pred, forces, free & ~noise_mask)
-    noise_sum = _masked_sum(error, noise_pred, noise, noise_mask)
-    means = global_mean(torch.stack([force_sum, noise_sum]), counts)
-    return DeNSLoss(force_coefficient * means[0], denoising_coefficient * means[1])
-
-
-def _masked_sum(error: Callable, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    # set both sides to zero outside the mask before taking the error, so that nothing there, not
-    # even NaN, reaches the sum or its gradient
-    rows = mask[:, None]
-    return error(torch.where(rows, pred, 0), torch.where(rows, target, 0)).sum()
+    base = Target("forces", forces, free, "atom", force_coefficient, error)
+    targets = denoising_targets(base, noise, noise_mask, denoising_coefficient, reduction)
+    counts = sum_over_ranks(torch.stack([target.count for target in targets]))
+    outputs = (forces_pred, noise_pred)
+    terms = (
+        target.weight * global_mean(target.total(output), count)
+        for target, output, count in zip(targets, outputs, counts, strict=True)
+    )
+    return DeNSLoss(*terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,9 +11,9 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
-from dens.denoising.config import corrupt_all
 from dens.fairchem1.launch import parse_args, read_config
 from dens.metrics import Ratio, find_metric
+from dens.objective import Objective
 from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
 from dens.settings import ConfigError
@@ -60,33 +61,42 @@ def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[st
             trainer.load_checkpoint(str(checkpoint))
         metrics = trainer.validate(split, disable_tqdm=True)
         columns[name] = {key: metrics[key]["metric"] for key in metrics if find_metric(key).unit}
-        if getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0:
-            errors, columns["zeros"] = denoising_errors(trainer, loaders[split])
+        objective = getattr(trainer, "objective", None)
+        objective = objective and objective.corrupting_all(loaders[split].dataset[0])
+        if objective is not None:
+            errors, columns["zeros"] = denoising_errors(trainer, loaders[split], objective)
             columns[name].update(errors)
     return columns
 
 
-def denoising_errors(trainer, loader) -> tuple[dict[str, float], dict[str, float]]:
-    """Corrupt a loader's structures as ``optim.dens`` says and compute the denoising errors.
+def denoising_errors(
+    trainer, loader, objective: Objective
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Corrupt a loader's structures as the objective says and compute the denoising errors.
 
     Args:
-        trainer: a DeNS trainer; its EMA weights are used if it has any.
+        trainer: a trainer of an objective; its EMA weights are used if it has any.
+        objective: how to corrupt.
 
     Returns:
         The model's errors, and those of predicting no noise, no force and the mean energy.
     """
     seed = trainer.config["cmd"]["seed"] or 0
-    dens = corrupt_all(trainer.dens, loader.dataset[0])
     totals: tuple[dict[str, Ratio], ...] = ({}, {})
     with best_weights(trainer):
-        passes = denoise(trainer, loader, dens, lambda i, _: Stream.EVALUATION.generator(seed, i))
-        for batch, fields, out in passes:
-            zeros = {name: torch.zeros_like(value) for name, value in out.items()}
-            for column, predicted in zip(totals, (out, zeros), strict=True):
-                for name, mean in trainer.denoising_metrics(predicted, batch, fields).items():
+        draws = partial(_draw, seed)
+        for batch, prediction in denoise(trainer, objective, loader, draws):
+            zeros = {name: torch.zeros_like(v) for name, v in prediction.values.items()}
+            columns = (prediction, trainer.in_physical_units(zeros, batch))
+            for column, predicted in zip(totals, columns, strict=True):
+                for name, mean in objective.metrics(predicted, batch).items():
                     column[name] = column.get(name, Ratio(0, 0)) + mean
     errors, of_zeros = ({name: mean.value for name, mean in c.items()} for c in totals)
     return errors, of_zeros
+
+
+def _draw(seed: int, number: int, batch) -> torch.Generator:
+    return Stream.EVALUATION.generator(seed, number)
 
 
 def format_table(columns: dict[str, dict[str, float]]) -> str:

@@ -10,10 +10,12 @@ from torch_geometric.data import Batch
 from dens.data.batches import split_batch
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import DenoisingFields, attach, corrupt, denoising_fields
+from dens.denoising.objective import DeNSObjective
 from dens.fields import DENOISING_FIELDS
 from dens.random import make_generator
 
 CONFIG = parse_config({"prob": 1.0, "denoising_coefficient": 1.0, "sigma": 0.1})
+OBJECTIVE = DeNSObjective(CONFIG)
 COPIES = {
     "device": lambda batch: batch.to("cpu"),
     "clone": lambda batch: batch.clone(),
@@ -59,8 +61,11 @@ def test_a_batch_without_the_note_is_asked():
 
 def test_micro_batches_have_their_own_rows_and_note():
     batch = corrupted([True, True, False, False, True], 5)
-    parts = split_batch(batch, 2, Batch.from_data_list)
+    parts = split_batch(batch, 2, Batch.from_data_list, OBJECTIVE)
     assert [part.corrupted for part in parts] == [True, False, True]
     for field in DENOISING_FIELDS:
         assert torch.equal(torch.cat([part[field.name] for part in parts]), batch[field.name])
-    assert all("noise" not in part for part in split_batch(make_batch(), 2, Batch.from_data_list))
+    assert all(
+        "noise" not in part
+        for part in split_batch(make_batch(), 2, Batch.from_data_list, OBJECTIVE)
+    )

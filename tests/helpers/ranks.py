@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1 import DeNSTrainer
-from dens.fields import denoising_rows
+from dens.fields import DENOISING_FIELDS, select_rows
 from dens.random import make_generator
 from helpers.structures import make_structure
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config
@@ -45,7 +45,7 @@ def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
     attach(whole, c, whole.forces)
     atoms = torch.cat([torch.where(whole.batch == s)[0] for s in of])
     part = Batch.from_data_list([structures()[s] for s in of])
-    for name, value in denoising_rows(whole, atoms, of).items():
+    for name, value in select_rows(DENOISING_FIELDS, whole, atoms, of).items():
         part[name] = value
     part.pos = whole.pos[atoms]
     return part

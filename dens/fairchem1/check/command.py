@@ -19,7 +19,7 @@ import click
 import torch
 from fairchem.core.common.utils import build_config
 
-from dens.denoising.config import DeNSConfig
+from dens.denoising.objective import DeNSObjective
 from dens.fairchem1.check.data import (
     Split,
     check_apart,
@@ -42,6 +42,7 @@ from dens.fairchem1.check.step import (
 from dens.fairchem1.checkpoints.trained_settings import adopt_settings
 from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
+from dens.objective import Objective
 from dens.runs.check.corruption import check_denoising
 from dens.runs.check.findings import Findings
 from dens.runs.check.memory import check_memory
@@ -109,7 +110,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
         config: with the keys that fairchem's ``build_config`` adds.
         sample: structures of each split to read.
     """
-    config, dens = check_settings(config, findings)
+    config, objective = check_settings(config, findings)
     usable = not findings.count("error")
     if usable:
         with findings.attempt("trainer"):
@@ -123,7 +124,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
         splits = open_splits(config, sample, findings)
     _check_data(config, splits, findings)
     if "train" in splits:
-        _check_training(config, splits["train"], dens, findings)
+        _check_training(config, splits["train"], objective, findings)
     if usable:
         _check_step(config, splits, sample, findings)
     else:
@@ -145,14 +146,14 @@ def _check_data(config: Mapping[str, Any], splits: dict[str, Split], findings: F
 
 
 def _check_training(
-    config: Mapping[str, Any], train: Split, dens: DeNSConfig | None, findings: Findings
+    config: Mapping[str, Any], train: Split, objective: Objective | None, findings: Findings
 ) -> None:
     optim = config.get("optim") or {}
     findings.run("data", check_sizes, train, optim, config["world_size"])
     findings.run("forces", check_signs, train)
-    findings.run("normaliser", check_scales, train, config["seed"] or 0, dens is not None)
-    if dens is not None:
-        findings.run("denoising", check_denoising, dens, list(train.sound.values()))
+    findings.run("normaliser", check_scales, train, config["seed"] or 0, objective is not None)
+    if isinstance(objective, DeNSObjective):
+        findings.run("denoising", check_denoising, objective.config, list(train.sound.values()))
     if isinstance(optim.get("max_epochs"), int):
         ranks = config["world_size"] // (config["gp_gpus"] or 1)
         validates = "val" in split_settings(config["dataset"])

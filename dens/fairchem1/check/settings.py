@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dens.denoising.config import DeNSConfig
 from dens.fairchem1.config.inputs import check_inputs
-from dens.fairchem1.config.rules import parse_dens
+from dens.fairchem1.config.rules import find_class
 from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
+from dens.objective import Objective
 from dens.runs.check.findings import Findings
 from dens.runs.check.memory import Footprint, in_words
 from dens.settings import ConfigError
@@ -21,13 +21,13 @@ from dens.settings import ConfigError
 
 def check_settings(
     config: Mapping[str, Any], report: Findings
-) -> tuple[Mapping[str, Any], DeNSConfig | None]:
+) -> tuple[Mapping[str, Any], Objective | None]:
     """Report mistakes in the config, and missing data or checkpoints.
 
     Returns:
-        The settled config (as given, where it has mistakes), and its DeNS settings, if any.
+        The settled config (as given, where it has mistakes), and what it trains, if dens does.
     """
-    dens = None
+    objective = None
     n_errors = report.count("error")
     with report.attempt("settings"):
         config = settle(config)
@@ -35,20 +35,14 @@ def check_settings(
         check_needed(config)
     with report.attempt("data"):
         check_inputs(config)
-    with suppress(ConfigError):  # there are none, or settle has reported what is wrong
-        dens = parse_dens(config.get("optim") or {})
+    with suppress(ConfigError):  # settle has reported what is wrong
+        trainer = find_class("trainer", config.get("trainer", "ocp"), "trainer")
+        if hasattr(trainer, "objective_class"):
+            objective = trainer.parse_objective(config.get("optim") or {})
     if report.count("error") == n_errors:
-        report.ok("settings", _describe(config, dens))
-    return config, dens
-
-
-def _describe(config: Mapping[str, Any], dens: DeNSConfig | None) -> str:
-    name = config.get("trainer", "ocp")
-    if dens is None:
-        return f"trainer {name}, no DeNS"
-    sigmas = " to ".join(f"{sigma:g}" for sigma in dict.fromkeys((dens.sigmas[0], dens.sigmas[-1])))
-    ratio = "all" if dens.corrupt_ratio is None else f"{dens.corrupt_ratio:.0%}"
-    return f"trainer {name}; DeNS with prob {dens.prob:g}, sigma {sigmas} Å on {ratio} of the atoms"
+        what = "no DeNS" if objective is None else objective.describe()
+        report.ok("settings", f"trainer {config.get('trainer', 'ocp')}; {what}")
+    return config, objective
 
 
 def check_disk(run_dir: str | Path, footprint: Footprint, report: Findings) -> None:

@@ -14,10 +14,10 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
-from dens.denoising.config import DeNSConfig
-from dens.denoising.corruption import denoising_fields
+from dens.denoising.objective import DeNSObjective
 from dens.fairchem1.check.data import Split
 from dens.fairchem1.check.scales import limit_fits
+from dens.objective import Objective
 from dens.runs.check.corruption import only
 from dens.runs.check.findings import Findings, counted
 from dens.runs.check.memory import Footprint, measure_activations
@@ -89,15 +89,16 @@ def sizes_of(split: Split) -> np.ndarray:
 
 
 def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Footprint:
-    """Take a training step on records, all corrupted if the trainer is of DeNS.
+    """Take a training step on records, all corrupted if the trainer has an objective.
 
     Raises:
         ConfigError: the loss or a gradient is not finite, or parameters have no gradient.
     """
-    applies_dens = getattr(trainer, "applies_dens", False) and trainer.dens.prob > 0
     batch = trainer.collater(list(records))
-    if applies_dens:  # on the trainer, which is discarded afterwards
-        trainer.dens = _corrupt_all(trainer.dens, int((batch.fixed == 0).sum()))
+    objective = getattr(trainer, "objective", None)
+    objective = objective and objective.corrupting_all(records[0])
+    if objective is not None:  # on the trainer, which is discarded afterwards
+        trainer.objective = _without_exclusions(objective, int((batch.fixed == 0).sum()))
     trainer.epoch, trainer.step = 1.0 / max(len(trainer.train_loader), 1), 1
     trainer.model.train()
     trainer.optimizer.zero_grad()
@@ -109,9 +110,11 @@ def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Foot
         trainer._compute_metrics(out, batch, trainer.evaluator, {})
         loss.backward()
     seconds = time.perf_counter() - started
-    corrupted = denoising_fields(batch) is not None
-    if applies_dens and not corrupted:
-        raise ConfigError("no atom was corrupted although prob was set to 1 (optim.dens)")
+    corrupted = objective is not None and bool(trainer.objective.corrupted_atoms(batch).any())
+    if objective is not None and not corrupted:
+        raise ConfigError(
+            f"no atom was corrupted although every structure should be (optim.{objective.section})"
+        )
     if not torch.isfinite(loss):
         raise ConfigError(f"the loss of the first step is {loss.item()}")
     _check_gradients(trainer.model)
@@ -127,12 +130,15 @@ def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Foot
     return Footprint.of(trainer, activations(), len(batch.pos))
 
 
-def _corrupt_all(dens: DeNSConfig, n_free: int) -> DeNSConfig:
-    """Copy the settings so that every structure is corrupted: on all atoms if there are few."""
+def _without_exclusions(objective: Objective, n_free: int) -> Objective:
+    """Change DeNS so that no structure is excluded, and all atoms are hit if there are few."""
+    if not isinstance(objective, DeNSObjective):
+        return objective
+    dens = objective.config
     ratio = dens.corrupt_ratio
     hits = ratio is not None and (1 - ratio) ** n_free < 1e-6
-    changes = {"prob": 1.0, "corrupt_ratio": ratio if hits else None}
-    return only(dens, None).model_copy(update=changes)
+    changes = {"corrupt_ratio": ratio if hits else None}
+    return DeNSObjective(only(dens, None).model_copy(update=changes))
 
 
 def _check_gradients(model: torch.nn.Module) -> None:

@@ -184,7 +184,7 @@ def adopt_settings(config: dict[str, Any], notify: Callable[[str], None]) -> dic
         source = read(path, raw=True)
     except ValueError as error:
         trainer = registry.get_trainer_class(config.get("trainer", "ocp"))
-        if getattr(trainer, "applies_dens", False):
+        if hasattr(trainer, "objective_class"):
             raise ConfigError(str(error)) from error
         notify(f"{error}; so its settings are not compared with the config's")
         return config

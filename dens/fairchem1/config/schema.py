@@ -209,7 +209,7 @@ SCHEDULER = make_schema(
     sequences="decay_epochs",
 )
 OPTIM = make_schema(
-    "dens watch optimizer optimizer_params scheduler scheduler_params "
+    "dens morered watch optimizer optimizer_params scheduler scheduler_params "
     "load_balancing_on_error load_datasets_and_model_then_exit checkpoint_format "
     # older forms
     "loss_energy loss_force loss_forces lr_milestones "

@@ -66,7 +66,7 @@ def check_keys(config: Mapping[str, Any], trainer: type) -> None:
 
 
 def _reads_more(trainer: type) -> bool:
-    return not (schema.is_known_class(trainer) and getattr(trainer, "applies_dens", False))
+    return not (schema.is_known_class(trainer) and hasattr(trainer, "objective_class"))
 
 
 def check_optim(optim: Mapping[str, Any], trainer: type) -> None:

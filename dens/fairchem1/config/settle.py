@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import yaml
@@ -14,12 +15,9 @@ from fairchem.core.trainers import OCPTrainer
 from dens.data.checked import parse_on_bad
 from dens.fairchem1.checkpoints.start import take_pretrained
 from dens.fairchem1.config.rules import (
-    check_model_classes,
     check_names,
     check_primary_metric,
-    check_targets,
     find_class,
-    parse_dens,
     refuse_ignored,
     run_all,
 )
@@ -49,20 +47,21 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
     setup_imports(config)
     check_types(config)
     trainer = trainer or find_class("trainer", config.get("trainer", "ocp"), "trainer")
-    if not getattr(trainer, "applies_dens", False):
+    objective = getattr(trainer, "objective_class", None)
+    if objective is None:
         run_all(
-            lambda: refuse_ignored(config),
+            lambda: refuse_ignored(config, None),
             lambda: check_keys(config, trainer),
             *_common_checks(config, trainer),
         )
         return _with_floats(config)
-    if is_foreign(config.get("optim") or {}):
+    if is_foreign(config.get("optim") or {}) and objective.section == "dens":
         config |= translate(config)
         if distutils.is_master():
             notice = {"optim": {"dens": config["optim"]["dens"]}}
             notice = yaml.safe_dump(notice, sort_keys=False)
             logging.warning(f"DeNS settings in an older form were read as\n{notice}")
-    _check_dens(config, trainer)
+    _check_objective(config, trainer)
     return _with_floats(config)
 
 
@@ -94,22 +93,18 @@ def _check_plateau(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_dens(config: Mapping[str, Any], trainer: type) -> None:
+def _check_objective(config: Mapping[str, Any], trainer: type) -> None:
     optim, model, dataset = (config.get(name) or {} for name in ("optim", "model", "dataset"))
     if not isinstance(dataset, Mapping):
         dataset = {}  # an older form, without the keys of dens
     splits = {name: split for name, split in dataset.items() if isinstance(split, Mapping)}
-    try:
-        dens = parse_dens(optim)
-    except ConfigError:
-        dens = None
     run_all(
         lambda: parse_on_bad(splits),
-        lambda: parse_dens(optim),
+        lambda: refuse_ignored(config, trainer.objective_class.section),
+        lambda: trainer.parse_objective(optim),
         lambda: parse_monitor(optim),
         lambda: take_pretrained(model),
-        lambda: check_model_classes(model, dens),
-        lambda: check_targets(config),
+        *(partial(check, config) for check in trainer.config_checks),
         # a model that is only used keeps what its checkpoint says
         lambda: config.get("inference_only") or check_keys(config, trainer),
         *_common_checks(config, trainer),

@@ -1,85 +1,73 @@
-"""Terms of the DeNS training loss, from fairchem's targets, normalizers and loss functions.
+"""Terms of the training loss: fairchem's targets, as an objective changes them.
 
 Imports nothing of fairchem, but works on attributes that only its trainers have.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dens.denoising.loss import dens_loss, loss_counts
+from dens.objective import Objective, Progress, Target
 from dens.ranks import global_mean, sum_over_ranks
+
+_LEVELS = {"atom": "atom", "system": "structure"}  # fairchem's names, and ours
 
 
 class LossTerms:
-    """Mixin that computes the weighted terms of the loss, each a mean over all ranks' rows.
+    """Mixin that computes the weighted terms of the loss, each a mean over all ranks' rows."""
 
-    Forces count on free atoms outside C, the noise on C, the energy for every structure and any
-    other target for clean structures.
-    """
-
+    objective: Objective
+    progress: Progress
     loss_functions: list[tuple[str, dict[str, Any]]]  # fairchem's: name, and function and weight
     _counts: dict[str, Tensor]  # number of rows of the step's batch in each term, over all ranks
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:
         """Compute the weighted terms of the training loss by name, scalars."""
         terms = {}
-        for name, info in self.loss_functions:
-            if name == "forces":
-                terms[name], terms["noise"] = self._denoising_terms(info, out, batch)
-            else:
-                terms[name] = self._plain_term(name, info, out, batch)
+        for target in self._targets(batch):
+            total = target.total(out[target.name])
+            if not target.summed:
+                total = global_mean(total, self._counts[target.name])
+            terms[target.name] = target.weight * total
         return terms
 
     def _count_on_all_ranks(self, batch) -> dict[str, Tensor]:
         """Count for each term the rows that its mean runs over, on all ranks."""
-        counts = {name: self._rows(name, batch).sum() for name, _ in self.loss_functions}
-        free = self._free(batch, "train_on_free_atoms")
-        counts["forces"] = loss_counts(batch.noise_mask, free, self.dens.reduction)
-        flat = sum_over_ranks(torch.cat([count.view(-1) for count in counts.values()]))
-        parts = flat.split([count.numel() for count in counts.values()])
-        return {name: p.view_as(counts[name]) for name, p in zip(counts, parts, strict=True)}
+        counts = {target.name: target.count for target in self._targets(batch)}
+        total = sum_over_ranks(torch.stack(list(counts.values())))
+        return dict(zip(counts, total, strict=True))
 
-    def _free(self, batch, setting: str, name: str = "forces") -> Tensor:
-        """Mark the atoms that count in a target, free ones or all: (n_atoms,) bool."""
-        free_only = self.output_targets[name].get(setting, True)
-        return batch.fixed == 0 if free_only else torch.ones_like(batch.fixed, dtype=torch.bool)
+    def _targets(self, batch) -> list[Target]:
+        base = [self._base_target(name, info, batch) for name, info in self.loss_functions]
+        return self.objective.targets(base, batch, self.progress)
 
-    def _rows(self, name: str, batch) -> Tensor:
-        """Mark the rows that count in a term without noise: (n_atoms,) or (n_structures,) bool."""
-        clean = batch.sigma == 0
-        if self.output_targets[name]["level"] != "atom":
-            return clean if name != "energy" else torch.ones_like(clean)
-        return clean[batch.batch] & self._free(batch, "train_on_free_atoms", name)
-
-    def _denoising_terms(self, info, out, batch):
-        target = self._normalized("forces", batch)
-        return dens_loss(
-            forces_pred=out["forces"].to(target.dtype),
-            forces=target,
-            noise_pred=out["noise"].to(target.dtype),
-            noise=batch.noise / self.dens.noise_scale,
-            noise_mask=batch.noise_mask,
-            free=self._free(batch, "train_on_free_atoms"),
-            force_coefficient=info["coefficient"],
-            denoising_coefficient=self.dens.coefficient_at(
-                self.epoch / self.config["optim"]["max_epochs"]
-            ),
-            counts=self._counts["forces"],
-            error=lambda p, t: _errors(info["fn"].loss_fn(p, t, batch.natoms)),
+    def _base_target(self, name: str, info: dict[str, Any], batch) -> Target:
+        """Describe what fairchem would learn of an output of the uncorrupted structures."""
+        return Target(
+            name,
+            value=self._normalized(name, batch),
+            rows=self._counted(name, batch, "train_on_free_atoms"),
+            level=_LEVELS[self.output_targets[name]["level"]],
+            weight=info["coefficient"],
+            error=partial(_errors, info["fn"].loss_fn, batch.natoms),
+            summed=info["fn"].reduction != "mean",
         )
 
-    def _plain_term(self, name: str, info, out, batch) -> Tensor:
-        target = self._normalized(name, batch)
-        rows = self._rows(name, batch)[:, None]
-        pred, target = (torch.where(rows, x, 0) for x in (out[name].to(target.dtype), target))
-        total = _errors(info["fn"].loss_fn(pred, target, batch.natoms)).sum()
-        if info["fn"].reduction == "mean":
-            total = global_mean(total, self._counts[name])
-        return info["coefficient"] * total
+    def _counted(self, name: str, batch, setting: str) -> Tensor:
+        """Mark the rows of a target that count: all, or free atoms, as ``setting`` of the output.
+
+        Returns:
+            (n_atoms,) or (n_structures,) bool.
+        """
+        target = self.output_targets[name]
+        rows = batch.fixed if target["level"] == "atom" else batch.natoms
+        if target["level"] == "atom" and target.get(setting, True):
+            return rows == 0
+        return torch.ones_like(rows, dtype=torch.bool)
 
     def _normalized(self, name: str, batch) -> Tensor:
         """Convert a target to units of the output: (n_atoms or n_structures, components)."""
@@ -90,6 +78,7 @@ class LossTerms:
         return self.normalizers[name].norm(target) if name in self.normalizers else target
 
 
-def _errors(errors: Tensor) -> Tensor:
-    """Average over components, for loss functions that return one error for each: (rows,)."""
+def _errors(function: Any, natoms: Tensor, output: Tensor, target: Tensor) -> Tensor:
+    """Compute fairchem's error of each row, averaged over components: (rows,)."""
+    errors = function(output, target, natoms)
     return errors if errors.dim() == 1 else errors.mean(dim=-1)

@@ -1,4 +1,4 @@
-"""Metrics of a training step, over all ranks, with forces and noise kept apart."""
+"""Metrics of a training step, over all ranks, with ordinary and corrupted structures apart."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from itertools import chain
 import torch
 
 from dens.data.batches import select_structures
-from dens.denoising.corruption import denoising_fields
-from dens.denoising.metrics import denoising_metric_names, denoising_metrics
 from dens.fairchem1.config.rules import metric_names
 from dens.metrics import LOSS_TERM, Ratio
+from dens.objective import Objective
 from dens.patching import replaced
 from dens.ranks import sum_over_ranks
 
 
 class TrainingMetrics:
-    """Mixin that measures the training steps of a DeNS trainer; validation is fairchem's.
+    """Mixin that measures the training steps of an objective; validation is fairchem's.
 
     It stands before :class:`~dens.fairchem1.train.steps.ReproducibleSteps` among the bases. Imports
     nothing of fairchem, but overrides a method of its trainers.
     """
 
+    objective: Objective
     _loss_values: dict[str, float]  # the loss terms of the present step, set by the trainer
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
-        """Compute S2EF metrics on clean structures and denoising metrics on corrupted ones."""
+        """Compute fairchem's metrics on ordinary structures, the objective's on corrupted ones."""
         if not self.model.training:
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = self.running_metrics(metrics)
-        corrupted = int(batch.noise_mask.sum())
+        corrupted = int(self.objective.corrupted_atoms(batch).sum())
         found = {"corrupted_fraction": Ratio(corrupted, len(batch.pos))}
-        found |= self.denoising_metrics(out, batch, denoising_fields(batch)) if corrupted else {}
-        found |= self._clean_metrics(out, batch, evaluator)
+        if corrupted:
+            found |= self.objective.metrics(self.in_physical_units(out, batch), batch)
+        found |= self._ordinary_metrics(out, batch, evaluator)
         names = [  # the same on all ranks, whatever their structures
             *metric_names(evaluator.target_metrics),
-            *denoising_metric_names(self.dens.sigmas),
+            *self.objective.metric_names(),
             "corrupted_fraction",
         ]
         ratios = [found.get(name, Ratio(0.0, 0)) for name in names]
@@ -53,34 +54,21 @@ class TrainingMetrics:
                 metrics = evaluator.update(name, stat, metrics)
         return metrics
 
-    def _clean_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
-        """Compute fairchem's metrics on the clean structures of a batch."""
-        clean = batch.sigma == 0
-        if not clean.any():
+    def _ordinary_metrics(self, out, batch, evaluator) -> dict[str, Ratio]:
+        """Compute fairchem's metrics on the structures of a batch where they make sense."""
+        ordinary = self.objective.ordinary(batch)
+        if not ordinary.any():
             return {}
-        part, part_out = select_structures(batch, out, clean)
+        part, part_out = batch, out
+        if not ordinary.all():
+            part, part_out = select_structures(batch, out, ordinary)
         kept, wanted = self.output_targets, evaluator.target_metrics
-        if not self._free(part, "eval_on_free_atoms").any():
-            # fairchem cannot average over no atoms: only metrics per structure remain
-            kept = {name: target for name, target in kept.items() if target["level"] != "atom"}
+        # fairchem cannot average over no atoms: of these outputs no metrics are made
+        counted = {name: self._counted(name, part, "eval_on_free_atoms").any() for name in kept}
+        if not all(counted.values()):
+            kept = {name: target for name, target in kept.items() if counted[name]}
             wanted = {name: functions for name, functions in wanted.items() if name in kept}
         with replaced(self, output_targets=kept):
             metrics = super()._compute_metrics(part_out, part, evaluator, {})
         found = {name: metrics[name] for name in metric_names(wanted)}
         return {name: Ratio(m["total"], m["numel"]) for name, m in found.items()}
-
-    def denoising_metrics(self, out, batch, fields) -> dict[str, Ratio]:
-        """Compute the denoising metrics of a corrupted batch from the model's outputs for it."""
-        return denoising_metrics(
-            noise_pred=out["noise"].detach() * self.dens.noise_scale,
-            noise=fields.noise,
-            noise_mask=fields.noise_mask,
-            forces_pred=self._denorm_preds("forces", out["forces"].detach(), batch),
-            forces=batch.forces,
-            energy_pred=self._denorm_preds("energy", out["energy"].detach(), batch).view(-1),
-            energy=batch.energy,
-            free=self._free(batch, "eval_on_free_atoms"),
-            batch=batch.batch,
-            sigma=fields.sigma,
-            sigmas=self.dens.sigmas,
-        )

@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from dens.data.batches import WithSampleId, join_outputs, non_finite_structures, split_batch
-from dens.data.checked import checked
+from dens.data.batches import join_outputs, non_finite_structures, split_batch
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
-from dens.fairchem1.config.read import SPLITS
 from dens.fairchem1.config.schema import StepSettings
+from dens.objective import Objective
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
@@ -49,6 +48,7 @@ class ReproducibleSteps:
         FloatingPointError: more than ``optim.max_skipped_steps`` skipped steps in a row.
     """
 
+    objective: Objective  # declared by the trainer
     step_settings: StepSettings
     element_record: Any = None  # an ElementRecord, for checkpoints
     metrics: dict[str, dict]  # of training, as fairchem averages them between logs
@@ -144,14 +144,6 @@ class ReproducibleSteps:
             batch_size *= self.step_settings.grad_accumulation_steps
         return super().get_sampler(dataset, batch_size, shuffle)
 
-    def get_dataloader(self, dataset, sampler, workers: int | None = None):
-        sets = {name: getattr(self, f"{name}_dataset", None) for name in SPLITS}
-        split = next((name for name, known in sets.items() if known is dataset), None)
-        dataset = checked(dataset, split, self.config)
-        if split == "train":
-            dataset = WithSampleId(dataset)
-        return super().get_dataloader(dataset, sampler, workers)
-
     def forward_in_micro_batches(self, batch) -> dict[str, Tensor]:
         """Compute the outputs of a batch in micro-batches, and the gradients of all but the last.
 
@@ -159,7 +151,8 @@ class ReproducibleSteps:
         """
         if self.step_settings.grad_accumulation_steps == 1:
             return self.forward_micro_batch(batch)
-        *first, last = split_batch(batch, self.config["optim"]["batch_size"], self.collater)
+        size = self.config["optim"]["batch_size"]
+        *first, last = split_batch(batch, size, self.collater, self.objective)
         outputs = [self._accumulate(micro_batch) for micro_batch in first]
         return join_outputs([*outputs, self.forward_micro_batch(last)])
 
@@ -235,8 +228,8 @@ class ReproducibleSteps:
             self._skipped_in_a_row = 0
         else:
             self._skip_step()
-        count = self.skipped_steps
-        self.metrics["skipped_steps"] = {"metric": count, "total": count, "numel": 1}
+        count = dict.fromkeys(("metric", "total"), self.skipped_steps)
+        self.metrics["skipped_steps"] = {**count, "numel": 1}
 
     def _note_overflow(self, scale_before: float | None) -> None:
         """Note a step that the scaler skipped because gradients overflowed in float16."""
@@ -271,8 +264,8 @@ class ReproducibleSteps:
             self._due.append(checkpoint_file)
             return None
         averages = self.ema.shadow_params if self.ema else []
-        named = self._unwrapped_model.named_parameters()
-        refuse_non_finite(chain(named, (("a moving average", value) for value in averages)))
+        averages = (("a moving average", value) for value in averages)
+        refuse_non_finite(chain(self._unwrapped_model.named_parameters(), averages))
 
         def write(state: dict, **where: str) -> str:
             state["dens"] = dens_state(self.metrics, self.skipped_steps, self.element_record)

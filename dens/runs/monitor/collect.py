@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dens.metrics import NOISE_MAE, at_level
+from dens.objective import Host
 from dens.ranks import gather_objects, is_master
 from dens.runs.figure_data import DenoisedStructure, FigureData
 from dens.runs.monitor.denoise import Denoised
@@ -24,26 +25,24 @@ _EMPTY = {  # shapes of the arrays without an atom
 class Collector:
     """Collector of this rank's arrays, which :meth:`gather` joins with the other ranks'."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.sigma = trainer.dens.noise_scale
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.sigma = host.objective.typical_sigma
         self._parts: dict[str, list[np.ndarray]] = {}
         self._structures: list[DenoisedStructure] = []
 
     def add_corrupted(self, done: Denoised) -> None:
         """Add a corrupted batch and the noise predicted for it."""
-        batch, fields, out = done
-        mask = fields.noise_mask
-        pred = torch.where(mask[:, None], out["noise"] * self.trainer.dens.noise_scale, 0)
-        self.sigma = float(fields.sigma.max())
-        self._keep(
-            noise=fields.noise[mask],
-            noise_pred=pred[mask],
-            noise_force_norm=fields.noise_forces[mask].norm(dim=-1),
-        )
+        batch, prediction = done
+        mask = self.host.objective.corrupted_atoms(batch)
+        pred, true = self.host.objective.noise(prediction.values, batch)
+        self.sigma = float(batch.sigma.max())
+        self._keep(noise=true[mask], noise_pred=pred[mask])
+        if "noise_forces" in batch:
+            self._keep(noise_force_norm=batch.noise_forces[mask].norm(dim=-1))
         for i in range(len(batch.natoms))[: _SHOWN - len(self._structures)]:
             here = batch.batch == i
-            pos, noise = batch.pos[here], fields.noise[here]
+            pos, noise = batch.pos[here], true[here]
             numbers, cell = batch.atomic_numbers[here].long(), batch.cell[i]
             arrays = (numbers, cell, pos - noise, pos, pos - pred[here])
             self._structures.append(DenoisedStructure(*(_array(a) for a in arrays)))
@@ -52,12 +51,14 @@ class Collector:
     def add_clean(self, batches: Iterable[Any]) -> None:
         """Predict and add the forces of clean batches, for the atoms whose forces count."""
         for batch in batches:
-            batch = batch.to(self.trainer.device)
-            out = self.trainer._forward(batch)
-            free = self.trainer._free(batch, "eval_on_free_atoms")
+            batch = batch.to(self.host.device)
+            values, rows = self.host.predict_batch(batch)
+            if "forces" not in rows:
+                return
+            free = rows["forces"]
             self._keep(
                 forces=batch.forces[free],
-                forces_pred=self.trainer._denorm_preds("forces", out["forces"], batch)[free],
+                forces_pred=values["forces"][free],
                 forces_numbers=batch.atomic_numbers[free].long(),
             )
 

@@ -7,18 +7,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from dens.denoising.config import DeNSConfig
-from dens.denoising.corruption import DenoisingFields, Draws, denoising_fields
+from dens.objective import Host, Objective, Prediction
 
 
 class Denoised(NamedTuple):
-    """A corrupted batch and the model's outputs."""
+    """A corrupted batch and the model's prediction for it."""
 
     batch: Any  # positions are the corrupted ones
-    fields: DenoisingFields
-    out: dict[str, Tensor]  # in the model's units, not denormalized
+    prediction: Prediction
 
 
 @contextmanager
@@ -39,29 +36,23 @@ def best_weights(trainer) -> Iterator[None]:
 
 @torch.no_grad()
 def denoise(
-    trainer,
+    host: Host,
+    objective: Objective,
     batches: Iterable[Any],
-    dens: DeNSConfig,
-    draw: Callable[[int, Any], Draws | torch.Generator],
-    *,
-    encode_forces: bool = True,
+    draw: Callable[[int, Any], Any],
 ) -> Iterator[Denoised]:
     """Corrupt batches and predict their noise; skip batches without a corrupted atom.
 
     Args:
+        host: the trainer whose model is asked.
+        objective: how to corrupt, see :meth:`~dens.objective.Objective.probes`.
         batches: PyG batches; they are modified.
-        dens: how to corrupt, see :func:`~dens.denoising.config.corrupt_all`.
         draw: returns the random numbers for the number of a batch and the batch.
-        encode_forces: whether the model sees the forces of the original.
     """
     for number, batch in enumerate(batches):
-        batch = batch.to(trainer.device)
-        trainer.corrupt_batch(batch, dens, draw(number, batch))
-        fields = denoising_fields(batch)
-        if not encode_forces:
-            batch.noise_forces = torch.zeros_like(batch.noise_forces)
-        # forward also without a corrupted atom: under DDP it is a collective
-        with torch.autocast("cuda", enabled=trainer.scaler is not None):  # as fairchem evaluates
-            out = trainer.forward_micro_batch(batch)
-        if fields is not None:
-            yield Denoised(batch, fields, out)
+        batch = batch.to(host.device)
+        objective.apply(batch, draw(number, batch), host.progress)
+        # predict also without a corrupted atom: under DDP it is a collective
+        prediction = host.predict_batch(batch)
+        if objective.corrupted_atoms(batch).any():
+            yield Denoised(batch, prediction)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dens.denoising.config import DeNSConfig
+from dens.objective import Objective
 from dens.settings import ConfigError, parse_settings, setting
 
 # The noise head and the corruption make a pass more expensive than one of the evaluation.
@@ -51,19 +50,17 @@ class MonitorSettings(BaseModel):
         unit="steps",
     )
 
-    def sigmas(self, dens: DeNSConfig) -> list[float]:
+    def sigmas(self, objective: Objective) -> Sequence[float]:
         """Return the noise levels of the denoising validation, Å, lowest first."""
         if self.denoising_sigmas is not None:
             return sorted(set(self.denoising_sigmas))
-        if dens.sigma is not None:
-            return [dens.sigma / 2, dens.sigma, 2 * dens.sigma]
-        return [dens.sigma_low, math.sqrt(dens.sigma_low * dens.sigma_high), dens.sigma_high]
+        return objective.sigmas
 
-    def structures(self, n_validation: int, n_sigmas: int) -> int:
-        """Return how many of ``n_validation`` structures to denoise, with and without forces."""
+    def structures(self, n_validation: int, n_probes: int) -> int:
+        """Return how many of ``n_validation`` structures to denoise, each ``n_probes`` times."""
         if self.denoising_structures is not None:
             return min(self.denoising_structures, n_validation)
-        passes = 2 * n_sigmas * _COST_OF_PASS
+        passes = n_probes * _COST_OF_PASS
         # one fewer, since a small batch costs more per structure
         fitting = int(_SHARE_OF_EVALUATION * n_validation / passes) - 1
         return max(min(1, n_validation), fitting)

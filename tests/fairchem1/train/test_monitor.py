@@ -13,6 +13,7 @@ from helpers.trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import sample_draws_by_structure
+from dens.denoising.objective import DeNSObjective
 from dens.fairchem1 import DeNSTrainer
 from dens.random import Stream
 from dens.runs.monitor.settings import parse_monitor
@@ -31,7 +32,11 @@ def make_monitor(src: str, **settings) -> TrainingMonitor:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     trainer.ema.shadow_params = [1.1 * p.detach() for p in trainer.model.parameters()]
     trainer.step, trainer.epoch = 4, 1.0
-    return TrainingMonitor(trainer)
+    return trainer.make_monitor()
+
+
+def validate(monitor: TrainingMonitor):
+    return monitor.validation(monitor.host.val_loader.dataset)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +59,18 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 def test_levels_and_number_of_structures():
     settings = parse_monitor({})
     fixed, ladder = parse_config(DENS), parse_config({**DENS, **LADDER})
-    assert settings.sigmas(fixed) == [0.05, 0.1, 0.2]
-    assert settings.sigmas(ladder) == pytest.approx([0.01, 0.04, 0.16])
+    assert settings.sigmas(DeNSObjective(fixed)) == [0.05, 0.1, 0.2]
+    assert settings.sigmas(DeNSObjective(ladder)) == pytest.approx([0.01, 0.04, 0.16])
     # 5 % of an evaluation of 25,000, for six passes that cost a little more each
-    assert 150 <= settings.structures(25_000, 3) <= 208
-    assert settings.structures(10, 3) == 1
-    assert parse_monitor({"watch": {"denoising_structures": 64}}).structures(50, 3) == 50
+    assert 150 <= settings.structures(25_000, 6) <= 208
+    assert settings.structures(10, 6) == 1
+    assert parse_monitor({"watch": {"denoising_structures": 64}}).structures(50, 6) == 50
 
 
 def test_shares_of_the_gradient_leave_the_step_alone(dataset):
     monitor = make_monitor(dataset, gradients_every=2)
-    trainer, logged = monitor.trainer, {}
-    monitor._log = lambda values, split: logged.update(values)
+    trainer, logged = monitor.host, {}
+    trainer.log = lambda values, split: logged.update(values)
     trainer.model.train()
     batch = next(iter(trainer.train_loader))
     out = trainer._forward(batch)
@@ -90,8 +95,8 @@ def test_shares_of_the_gradient_leave_the_step_alone(dataset):
 def test_errors_agree_with_a_plain_loop(dataset):
     """The loop denoises structure by structure, with noise from the seed and the number."""
     monitor = make_monitor(dataset, denoising_structures=4, denoising_sigmas=[0.1, 0.2])
-    trainer = monitor.trainer
-    errors, _ = monitor.validation("val")
+    trainer = monitor.host
+    errors, _ = validate(monitor)
     trainer.ema.copy_to()
     for sigma in (0.1, 0.2):
         for hidden, end in ((False, ""), (True, "/no_forces")):
@@ -102,7 +107,7 @@ def test_errors_agree_with_a_plain_loop(dataset):
                 whole = Stream.VALIDATION.generator(0)
                 draws = sample_draws_by_structure(batch.natoms, streams, whole)
                 config = trainer.dens.model_copy(update={"prob": 1.0, "sigma": sigma})
-                trainer.corrupt_batch(batch, config, draws)
+                DeNSObjective(config).apply(batch, draws, trainer.progress)
                 if hidden:
                     batch.noise_forces = 0 * batch.noise_forces
                 with torch.no_grad(), torch.random.fork_rng():
@@ -130,19 +135,19 @@ def test_errors_agree_with_a_plain_loop(dataset):
 
 def test_validation_leaves_no_trace(dataset):
     monitor = make_monitor(dataset, denoising_structures=4)
-    trainer = monitor.trainer
+    trainer = monitor.host
     trainer.model.train()
     assert trainer.ema is not None
     weights = copy.deepcopy(trainer.model.state_dict())
     random = torch.get_rng_state()
-    first, figures = monitor.validation("val")
+    first, figures = validate(monitor)
     assert figures is None  # a debug run has no folder for them
     assert trainer.model.training
     assert torch.equal(torch.get_rng_state(), random)
     after = trainer.model.state_dict()
     assert all(torch.equal(after[name], weights[name]) for name in weights)
     torch.manual_seed(99)
-    second, _ = monitor.validation("val")
+    second, _ = validate(monitor)
     assert first == second
     assert {len(trainer.val_dataset[i].keys()) for i in range(8)} == {len(trainer.val_dataset[0])}
 
@@ -151,12 +156,12 @@ def _errors_of_rank(rank: int, port: int, src: str, results) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
-    results[rank], _ = make_monitor(src, denoising_structures=4).validation("val")
+    results[rank], _ = validate(make_monitor(src, denoising_structures=4))
     dist.destroy_process_group()
 
 
 def test_two_ranks_measure_the_same_errors_as_one(dataset, free_port):
-    expected, _ = make_monitor(dataset, denoising_structures=4).validation("val")
+    expected, _ = validate(make_monitor(dataset, denoising_structures=4))
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(_errors_of_rank, (free_port, dataset, results), nprocs=2)
@@ -168,16 +173,16 @@ def test_every_structure_is_corrupted_whatever_training_excludes(dataset):
     """Including after early_epochs, and if the validation set lacks the fields of an exclusion."""
     monitor = make_monitor(dataset, denoising_structures=4)
     change = {"exclude_md": True, "max_stress_norm": 1.0, "early_epochs": 1, "prob": 0.25}
-    expected, _ = monitor.validation("val")
-    monitor.trainer.epoch = 2.0
-    monitor.trainer.dens = monitor.trainer.dens.model_copy(update=change)
-    assert monitor.validation("val")[0] == expected
+    expected, _ = validate(monitor)
+    monitor.host.epoch = 2.0
+    monitor.host.dens = monitor.host.dens.model_copy(update=change)
+    assert validate(monitor)[0] == expected
 
 
 def test_no_dens_means_no_denoising(tmp_path):
     src = write_dataset(tmp_path / "few", n=2)
     monitor = make_monitor(src, denoising_structures=0)
-    assert monitor.validation("val") == ({}, None)
+    assert validate(monitor) == ({}, None)
     monitor = make_monitor(src)
-    monitor.trainer.dens = monitor.trainer.dens.model_copy(update={"prob": 0.0})
-    assert monitor.validation("val") == ({}, None)
+    monitor.host.dens = monitor.host.dens.model_copy(update={"prob": 0.0})
+    assert validate(monitor) == ({}, None)

@@ -1,0 +1,1 @@
+"""What each method of training asks of a config."""

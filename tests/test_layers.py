@@ -19,8 +19,9 @@ LAYERS = [
     {"cli"},
     {"fairchem1"},
     {"runs", "data"},
-    {"denoising", "graphs", "fast", "safe"},
-    {"settings", "metrics", "fields", "random", "ranks", "process", "files", "patching"},
+    {"denoising", "relax", "graphs", "fast", "safe"},
+    {"settings", "metrics", "fields", "noise_levels", "random", "ranks"}
+    | {"process", "files", "patching"},
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 ADAPTERS = LAYERS[1]

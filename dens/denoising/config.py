@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
 
@@ -139,14 +139,15 @@ class DeNSConfig(BaseModel):
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        r"""The possible noise levels in Å, lowest first: one, or a geometric ladder.
+        """The possible noise levels in Å, lowest first: one, or a geometric ladder."""
+        return self.levels.sigmas
 
-        .. math:: \sigma_k = \exp(\ln\sigma_{low} + k\,(\ln\sigma_{high}-\ln\sigma_{low})/(K-1))
-        """
+    @property
+    def levels(self) -> NoiseLevels:
+        """The possible noise levels with their indices, see :meth:`NoiseLevels.geometric`."""
         if self.sigma is not None:
-            return (self.sigma,)
-        low, high, last = math.log(self.sigma_low), math.log(self.sigma_high), self.num_sigmas - 1
-        return tuple(math.exp(low + k * (high - low) / last) for k in range(last + 1))
+            return NoiseLevels((self.sigma,))
+        return NoiseLevels.geometric(self.sigma_low, self.sigma_high, self.num_sigmas)
 
     @property
     def noise_scale(self) -> float:

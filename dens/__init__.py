@@ -28,6 +28,10 @@ _HOME = {
     "EnergyHead": "dens.fairchem1",
     "ForceHead": "dens.fairchem1",
     "NoiseHead": "dens.fairchem1",
+    "MoreRedHead": "dens.fairchem1",
+    "MoreRedMixin": "dens.fairchem1",
+    "MoreRedTrainer": "dens.fairchem1",
+    "TimeHead": "dens.fairchem1",
     "OC22LmdbDataset": "dens.fairchem1",
     "load_calculator": "dens.fairchem1.checkpoints.calculator",
 }

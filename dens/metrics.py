@@ -8,6 +8,7 @@ FORCES_MAE, ENERGY_MAE = "forces_mae", "energy_mae"
 NOISE_MAE, NOISE_COSINE = "denoising_pos_mae", "denoising_pos_cosine"
 NOISE_EXPLAINED = "denoising_pos_explained_variance"
 NOISY_ENERGY_MAE, NOISY_FORCES_MAE = "denoising_energy_mae", "denoising_forces_mae"
+LEVEL_MAE = "denoising_level_mae"
 GRADIENT_SHARE, LOSS_TERM = "gradient_share_", "loss_"  # families: the name of a loss term follows
 
 GROUPS = ("S2EF", "Denoising", "Optimisation", "System")
@@ -63,6 +64,7 @@ _ROWS = (
         NOISY_ENERGY_MAE, "energy MAE, corrupted structures", "eV", "lower", "Denoising", "E noisy"
     ),
     Metric(NOISY_FORCES_MAE, "force MAE beside corrupted atoms", "eV/Å", "lower", "Denoising"),
+    Metric(LEVEL_MAE, "noise level MAE", "Å", "lower", "Denoising", short="level"),
     Metric("lr", "learning rate", group="Optimisation"),
     Metric("grad_norm", "gradient norm", group="Optimisation"),
     Metric("corrupted_fraction", "corrupted fraction", group="Optimisation"),

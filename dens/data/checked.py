@@ -24,6 +24,7 @@ from torch_geometric.data import Data
 
 from dens.data.canonical import canonical, make_alike
 from dens.data.soundness import LABELS, USUAL, find_fault
+from dens.relax.objective import MoreRedObjective
 from dens.safe.pickles import BadRecord
 from dens.settings import ConfigError, parse_settings, setting
 
@@ -109,12 +110,14 @@ def needed_fields(config: Mapping[str, Any], split: str | None) -> dict[str, str
     if split in ("train", "val"):
         outputs = config.get("outputs") or {}
         names = [name for term in config.get("loss_functions") or [] for name in term]
+        made = MoreRedObjective.makes if "morered" in (config.get("optim") or {}) else ()
+        labels = [name for name in names if name not in made]
         targets = {name: outputs.get(name) or {} for name in names}
-        levels = {name: target.get("level", "system") for name, target in targets.items()}
+        levels = {name: targets[name].get("level", "system") for name in labels}
         free_only = [name for name in names if targets[name].get("train_on_free_atoms", True)]
         if not names:  # an older layout
             levels, free_only = {name: USUAL[name] for name in LABELS}, list(LABELS)
-        if split == "train" and any(levels[name] == "atom" for name in free_only):
+        if split == "train" and any(targets[n].get("level") == "atom" for n in free_only):
             levels["fixed"] = "atom"
     model = config.get("model") or {}
     backbone = model.get("backbone", model) if isinstance(model, Mapping) else {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dens.metrics import (
+    LEVEL_MAE,
     NOISE_COSINE,
     NOISE_EXPLAINED,
     NOISE_MAE,
@@ -18,7 +19,7 @@ from dens.metrics import (
 )
 
 # measured by the denoising validation
-VALIDATED = (NOISE_MAE, NOISE_EXPLAINED, NOISE_COSINE, NOISY_ENERGY_MAE)
+VALIDATED = (NOISE_MAE, NOISE_EXPLAINED, NOISE_COSINE, NOISY_ENERGY_MAE, LEVEL_MAE)
 
 
 def _mae(pred: Tensor, true: Tensor, rows: Tensor) -> Ratio:

@@ -19,6 +19,8 @@ from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     ForceHead,
     NoiseHead,
 )
+from dens.fairchem1.morered.heads import MoreRedHead, TimeHead  # noqa: E402
+from dens.fairchem1.morered.trainer import MoreRedMixin, MoreRedTrainer  # noqa: E402
 from dens.fairchem1.train.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
 
 compat.repair()
@@ -30,6 +32,10 @@ __all__ = [
     "EquiformerV2Backbone",
     "EquiformerV2DeNS",
     "ForceHead",
+    "MoreRedHead",
+    "MoreRedMixin",
+    "MoreRedTrainer",
     "NoiseHead",
     "OC22LmdbDataset",
+    "TimeHead",
 ]

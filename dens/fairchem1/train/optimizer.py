@@ -134,3 +134,21 @@ def as_floats(optim: Mapping[str, Any]) -> dict[str, Any]:
     factors = ("warmup_factor", "lr_min_factor", "decay_rate")
     floats = {key: float(params[key]) for key in factors if type(params.get(key)) is int}
     return {**optim, "scheduler_params": {**params, **floats}} if floats else dict(optim)
+
+
+class EpochTrainer(EquiformerV2ForcesTrainer):
+    """EquiformerV2's trainer, which refuses a warm-up of less than a step.
+
+    Raises:
+        ConfigError: names ``warmup_epochs``.
+    """
+
+    def load_extras(self) -> None:
+        steps = 0 if self.train_loader is None else len(self.train_loader)
+        params = self.config["optim"]["scheduler_params"]
+        if steps and "warmup_epochs" in params and params["warmup_epochs"] * steps < 1:
+            raise ConfigError(
+                f"warmup_epochs must be at least one step, and an epoch has {steps}: got "
+                f"{params['warmup_epochs']} (optim.scheduler_params.warmup_epochs)"
+            )
+        super().load_extras()

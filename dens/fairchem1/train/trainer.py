@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -17,6 +16,7 @@ from dens.denoising.force_encoding import ForceEncoding
 from dens.denoising.objective import DeNSObjective
 from dens.fairchem1.config.methods.dens import check_model_classes, check_targets, parse_dens
 from dens.fairchem1.train.host import ObjectiveMixin
+from dens.fairchem1.train.optimizer import EpochTrainer
 from dens.fairchem1.train.relaxation import safe_lbfgs
 from dens.metrics import FORCES_MAE
 from dens.patching import replaced
@@ -102,15 +102,5 @@ class DeNSMixin(ObjectiveMixin):
 
 
 @registry.register_trainer("dens")
-class DeNSTrainer(DeNSMixin, EquiformerV2ForcesTrainer):
+class DeNSTrainer(DeNSMixin, EpochTrainer):
     """EquiformerV2's trainer (schedules in epochs, EMA) with DeNS, registered as ``dens``."""
-
-    def load_extras(self) -> None:
-        steps = 0 if self.train_loader is None else len(self.train_loader)
-        params = self.config["optim"]["scheduler_params"]
-        if steps and "warmup_epochs" in params and params["warmup_epochs"] * steps < 1:
-            raise ConfigError(
-                f"warmup_epochs must be at least one step, and an epoch has {steps}: got "
-                f"{params['warmup_epochs']} (optim.scheduler_params.warmup_epochs)"
-            )
-        super().load_extras()

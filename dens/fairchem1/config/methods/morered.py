@@ -1,0 +1,120 @@
+"""What MoreRed asks of a config: a backbone without forces, its heads, losses of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dens.fairchem1.config.rules import check_primary_metric, find_class, run_all
+from dens.relax.config import MoreRedConfig, parse_morered
+from dens.relax.objective import MoreRedObjective
+from dens.settings import ConfigError
+
+_MADE = MoreRedObjective.makes
+
+
+def parse_settings_of(optim: Mapping[str, Any]) -> MoreRedConfig:
+    """Read the MoreRed settings of an ``optim`` section; without any the defaults hold.
+
+    Raises:
+        ConfigError: they are missing or invalid.
+    """
+    if "morered" not in optim:
+        raise ConfigError(
+            "optim.morered is missing: the MoreRed trainer needs its settings, {} for the defaults "
+            "(optim.morered)"
+        )
+    return parse_morered(optim["morered"] or {})
+
+
+def check_model(config: Mapping[str, Any]) -> None:
+    """Refuse a model without a head of MoreRed, or one that encodes forces.
+
+    Raises:
+        ConfigError: names the key of the class or setting.
+    """
+    model = config.get("model") or {}
+    heads = model.get("heads") or {}
+    if "backbone" not in model:
+        raise ConfigError(
+            "model must be hydra with a backbone and a head dens.MoreRedHead or dens.TimeHead, got "
+            "no backbone (model.backbone)"
+        )
+    problems = []
+    backbone = model["backbone"]
+    cls = find_class("model", backbone.get("model"), "model.backbone.model")
+    if getattr(cls, "encodes_forces", False) and backbone.get("force_encoding", True):
+        problems.append(
+            "force_encoding must be false: MoreRed knows no forces (model.backbone.force_encoding)"
+        )
+    classes = [
+        find_class("model", head.get("module"), f"model.heads.{name}.module")
+        for name, head in heads.items()
+    ]
+    if not any(hasattr(head, "predicts") for head in classes):
+        problems.append(
+            "model.heads has no head of MoreRed: add morered: {module: dens.MoreRedHead} to "
+            f"{', '.join(heads) or 'it'} (model.heads)"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse losses and outputs that the heads do not predict, or that are not of each atom.
+
+    Raises:
+        ConfigError: one line for each mistake, with its section.
+    """
+    run_all(
+        lambda: _check_losses(config),
+        lambda: check_primary_metric(config.get("evaluation_metrics") or {}),
+    )
+
+
+def _check_losses(config: Mapping[str, Any]) -> None:
+    losses = config.get("loss_functions") or []
+    names = [name for term in losses if isinstance(term, Mapping) for name in term]
+    outputs = config.get("outputs") or {}
+    predicted = predicted_by(config.get("model") or {})
+    problems = [
+        f"{name} is no target of MoreRed, which has {', '.join(_MADE)} (loss_functions.{name})"
+        for name in names
+        if name not in _MADE
+    ]
+    if not names:
+        problems.append(
+            f"loss_functions must have {' and '.join(predicted or _MADE)}, got none "
+            "(loss_functions)"
+        )
+    for name in outputs:
+        if name not in predicted and predicted:
+            problems.append(
+                f"no head predicts {name}, they predict {', '.join(predicted)} (outputs.{name})"
+            )
+        elif (outputs[name] or {}).get("level", "system") != "atom":
+            problems.append(f"level must be atom, for {name} (outputs.{name}.level)")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def predicted_by(model: Mapping[str, Any]) -> list[str]:
+    """List the outputs of the heads of MoreRed that a ``model`` section names."""
+    found = []
+    for head in (model.get("heads") or {}).values():
+        try:
+            cls = find_class("model", head.get("module"), "model.heads")
+        except ConfigError:
+            continue
+        if issubclass(cls, _head()):
+            given = head.get("time") == "given"
+            found += ["noise"] if given else ["noise", "time"]
+        elif hasattr(cls, "predicts"):
+            found += cls.predicts
+    return found
+
+
+def _head() -> type:
+    from dens.fairchem1.morered.heads import MoreRedHead
+
+    return MoreRedHead

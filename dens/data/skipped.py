@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,7 +59,7 @@ def map_good_frames(
         return
     path, done = frames.source.path, 0
     while done < len(frames.numbers):
-        rest = replace(frames, numbers=frames.numbers[done:], keys=frames.keys[done:])
+        rest = frames.select(range(done, len(frames.numbers)))
         try:
             for number, atoms in read_frames(rest):
                 done += 1

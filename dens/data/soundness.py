@@ -23,10 +23,12 @@ LABELS = {"energy": ("energy", "y"), "forces": ("forces", "force")}
 USUAL = {"energy": "system", "forces": "atom", "fixed": "atom"}  # levels of what S2EF needs
 _LACKING = {name: f"no {label}" for label, names in LABELS.items() for name in names}
 _LACKING |= {"fixed": "no fixed", "cell": "no cell"}
-_OPTIONAL = {"cell": "system", "pbc": "system", "fixed": "atom", "tags": "atom"}
-_ROWS = {"pos": (3,), "forces": (3,), "force": (3,), "fixed": (), "tags": ()}  # shape per atom
+_OPTIONAL = {"cell": "system", "pbc": "system"}
+_OPTIONAL |= dict.fromkeys(("fixed", "tags", "pos_start"), "atom")
+# shape per atom
+_ROWS = dict.fromkeys(("pos", "pos_start", "forces", "force"), (3,)) | {"fixed": (), "tags": ()}
 _SIZES = {"cell": 9, "pbc": 3, "energy": 1, "y": 1}  # numbers per structure
-_FLOATING = ("pos", *LABELS["forces"])
+_FLOATING = ("pos", "pos_start", *LABELS["forces"])
 
 
 class Fault(NamedTuple):
@@ -45,7 +47,8 @@ def find_fault(data: Data, levels: Mapping[str, str]) -> str | None:
 
     Args:
         data: must have ``pos`` (n_atoms, 3), ``atomic_numbers`` (n_atoms,) and ``natoms``;
-            ``cell``, ``fixed`` and ``tags`` are checked if present.
+            ``cell``, ``fixed``, ``tags`` and ``pos_start`` are checked if present; the last is all
+            NaN for a structure without a start.
         levels: further fields that it must have, each ``atom`` (one row per atom) or ``system``.
             If ``cell`` is among them, a periodic structure also needs a cell with a volume.
     """
@@ -142,6 +145,8 @@ def _faults(fields: Mapping[str, Any], levels: Mapping[str, str]) -> Iterator[Fa
                 yield Fault(name, f"must be finite, got {value}", "not finite")
         # fast path: if the sum is finite, so are all terms
         elif not math.isfinite(value.sum().item()) and not value.isfinite().all():
+            if name == "pos_start" and value.isnan().all():  # it has no start
+                continue
             yield Fault(name, "must be finite, got NaN or infinity", "not finite")
 
 

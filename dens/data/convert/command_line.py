@@ -31,6 +31,9 @@ NEEDS = (
     ("stats", "max_neighbors", ("cutoff",), ()),
     ("stats", "measured", ("cutoff", "config"), ()),
 )
+# options of convert that --labels none would ignore
+OF_LABELS = ("energy", "energy_key", "forces_key", "stress_key", "energy_unit", "force_unit")
+OF_LABELS += ("references", "max_force")
 # (command, two options of which one replaces the other, unless a third is given)
 EXCLUSIVE = (
     ("convert", "split", "index", None),
@@ -116,6 +119,9 @@ def check_options(ctx: click.Context) -> None:
         if not any(name in given and (not values or ctx.params[name] in values) for name in needed):
             wanted = " or ".join(" ".join((names[name], *values)) for name in needed)
             raise click.UsageError(f"{names[option]} needs {wanted}")
+    for option in OF_LABELS:
+        if option in given and ctx.params.get("labels") == "none":
+            raise click.UsageError(f"{names[option]} is for labels, and --labels none takes none")
     for command, one, other, unless in EXCLUSIVE:
         if command == ctx.command.name and {one, other} <= given and unless not in given:
             raise click.UsageError(

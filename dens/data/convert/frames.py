@@ -30,10 +30,12 @@ from dens.data.convert.labels import (
     settle_units,
 )
 from dens.data.convert.read_options import (
+    FIRST_LAST,
     describe_labels,
     make_record_of,
     read_options,
     settle_keys,
+    settle_pairs,
     settle_stress,
     take_read_options,
 )
@@ -61,7 +63,10 @@ def convert_frames(
     """
 
     def make_record(number: int, atoms: Atoms) -> Data | None:
-        sid = read_group(group_key, atoms) if group_key else frames.source.name
+        sid = name = frames.source.name
+        if group_key:
+            sid = read_group(group_key, atoms, own := f"{name} {number}")
+            counts["own group"] += sid == own
         return make_record_of(frames.source, rules, atoms, counts, sid=sid, fid=number)
 
     for data in map_good_frames(make_record, frames, on_bad):
@@ -72,7 +77,10 @@ def convert_frames(
 
 
 def _read_groups(key: str, on_bad: str, frames: FrameSelection) -> list[str | None]:
-    groups = map_good_frames(lambda _, atoms: read_group(key, atoms), frames, on_bad)
+    def read(number: int, atoms: Atoms) -> str:
+        return read_group(key, atoms, f"{frames.source.name} {number}")
+
+    groups = map_good_frames(read, frames, on_bad)
     return [None if isinstance(group, BadFrame) else group for group in groups]
 
 
@@ -105,6 +113,7 @@ def convert(
     *,
     options: ReadOptions | None = None,
     splitting: Splitting | None = None,
+    pairs: str | Path | None = None,
     fit: bool = False,
     on_bad: str = "error",
     shard_size: int = SHARD_SIZE,
@@ -119,6 +128,7 @@ def convert(
         out: the folder to make.
         rules: rules for labels.
         options: which labels are read.
+        pairs: see `settle_pairs`.
         splitting: by default, all frames go to `out` itself; otherwise to a folder below, by split.
         fit: fit references to the split ``train`` (or to the first one) and subtract them.
         on_bad: ``error``, or ``skip``: leave out bad frames, and files that cannot be read.
@@ -136,16 +146,15 @@ def convert(
     if Path(out).exists():  # before minutes of reading
         raise ValueError(f"{out} already exists: remove it or choose another output folder")
     splitting = splitting or Splitting()
-    options = replace(options or ReadOptions(), group_key=splitting.group_key)
+    options = options or ReadOptions()
+    options = replace(options, group_key=splitting.group_key, labels=rules.labels)
     found = find_sources(sources, options, say)
     with parallel_map(workers) as run_map:
         indexed, bad = index_good_sources(found, on_bad, run_map)
-        if bad and splitting.index:
-            raise ValueError(
-                f"{bad[0].place}: {bad[0].reason}: --index numbers the frames of all files, so it "
-                "cannot be left out by --on-bad skip: leave it out of the sources"
-            )
-        indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
+        _check_order(bad, splitting, pairs)
+        if rules.labels:
+            indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
+        indexed = settle_pairs(indexed, pairs, say)
         given = rules.units
         rules = _settle_units(indexed, rules, on_bad, run_map)
         names = {frames.source.name: len(frames.numbers) for frames in indexed}
@@ -158,6 +167,7 @@ def convert(
             **splitting.describe(),
             "units_from": "the sources" if rules.units != given else None,
             "on_bad": on_bad,
+            **({"pairs": str(pairs or options.pairs_key)} if pairs or options.pairs_key else {}),
             "frames_not_in_index": sum(names.values()) - sum(map(len, splits.values())),
             "skipped_files": list(count_bad(bad).values()),
             "sources": [{"sid": name, "frames": count} for name, count in names.items()],
@@ -172,6 +182,20 @@ def convert(
             setting=[splitting.group_key, on_bad],
             run_map=run_map,
             progress=progress,
+        )
+
+
+def _check_order(bad: list[BadFrame], splitting: Splitting, pairs: str | Path | None) -> None:
+    """Refuse to leave out files where their order counts."""
+    if not bad:
+        return
+    order = "--index numbers the frames of all files" if splitting.index else None
+    if pairs not in (None, FIRST_LAST):
+        order = "--pairs matches all files in their order"
+    if order:
+        raise ValueError(
+            f"{bad[0].place}: {bad[0].reason}: {order}, so it "
+            "cannot be left out by --on-bad skip: leave it out of the sources"
         )
 
 
@@ -236,9 +260,12 @@ def convert_command(
 ) -> None:
     """Convert SOURCES, files or folders that ASE reads, to LMDB.
 
-    traj, (ext)xyz (also .xz, .gz, .bz2), db, aselmdb, json, vasprun.xml, OUTCAR, MD17's npz,
-    folders of DeePMD-kit, and by name whatever else ASE reads with energies and forces. Energies,
-    forces and stress become eV, eV/Å and eV/Å^3.
+    traj, (ext)xyz (also .xz, .gz, .bz2), db, aselmdb, json, vasprun.xml, OUTCAR, MD17's npz, npz of
+    many molecules, folders of DeePMD-kit, and by name whatever else ASE reads with energies and
+    forces. Energies, forces and stress become eV, eV/Å and eV/Å^3.
+
+    With --labels none, the structures are taken as they are, as equilibria to learn relaxation
+    from.
 
     Without a split, OUT itself is the LMDB folder; otherwise OUT/NAME is, for every split. A system
     is a file, or the frames with the same --group-key. Units that a file names are taken.
@@ -248,16 +275,17 @@ def convert_command(
     files = dict(item.partition("=")[::2] for item in index)
     if len(files) < len(index) or not all(n.isidentifier() and f for n, f in files.items()):
         raise click.UsageError(f"--index must be NAME=FILE, each name once, got {' '.join(index)}")
+    reading = take_read_options(options)
     fit = references == "fit"
     rules = take_rules(
         options,
         units=take_units(options),
         references=load_references(references) if references and not fit else None,
         pbc=pbc,
+        labels=reading.labels,
     )
     fractions = parse_fractions(fractions) if split else None
     splitting = Splitting(split, fractions, files or None, group_key, seed, block)
-    reading = take_read_options(options)
     more = {"splitting": splitting, "fit": fit, "progress": show_progress, "say": click.echo}
     totals = convert(sources, out, rules, options=reading, **more, **options)
     report(out, totals)

@@ -15,7 +15,7 @@ from dens.data.references import References
 from dens.data.skipped import BadFrame, map_good_frames
 from dens.data.soundness import open_or_periodic
 from dens.data.sources.ase import FrameSelection, read_units
-from dens.data.sources.reading import read_labels
+from dens.data.sources.reading import UNLABELLED, read_labels
 from dens.data.sources.search import Source
 from dens.data.store.boundaries import CUTOFF, settle_boundaries
 from dens.data.store.records import atoms_to_data, fixed_atoms, has_other_constraints
@@ -45,6 +45,7 @@ class LabelRules:
         cutoff: Å; with it, ``metadata.npz`` gets the number of edges as ``neighbors``.
         max_neighbors: limit per atom for that number.
         pbc: TTT or FFF for all structures, see `dens.data.store.boundaries.settle_boundaries`.
+        labels: False for structures only: energies and forces are neither needed nor kept.
     """
 
     units: Units | None = None
@@ -53,6 +54,7 @@ class LabelRules:
     cutoff: float | None = None
     max_neighbors: int | None = None
     pbc: str | None = None
+    labels: bool = True
 
     def describe(self) -> dict:
         """Return everything that decides the records, in plain values."""
@@ -70,6 +72,7 @@ class LabelRules:
             "cutoff": self.cutoff,
             "max_neighbors": self.max_neighbors,
             "pbc": self.pbc,
+            **({} if self.labels else {"labels": "none", "energy": "not kept"}),
         }
 
     def make_record(
@@ -85,7 +88,7 @@ class LabelRules:
         """Make the record of a structure, whose lengths become Å in place.
 
         Args:
-            atoms: with energy and forces in the results of its calculator.
+            atoms: with energy and forces in the results of its calculator, if `labels`.
             counts: counts for the report, updated.
             sid, fid, md: see `dens.data.store.records.atoms_to_data`.
             reference: eV, subtracted from the energy.
@@ -100,8 +103,10 @@ class LabelRules:
         """
         units, found = self.units or UNITS["eV-A"], Counter(frames=1)
         check_named(read_named_units(atoms.info, ignore_unknown=self.units is not None), units)
-        energy, forces = read_labels(atoms)
-        energy, forces = energy * units.energy, forces * units.force
+        energy = forces = None
+        if self.labels:
+            energy, forces = read_labels(atoms)
+            energy, forces = energy * units.energy, forces * units.force
         atoms.set_cell(atoms.cell.array * units.length)
         atoms.positions *= units.length
         try:
@@ -109,23 +114,30 @@ class LabelRules:
         except ValueError as error:
             raise ValueError(f"structure sid={sid} fid={fid}: {error}") from error
         found[_add_tags(atoms)] += 1
-        data = atoms_to_data(atoms, sid=sid, fid=fid, energy=energy, forces=forces, md=md)
-        if self.units is None:
+        given = {"energy": energy, "forces": forces, "labels": self.labels}
+        data = atoms_to_data(atoms, sid=sid, fid=fid, md=md, **given)
+        if self.labels and self.units is None:
             _check_size(atoms.numbers, energy, found)
         free = ~fixed_atoms(atoms)
         if not free.any():
             raise ValueError(f"expected at least one free atom, but all {len(atoms)} are fixed")
-        if self.max_force and np.linalg.norm(forces[free], axis=1).max() > self.max_force:
+        limit = self.max_force if self.labels else None
+        if limit and np.linalg.norm(forces[free], axis=1).max() > limit:
             counts.update(frames=1, dropped=1)
             return None
-        if self.references:
-            data.y -= self.references.energy(atoms.numbers)
-            if abs(data.y) > FAR * len(atoms):
-                found["far_from_references"] += 1
-        data.y -= reference
+        if self.labels:
+            self._refer(data, atoms.numbers, found)
+            data.y -= reference
         _count_assumptions(atoms, found)
         counts.update(found)
         return data
+
+    def _refer(self, data: Data, numbers: np.ndarray, counts: Counter) -> None:
+        """Subtract the references of the elements from the energy."""
+        if self.references:
+            data.y -= self.references.energy(numbers)
+            if abs(data.y) > FAR * len(numbers):
+                counts["far_from_references"] += 1
 
     def make_metadata(self, data: Data) -> dict[str, int]:
         """Make the entries of ``metadata.npz`` beside ``natoms``."""
@@ -164,8 +176,10 @@ def read_format_units(source: Source, given: Units | None) -> Units | None:
         ValueError: they are not the user's, or are needed and missing.
     """
     name = read_units(source)
-    if source.kind == "npz" and name is None and given is None:
-        raise ValueError(f"{source.path}: an .npz does not tell its units: give --units")
+    if source.kind == "npz" and name is None and given is None and source.options.labels:
+        raise ValueError(
+            f"{source.path}: an .npz does not tell its units: give --units; {UNLABELLED}"
+        )
     known = "eV-A" if source.kind.startswith("vasp") else name
     if known and given and not parse_units(known).equals(given):
         raise ValueError(f"{source.path}: its units are {known}, but --units says {given.name}")
@@ -180,7 +194,7 @@ def read_first_units(on_bad: str, frames: FrameSelection) -> Units | None:
     """
     if frames.source.kind in ("npz", "deepmd") or frames.source.kind.startswith("vasp"):
         return None
-    chosen = frames if on_bad == "skip" else frames.select(frames.numbers[:1])
+    chosen = frames if on_bad == "skip" else frames.select([0])
     found = map_good_frames(lambda _, atoms: read_named_units(atoms.info), chosen, on_bad)
     named = next((names for names in found if not isinstance(names, BadFrame)), None)
     return combine_units(**named) if named else None

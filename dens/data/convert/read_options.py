@@ -1,10 +1,11 @@
-"""Options of ``dens data convert`` that say which labels are read, and their report."""
+"""Options of ``dens data convert`` that say which labels and pairs are read, and their report."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import click
 from ase import Atoms
@@ -17,16 +18,35 @@ from dens.data.sources.reading import (
     LABELS,
     ReadOptions,
     count_labels,
+    count_unkept,
     describe_counts,
     has_own_label,
     is_unconverged,
+    largest_force,
     read_stress,
 )
-from dens.data.sources.search import Source
-from dens.data.store.records import add_stress
+from dens.data.sources.search import Source, find_sources
+from dens.data.sources.starts import START
+from dens.data.store.records import add_start, add_stress, fixed_atoms
 from dens.data.units import UNITS
 
+FIRST_LAST = "first-last"
+RELAXED = 0.05  # eV/Å, the usual limit of the forces where a relaxation ends
 _OPTIONS = (
+    click.option(
+        "--pairs",
+        metavar="first-last|PATH|KEY",
+        help="Positions before the relaxation, stored as pos_start: the first frame of each file, "
+        "whose last is the structure; a file or folder with the starts in the same order; or an "
+        "array beside each structure.",
+    ),
+    click.option(
+        "--labels",
+        type=click.Choice(["energy-forces", "none"]),
+        default="energy-forces",
+        show_default=True,
+        help="none: structures alone; energies and forces are neither needed nor kept.",
+    ),
     click.option(
         "--keep-unconverged",
         is_flag=True,
@@ -56,13 +76,20 @@ def take_read_options(options: dict) -> ReadOptions:
     """Take the options for reading out of a command's options.
 
     Raises:
-        click.UsageError: two options that name the energy.
+        click.UsageError: two options that name the energy, or a file of --pairs that is not there.
     """
     names = ("energy", "keep_unconverged", "energy_key", "forces_key", "stress_key")
     taken = {name: options.pop(name) for name in names}
+    taken["labels"] = options.pop("labels") != "none"
     if taken["energy"] == "free" and taken["energy_key"]:
         raise click.UsageError("--energy free and --energy-key both name the energy: give one")
-    return ReadOptions(**taken)
+    pairs = options["pairs"]
+    if pairs is None or pairs == FIRST_LAST or Path(pairs).exists():
+        return ReadOptions(**taken)
+    if Path(pairs).suffix or Path(pairs).name != pairs:
+        raise click.UsageError(f"--pairs {pairs} does not exist")
+    options["pairs"] = None
+    return ReadOptions(**taken, pairs_key=pairs)
 
 
 def make_record_of(
@@ -81,16 +108,24 @@ def make_record_of(
         ValueError: see `LabelRules.make_record`; or a stress that is not finite.
     """
     found: Counter = Counter(unconverged=int(is_unconverged(atoms)))
+    start = atoms.arrays.pop(START, None)
     if found["unconverged"] and not source.options.keep_unconverged:
         counts.update(found, frames=1, dropped=1)
         return None
-    stress = read_stress(atoms)
+    stress = read_stress(atoms) if rules.labels else None
     units = rules.units or UNITS["eV-A"]
     data = rules.make_record(atoms, found, sid=sid, fid=fid)
     if data is not None:
-        count_labels(atoms, source.options, found)
+        if rules.labels:
+            count_labels(atoms, source.options, found)
+        else:
+            count_unkept(atoms, found)
+            force = largest_force(atoms, ~fixed_atoms(atoms))
+            found["not relaxed"] += force is not None and force * units.force > RELAXED
         if stress is not None:
             add_stress(data, stress * (units.energy / units.length**3))
+        if start is not None:
+            found["pairs" if add_start(data, start * units.length) else "no start"] += 1
     counts.update(found)
     return data
 
@@ -164,6 +199,64 @@ def settle_stress(
     ]
 
 
+def settle_pairs(
+    sources: list[FrameSelection], pairs: str | Path | None, say: Callable[[str], None]
+) -> list[FrameSelection]:
+    """Give each frame the frame that it was relaxed from.
+
+    Args:
+        pairs: ``first-last``: of each file the last frame is taken, and the first is its start; or
+            a file or folder with the starts, as many files as `sources`, each with as many frames.
+        say: takes a line with the frames that are not taken.
+
+    Raises:
+        ValueError: a start that cannot be read, or files or frames that are not as many.
+    """
+    if pairs is None:
+        return sources
+    bare = ReadOptions(labels=False)
+    if pairs == FIRST_LAST:
+        ends = [
+            (frames.select([len(frames.numbers) - 1]), frames.select([0])) for frames in sources
+        ]
+        between = sum(len(frames.numbers) - 1 for frames in sources)
+        between -= sum(len(frames.numbers) > 1 for frames in sources)
+        say(
+            f"pairs: of {len(sources)} files the last frame is taken, and the first as its start; "
+            f"{between} frames between them are left out"
+        )
+        starts = [replace(first, source=replace(first.source, options=bare)) for _, first in ends]
+        sources = [last for last, _ in ends]
+    else:
+        starts = [index_source(source) for source in find_sources([pairs], bare)]
+        if len(starts) != len(sources):
+            raise ValueError(
+                f"--pairs {pairs}: expected {len(sources)} files with starts, as many as the "
+                f"sources have, got {len(starts)}"
+            )
+    for frames, start in zip(sources, starts, strict=True):
+        if len(frames.numbers) != len(start.numbers):
+            raise ValueError(
+                f"{start.source.path}: expected {len(frames.numbers)} starts, one for each frame "
+                f"of {frames.source.path}, got {len(start.numbers)}"
+            )
+    return [replace(f, starts=start) for f, start in zip(sources, starts, strict=True)]
+
+
 def describe_labels(totals: Mapping[str, Counter], options: ReadOptions) -> Iterator[str]:
-    """Yield one line for each choice among the labels, from the counts by split."""
-    yield from describe_counts(sum(totals.values(), Counter()), options)
+    """Yield one line for each choice among labels and pairs, from the counts by split."""
+    total = sum(totals.values(), Counter())
+    yield from describe_counts(total, options)
+    if total["own group"]:
+        yield f"{total['own group']} structures without a group: each is a system of its own"
+    if total["pairs"] or total["no start"]:
+        yield (
+            f"{total['pairs']} structures with a start (pos_start); {total['no start']} have none "
+            "(NaN)"
+        )
+    if total["not relaxed"]:
+        hint = "" if total["pairs"] else f": --pairs {FIRST_LAST} takes the last frame of each file"
+        yield (
+            f"{total['not relaxed']} structures have a force above {RELAXED:g} eV/Å on a free "
+            f"atom: not at equilibrium?{hint}"
+        )

@@ -93,8 +93,11 @@ def split_by_index(files: Mapping[str, str | Path], n_frames: int) -> dict[str, 
     return splits
 
 
-def read_group(key: str, atoms: Atoms) -> str:
+def read_group(key: str, atoms: Atoms, own: str) -> str:
     """Read the group of a frame: the text of a key.
+
+    Args:
+        own: name of a group of the frame alone, which it gets where the text is empty.
 
     Raises:
         ValueError: the frame does not have the key.
@@ -102,7 +105,7 @@ def read_group(key: str, atoms: Atoms) -> str:
     if key not in atoms.info:
         known = ", ".join(map(str, atoms.info)) or "nothing"
         raise ValueError(f"expected the key {key!r} in its info, which has {known}")
-    return str(atoms.info[key])
+    return str(atoms.info[key]) or own
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from dens.data.sources.formats.xyz import find_xyz_frames, read_xyz_frame
 from dens.data.sources.npz import MoleculeFrames, read_npz
 from dens.data.sources.reading import choose_labels, read_stress
 from dens.data.sources.search import Source
+from dens.data.sources.starts import add_start, choose_start
 
 _Result = TypeVar("_Result")
 
@@ -38,18 +39,20 @@ class FrameSelection:
     """A selection of frames of one file, with what finds them (xyz: `XyzFrame`, db: row ids).
 
     ``keys`` is empty for other kinds; ``with_stress`` counts the frames of a whole file that have
-    the stress.
+    the stress; ``starts`` are the frames that these were relaxed from, one for each.
     """
 
     source: Source
     numbers: Sequence[int]
     keys: tuple = ()
     with_stress: int = 0
+    starts: FrameSelection | None = None
 
-    def select(self, numbers: Sequence[int]) -> FrameSelection:
-        """Select frames by number, out of all frames of a file."""
-        keys = tuple(self.keys[i] for i in numbers) if self.keys else ()
-        return FrameSelection(self.source, tuple(numbers), keys)
+    def select(self, places: Sequence[int]) -> FrameSelection:
+        """Select frames by their places in this selection: in all frames of a file, by number."""
+        keys = tuple(self.keys[i] for i in places) if self.keys else ()
+        starts = self.starts and self.starts.select(places)
+        return FrameSelection(self.source, tuple(self.numbers[i] for i in places), keys, 0, starts)
 
 
 def read_units(source: Source) -> str | None:
@@ -97,6 +100,9 @@ def index_source(source: Source) -> FrameSelection:
 def _find_stress(source: Source, structures: Sequence[Atoms]) -> Iterator[bool]:
     """Tell for each structure whether it has the stress."""
     key = source.options.stress_key
+    if not source.options.labels:
+        yield from [False] * len(structures)
+        return
     if isinstance(structures, MoleculeFrames):
         yield from [(key or "stress") in structures.others] * len(structures)
         return
@@ -112,11 +118,26 @@ def _find_stress(source: Source, structures: Sequence[Atoms]) -> Iterator[bool]:
 def read_frames(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
     """Read frames: the number and the structure of each.
 
-    ``atoms.info`` also has the data and the key-value pairs of a database.
+    ``atoms.info`` also has the data and the key-value pairs of a database, and ``atoms.arrays``
+    the start of a pair, see `dens.data.sources.starts`.
 
     Raises:
-        ValueError: the file cannot be read, or lacks a label that the source's options name.
+        ValueError: the file cannot be read, or lacks a label that the source's options name; a
+            start that is another structure.
     """
+    if frames.starts is None:
+        yield from _read_selection(frames)
+        return
+    starts, path = _read_selection(frames.starts), frames.source.path
+    is_same = frames.starts.source.path == path
+    for (number, atoms), (first, start) in zip(_read_selection(frames), starts, strict=True):
+        with naming_frame(path, number):
+            # a trajectory of one frame has no start
+            add_start(atoms, None if is_same and first == number else start)
+        yield number, atoms
+
+
+def _read_selection(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
     source = frames.source
     with naming_file(source.path):
         if source.kind == "xyz":
@@ -143,6 +164,7 @@ def _read_each(
     for number, key in zip(frames.numbers, keys, strict=True):
         try:
             atoms = choose_labels(read(key), frames.source.options)
+            choose_start(atoms, frames.source.options.pairs_key)
         except Exception as error:
             raise _FrameError(f"frame {number}: {_reason(error)}") from error
         yield number, atoms
@@ -169,7 +191,7 @@ def _open_sequence(source: Source):
     if source.kind == "npz":
         return nullcontext(read_npz(source.path, source.options))
     if source.kind == "deepmd":
-        return nullcontext(read_deepmd(source.path))
+        return nullcontext(read_deepmd(source.path, source.options.labels))
     if source.kind == "json":
         with connect(source.path) as database:
             return nullcontext([make_structure(row) for row in database.select()])

@@ -17,7 +17,7 @@ from ase.formula import Formula
 
 from dens.data.skipped import BadFrame, map_good_frames
 from dens.data.sources.ase import index_source, naming_file
-from dens.data.sources.npz import MoleculeFrames, read_npz
+from dens.data.sources.npz import MoleculeFrames, read_one_molecule
 from dens.data.sources.reading import read_labels
 from dens.data.sources.search import make_source
 from dens.data.units import (
@@ -133,7 +133,7 @@ def read_molecule(
     bad: dict[int, BadFrame] = {}
     if is_npz:
         with naming_file(path):
-            frames = read_npz(path)
+            frames = read_one_molecule(path)
     else:
         frames, bad = _read_xyz(path, on_bad)
     with naming_file(path):
@@ -249,7 +249,7 @@ def download(molecule: Molecule, path: Path) -> None:
                 shutil.copyfileobj(response, file, 1 << 20)
             file.flush()
             with naming_file(url):
-                frames = read_npz(file.name)
+                frames = read_one_molecule(file.name)
                 _check(frames, molecule, frames.units or "kcal/mol")
                 if len(frames) != molecule.frames:
                     raise ValueError(f"expected {molecule.frames} frames, got {len(frames)}")

@@ -1,4 +1,4 @@
-"""Read ``.npz`` files of one molecule in the layouts of MD17, sGDML and revised MD17."""
+"""Read ``.npz`` files: one molecule in the layouts of MD17, sGDML and revised MD17, or many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from dens.data.sources.reading import LABELS, ReadOptions, is_label
+from dens.data.sources.formats.molecules import LAYOUT, OPTIONAL, ManyMolecules, read_molecules
+from dens.data.sources.reading import LABELS, UNLABELLED, ReadOptions, is_label
 
 # keys of positions, energies, forces, atomic numbers
 _LAYOUTS = (
@@ -34,7 +35,7 @@ class MoleculeFrames:
     Attributes:
         numbers: (n_atoms,) atomic numbers.
         pos: (n_frames, n_atoms, 3) positions.
-        energy: (n_frames,).
+        energy: (n_frames,); None without labels, as the forces.
         forces: (n_frames, n_atoms, 3).
         units: key of `dens.data.units.UNITS`; None if the file names no units.
         cell: (n_frames, 3, 3), rows are vectors; None for open structures.
@@ -45,30 +46,33 @@ class MoleculeFrames:
     path: Path
     numbers: np.ndarray
     pos: np.ndarray
-    energy: np.ndarray
-    forces: np.ndarray
+    energy: np.ndarray | None
+    forces: np.ndarray | None
     units: str | None
     cell: np.ndarray | None = None
     pbc: tuple[bool, bool, bool] = (False, False, False)
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.energy)
+        return len(self.pos)
 
     def __getitem__(self, number: int) -> Atoms:
         cell = None if self.cell is None else self.cell[number]
         atoms = Atoms(self.numbers, self.pos[number], cell=cell, pbc=self.pbc)
-        labels = {"energy": self.energy[number], "forces": self.forces[number]}
+        known = {"energy": self.energy, "forces": self.forces}
+        labels = {name: value[number] for name, value in known.items() if value is not None}
         more = {key: values[number] for key, values in self.others.items()}
         if "stress" in more:
             labels["stress"] = more.pop("stress")
-        atoms.calc = SinglePointCalculator(atoms, **labels)
+        atoms.calc = SinglePointCalculator(atoms, **labels) if labels else None
         atoms.info.update(more)
         return atoms
 
 
-def read_npz(path: str | Path, options: ReadOptions | None = None) -> MoleculeFrames:
-    """Read all frames of an ``.npz``.
+def read_npz(
+    path: str | Path, options: ReadOptions | None = None
+) -> MoleculeFrames | ManyMolecules:
+    """Read all frames of an ``.npz``, or all structures of one with ``natoms``, ``z``, ``pos``.
 
     The cell is read from sGDML's ``lattice``, whose columns are the vectors, or from ``cell`` or
     the like, whose rows are the vectors: one for all frames, or one each. ``pbc`` is read too.
@@ -85,34 +89,66 @@ def read_npz(path: str | Path, options: ReadOptions | None = None) -> MoleculeFr
     except Exception as error:  # damaged files make zipfile, zlib and numpy raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot be read, it may be truncated: {reason}") from error
+    if set(LAYOUT).issubset(names):
+        named = [key for key in (options.pairs_key, options.group_key) if key is not None]
+        cell = _read_cell(arrays, arrays["natoms"].size)
+        rest = {key: value for key, value in arrays.items() if not _SHAPE.fullmatch(key)}
+        return read_molecules(rest, names, named, *cell, _read_units(arrays))
     keys = _find_keys(arrays, names, options)
-    pos, energy, forces = (arrays[key].astype(np.float64) for key in keys[:3])
+    pos, energy, forces = (
+        arrays[key].astype(np.float64) if key in arrays else None for key in keys[:3]
+    )
     numbers = arrays[keys[3]].astype(np.int64)
     if numbers.ndim == 2:
         if len(numbers) == 0 or (numbers != numbers[0]).any():
             raise ValueError("expected the same atoms in every frame, got several molecules")
         numbers = numbers[0]
-    if energy.ndim == 2 and energy.shape[1] == 1:
-        energy = energy[:, 0]
-    shape = (len(energy), len(numbers), 3)
-    if energy.ndim != 1 or pos.shape != shape or forces.shape != shape:
-        raise ValueError(
-            f"expected positions and forces {shape} for its energies {energy.shape} and atoms, "
-            f"got {pos.shape} and {forces.shape}"
-        )
-    cell, pbc = _read_cell(arrays, len(energy))
+    energy = _check_shapes(numbers, pos, energy, forces)
+    cell, pbc = _read_cell(arrays, len(pos))
     used = set(keys) - {options.key(label) for label in LABELS}
     others = {
         key: value
         for key, value in arrays.items()
-        if key not in used and value.shape[:1] == energy.shape and not _SHAPE.fullmatch(key)
+        if key not in used and value.shape[:1] == pos.shape[:1] and not _SHAPE.fullmatch(key)
     }
     units = _read_units(arrays)
     return MoleculeFrames(Path(path), numbers, pos, energy, forces, units, cell, pbc, others)
 
 
+def read_one_molecule(path: str | Path) -> MoleculeFrames:
+    """Read all frames of an ``.npz`` of one molecule, with labels.
+
+    Raises:
+        ValueError: see `read_npz`; or a file of many molecules.
+    """
+    frames = read_npz(path)
+    if isinstance(frames, ManyMolecules):
+        raise ValueError(f"expected frames of one molecule, got {len(frames)} molecules")
+    return frames
+
+
+def _check_shapes(
+    numbers: np.ndarray, pos: np.ndarray, energy: np.ndarray | None, forces: np.ndarray | None
+) -> np.ndarray | None:
+    """Check that the arrays belong together; return the energies as (n_frames,)."""
+    if energy is not None and energy.ndim == 2 and energy.shape[1] == 1:
+        energy = energy[:, 0]
+    counted = pos if energy is None else energy
+    shape = (len(counted), len(numbers), 3)
+    flat = energy is None or energy.ndim == 1
+    if not flat or pos.shape != shape or (forces is not None and forces.shape != shape):
+        got = "none" if forces is None else forces.shape
+        known = "none" if energy is None else energy.shape
+        raise ValueError(
+            f"expected positions and forces {shape} for its energies {known} and atoms, "
+            f"got {pos.shape} and {got}"
+        )
+    return energy
+
+
 def _is_wanted(name: str, options: ReadOptions) -> bool:
-    named = {*map(options.key, LABELS), options.group_key, "e_unit", "r_unit"}
+    named = {*map(options.key, LABELS), options.group_key, options.pairs_key, "e_unit", "r_unit"}
+    named |= {*LAYOUT, *OPTIONAL}
     return name in named.union(*_LAYOUTS) or bool(_SHAPE.fullmatch(name)) or is_label(name)
 
 
@@ -124,10 +160,13 @@ def _find_keys(
     given = (None, *map(options.key, LABELS[:2]), None)
     keys = tuple(key or usual for key, usual in zip(given, layout, strict=True))
     missing = [key for key in keys if key not in arrays]
-    if missing:
+    labels = set(missing) <= {*keys[1:3]}
+    if missing and (options.labels or not labels):
+        hint = f"; {UNLABELLED}" if labels and not any(map(options.key, LABELS)) else ""
         raise ValueError(
-            f"expected the keys R, E, F, z or coords, energies, forces, nuclear_charges, "
-            f"got {', '.join(names)} (no {', '.join(missing)})"
+            f"expected the keys R, E, F, z or coords, energies, forces, nuclear_charges, or "
+            f"natoms, z, pos of many molecules, got {', '.join(names)} (no {', '.join(missing)})"
+            f"{hint}"
         )
     return keys
 

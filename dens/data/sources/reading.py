@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
 LABELS = ("energy", "forces", "stress")
+UNLABELLED = "--labels none takes the structures alone"
 _CONVERGED = re.compile(r"(is)?(electronic|scf)?converged(electronic|scf)?")
 _ENERGY = re.compile(r"energy|energies|toten|^e_?tot|^e0?$|^u0$", re.IGNORECASE)
 _FORCES = re.compile(r"force|^f$", re.IGNORECASE)
@@ -39,6 +40,9 @@ class ReadOptions:
         keep_unconverged: keep structures whose electronic steps did not converge.
         keep_stress: read the stress where there is one.
         group_key: key whose text is kept as it stands in an xyz file, numbers too.
+        labels: False for structures only: no labels are needed, and none are kept.
+        pairs_key: array of each structure, (n_atoms, 3), with the positions that it was relaxed
+            from; None for none.
     """
 
     energy_key: str | None = None
@@ -48,6 +52,8 @@ class ReadOptions:
     keep_unconverged: bool = False
     keep_stress: bool = True
     group_key: str | None = None
+    labels: bool = True
+    pairs_key: str | None = None
 
     def key(self, label: str) -> str | None:
         """Return the name given for a label of `LABELS`; None for the usual one."""
@@ -65,6 +71,8 @@ def choose_labels(atoms: Atoms, options: ReadOptions) -> Atoms:
     Raises:
         ValueError: a name that the structure does not have, or a label of the wrong shape.
     """
+    if not options.labels:
+        return atoms
     results = _results(atoms)
     chosen = {
         label: _find(atoms, label, options.key(label)) for label in LABELS if options.key(label)
@@ -101,8 +109,8 @@ def read_labels(atoms: Atoms) -> tuple[float, np.ndarray]:
     if lacking:
         found = [(name, _likely(atoms, name)) for name in lacking]
         options = " ".join(f"--{name}-key {keys[0]}" for name, keys in found if keys)
-        hint = f"; dens data convert takes other keys with {options}" if options else ""
-        raise ValueError(f"expected energy and forces, got only {_known(atoms)}{hint}")
+        hint = f"dens data convert takes other keys with {options}" if options else UNLABELLED
+        raise ValueError(f"expected energy and forces, got only {_known(atoms)}; {hint}")
     energy = np.asarray(results["energy"], dtype=float)
     if energy.size != 1:
         raise ValueError(f"expected one energy, got {energy.shape}")
@@ -156,6 +164,25 @@ def count_labels(atoms: Atoms, options: ReadOptions, counts: Counter) -> None:
         elif _OTHER.search(key):
             counts[f"not kept: {key}"] += 1
     counts["stress"] += has_stress
+
+
+def count_unkept(atoms: Atoms, counts: Counter) -> None:
+    """Count all labels that a structure has, none of which is kept, for `describe_counts`."""
+    for key, value in _values(atoms).items():
+        if value is not None and is_label(key):
+            counts[f"not kept: {key}"] += 1
+
+
+def largest_force(atoms: Atoms, free: np.ndarray) -> float | None:
+    """Return the largest force on a free atom, in the units of the file; None without forces.
+
+    Args:
+        free: (n_atoms,) bool.
+    """
+    forces = np.asarray(_results(atoms).get("forces"), dtype=float)
+    if forces.shape != (len(atoms), 3) or not free.any():
+        return None
+    return float(np.linalg.norm(forces[free], axis=1).max())
 
 
 def describe_counts(counts: Mapping[str, int], options: ReadOptions) -> Iterator[str]:

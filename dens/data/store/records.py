@@ -39,6 +39,7 @@ def atoms_to_data(
     energy: float | None = None,
     forces: np.ndarray | None = None,
     md: bool | None = None,
+    labels: bool = True,
 ) -> Data:
     """Make an S2EF record with the fields and types of OC20 from a labelled structure.
 
@@ -58,6 +59,7 @@ def atoms_to_data(
         energy: eV; by default from the structure's calculator.
         forces: (n_atoms, 3), eV/Å; by default from the calculator, constraints not applied.
         md: whether the frame comes from molecular dynamics; None if unknown.
+        labels: False for a record without ``y`` and ``force``.
 
     Raises:
         ValueError: periodic in some directions only, a periodic cell without volume, no labels, or
@@ -65,13 +67,7 @@ def atoms_to_data(
     """
     where = f"structure sid={sid} fid={fid}"
     is_open = _is_open(atoms, where)
-    try:
-        if energy is None:
-            energy = atoms.get_potential_energy(apply_constraint=False)
-        if forces is None:
-            forces = atoms.get_forces(apply_constraint=False)
-    except RuntimeError as error:  # ASE's error for a missing calculator or property
-        raise ValueError(f"{where}: no energy or no forces: {error}") from error
+    known = _read_labels(atoms, energy, forces, where) if labels else {}
     pos, cell = atoms.positions, atoms.cell.array
     data = Data(
         pos=_float32(pos if is_open else wrap_positions(pos, cell, pbc=True, eps=0)),
@@ -80,8 +76,7 @@ def atoms_to_data(
         natoms=len(atoms),
         tags=torch.tensor(atoms.get_tags(), dtype=torch.int64),
         fixed=_float32(fixed_atoms(atoms)),
-        y=float(energy),
-        force=_float32(forces),
+        **known,
         sid=sid,
         fid=int(fid),
     )
@@ -91,6 +86,19 @@ def atoms_to_data(
         data.md = int(md)
     _check(data, where)
     return data
+
+
+def _read_labels(
+    atoms: Atoms, energy: float | None, forces: np.ndarray | None, where: str
+) -> dict[str, float | torch.Tensor]:
+    try:
+        if energy is None:
+            energy = atoms.get_potential_energy(apply_constraint=False)
+        if forces is None:
+            forces = atoms.get_forces(apply_constraint=False)
+    except RuntimeError as error:  # ASE's error for a missing calculator or property
+        raise ValueError(f"{where}: no energy or no forces: {error}") from error
+    return {"y": float(energy), "force": _float32(forces)}
 
 
 def _is_open(atoms: Atoms, where: str) -> bool:
@@ -105,7 +113,8 @@ def _is_open(atoms: Atoms, where: str) -> bool:
 
 
 def _check(data: Data, where: str, more: Mapping[str, str] | None = None) -> None:
-    fault = find_fault(data, {**_LABEL_LEVELS, **(more or {})})
+    levels = _LABEL_LEVELS if "y" in data else {"fixed": "atom"}
+    fault = find_fault(data, {**levels, **(more or {})})
     if fault:
         name, _, rest = fault.partition(" ")
         raise ValueError(f"{where}: {_PLAIN_NAMES.get(name, name)} {rest}")
@@ -122,6 +131,21 @@ def add_stress(data: Data, stress: np.ndarray) -> None:
     """
     data.stress = _float32(np.asarray(stress) + 0.0).view(1, 3, 3)  # no -0
     _check(data, f"structure sid={data.sid} fid={data.fid}", {"stress": "system"})
+
+
+def add_start(data: Data, start: np.ndarray) -> bool:
+    """Add the field ``pos_start``, (n_atoms, 3) float32, Å, to a record; it is not wrapped.
+
+    Args:
+        start: (n_atoms, 3), Å, the positions that the structure was relaxed from; all NaN if it has
+            no start.
+
+    Returns:
+        Whether it has one.
+    """
+    data.pos_start = _float32(start)
+    _check(data, f"structure sid={data.sid} fid={data.fid}", {"pos_start": "atom"})
+    return bool(np.isfinite(start).all())
 
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray:

@@ -143,6 +143,9 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
 
     def load_task(self) -> None:
         super().load_task()
+        for target in self.output_targets.values():  # fairchem reads both, without a default
+            target.setdefault("train_on_free_atoms", True)
+            target.setdefault("eval_on_free_atoms", True)
         if self.evaluation_metrics.get("primary_metric") is None:
             self.evaluation_metrics["primary_metric"] = self.default_metric
             if distutils.is_master():

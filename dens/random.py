@@ -20,6 +20,7 @@ class Stream(IntEnum):
     VALIDATION = 3  # denoising validation: number of the structure, or nothing
     EVALUATION = 4  # dens evaluate: number of the batch
     CHECK = 5  # dens check: number of the draw
+    RELAXATION = 6  # relaxation by denoising: number of the structure
 
     def generator(self, seed: int, *key: int) -> torch.Generator:
         """Make the generator of this stream for a seed and the key that its comment lists."""

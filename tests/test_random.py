@@ -14,6 +14,7 @@ KEYS = {  # the lengths of the keys that the code uses
     Stream.VALIDATION: (0, 1),
     Stream.EVALUATION: (1,),
     Stream.CHECK: (1,),
+    Stream.RELAXATION: (1,),
 }
 
 

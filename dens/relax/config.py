@@ -13,6 +13,7 @@ from dens.settings import ConfigError, parse_settings, setting
 
 RELAXED = 0.0235  # Å; noise of at most this level counts as none: 15 of the 1000 polynomial levels
 _PATIENCE = {"direct": 2, "jt": 10, "as": 10}  # calls
+_MAX_CALLS = 60
 _NUM_LEVELS = 1000
 
 
@@ -120,11 +121,12 @@ class RelaxSettings(BaseModel):
         "the level; itp: the level is predicted once and counted down",
         default="direct",
     )
-    max_calls: int = setting(
-        "an integer >= 1",
-        "a structure stops unconverged after so many calls of the network; itp takes as many as "
-        "its first level says",
-        default=60,
+    max_calls: int | None = setting(
+        "an integer >= 1, or null",
+        f"a structure stops unconverged after so many calls of the network; null: {_MAX_CALLS}, "
+        "but no limit for itp, which takes as many as the level that it finds",
+        default=None,
+        unit="calls",
         ge=1,
     )
     stop_level: int | None = setting(
@@ -178,6 +180,12 @@ class RelaxSettings(BaseModel):
                 f"damping = {self.damping} would be ignored: sampler is {self.sampler}, not direct"
             )
         return self
+
+    @property
+    def call_limit(self) -> int | None:
+        """``max_calls``, or the sampler's own; None for itp, which ends without it."""
+        own_limit = None if self.sampler == "itp" else _MAX_CALLS
+        return own_limit if self.max_calls is None else self.max_calls
 
     @property
     def calls_without_progress(self) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dens.noise_levels import NoiseLevels
-from dens.relax.quality import minimum_image, superpose
+from dens.relax.quality import displacement
 from dens.relax.structures import any_in_structure, centre, count_in_structure
 
 
@@ -102,52 +102,13 @@ def diffuse(
         has_pair = ~any_in_structure(~pos_start.isfinite().all(1), batch, natoms)
         chosen = has_pair & (draws.coins < pair_share)
         start = torch.where(chosen[batch][:, None], pos_start, pos)
-        moved = pair_displacement(pos, start, batch, natoms, fixed=fixed, cell=cell)
+        moved = displacement(start, pos, batch, natoms, fixed=fixed, cell=cell)
         nearest = levels.nearest(_rms(moved, batch, natoms, fixed)).clamp(max=max_level - 1)
         level = torch.where(chosen, nearest, level)
         scaled = moved / levels.sigma(level, moved.dtype)[batch][:, None]
         noise = torch.where(chosen[batch][:, None], scaled, noise)
     sigma = levels.sigma(level, pos.dtype)
     return Diffused(pos + sigma[batch][:, None] * noise, noise, level, sigma)
-
-
-def pair_displacement(
-    pos: Tensor,
-    pos_start: Tensor,
-    batch: Tensor,
-    natoms: Tensor,
-    *,
-    fixed: Tensor | None = None,
-    cell: Tensor | None = None,
-) -> Tensor:
-    """Measure how structures are displaced from their relaxed counterparts, free of rigid motion.
-
-    Open structures without fixed atoms are superposed by rotation and translation; of periodic
-    ones without fixed atoms the mean displacement is removed; with fixed atoms, nothing is.
-
-    Args:
-        pos, pos_start: (n_atoms, 3), Å, relaxed and unrelaxed, finite.
-        batch: (n_atoms,), index of the structure of each atom.
-        natoms: (n_structures,), number of atoms of each structure.
-        fixed: (n_atoms,), nonzero for fixed atoms; None: there are none.
-        cell: (n_structures, 3, 3), Å, for the minimum image; zero or None: open.
-
-    Returns:
-        (n_atoms, 3), Å, zero for fixed atoms.
-    """
-    moved = pos_start - pos
-    superposable = torch.ones(len(natoms), dtype=torch.bool, device=pos.device)
-    if cell is not None:
-        cell = cell.view(-1, 3, 3)
-        moved = minimum_image(moved, cell, batch)
-        superposable &= ~cell.flatten(1).any(1)
-    if fixed is not None:
-        superposable &= ~any_in_structure(fixed != 0, batch, natoms)
-        moved = torch.where((fixed == 0)[:, None], moved, 0)
-    if superposable.any():
-        superposed = superpose(pos_start, pos, batch, natoms) - pos
-        moved = torch.where(superposable[batch][:, None], superposed, moved)
-    return centre(moved, batch, natoms, fixed)
 
 
 def _rms(vectors: Tensor, batch: Tensor, natoms: Tensor, fixed: Tensor | None) -> Tensor:

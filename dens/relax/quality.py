@@ -1,11 +1,13 @@
-"""Distances between structures: superposition and minimum image, batched, in float64."""
+"""Distances between structures, with superposition or minimum image; identity of molecules."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dens.relax.structures import centre
+from dens.relax.structures import any_in_structure, centre, count_in_structure
 
 
 def superpose(pos: Tensor, reference: Tensor, batch: Tensor, natoms: Tensor) -> Tensor:
@@ -65,3 +67,124 @@ def minimum_image(vectors: Tensor, cell: Tensor, batch: Tensor) -> Tensor:
     shortest = images.square().sum(2).argmin(1)[:, None, None].expand(-1, 1, 3)
     found = images.gather(1, shortest)[:, 0].to(vectors.dtype)
     return torch.where(is_periodic[batch][:, None], found, vectors)
+
+
+def displacement(
+    pos: Tensor,
+    reference: Tensor,
+    batch: Tensor,
+    natoms: Tensor,
+    *,
+    fixed: Tensor | None = None,
+    cell: Tensor | None = None,
+) -> Tensor:
+    """Measure how structures are displaced from references with the same atoms.
+
+    Open structures without fixed atoms are superposed by rotation and translation. In periodic ones
+    displacements are minimum images, from which the mean is subtracted unless atoms are fixed.
+
+    Args:
+        pos, reference: (n_atoms, 3), Å, finite.
+        batch: (n_atoms,), index of the structure of each atom.
+        natoms: (n_structures,), number of atoms of each structure.
+        fixed: (n_atoms,), nonzero for fixed atoms; None: there are none.
+        cell: (n_structures, 3, 3), Å, rows are vectors; zero or None: open.
+
+    Returns:
+        (n_atoms, 3), Å, zero for fixed atoms.
+    """
+    moved = pos - reference
+    superposable = torch.ones(len(natoms), dtype=torch.bool, device=pos.device)
+    if cell is not None:
+        cell = cell.view(-1, 3, 3)
+        moved = minimum_image(moved, cell, batch)
+        superposable &= ~cell.flatten(1).any(1)
+    if fixed is not None:
+        superposable &= ~any_in_structure(fixed != 0, batch, natoms)
+        moved = torch.where((fixed == 0)[:, None], moved, 0)
+    if superposable.any():
+        superposed = superpose(pos, reference, batch, natoms) - reference
+        moved = torch.where(superposable[batch][:, None], superposed, moved)
+    return centre(moved, batch, natoms, fixed)
+
+
+class Distances(NamedTuple):
+    """Distances of structures from their references, over free atoms; 0 without a free atom."""
+
+    rmsd: Tensor  # (n_structures,) | Å, root of the mean squared distance of atoms
+    mean: Tensor  # (n_structures,) | Å, mean distance of atoms
+
+
+def distances(
+    pos: Tensor,
+    reference: Tensor,
+    batch: Tensor,
+    natoms: Tensor,
+    *,
+    fixed: Tensor | None = None,
+    cell: Tensor | None = None,
+) -> Distances:
+    """Measure the distances of structures from references; arguments as of :func:`displacement`."""
+    moved = displacement(pos, reference, batch, natoms, fixed=fixed, cell=cell)
+    squared = moved.double().square().sum(1)
+    free = torch.ones_like(batch) if fixed is None else fixed == 0
+    number = count_in_structure(free, batch, natoms).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return values.new_zeros(len(natoms)).index_add(0, batch, values) / number
+
+    return Distances(mean(squared).sqrt(), mean(squared.sqrt()))
+
+
+def share_within(values: Tensor, thresholds: Tensor | None = None) -> float:
+    """Compute the share of distances below thresholds, averaged over thresholds (ADwT).
+
+    For the mean distances of structures and the default thresholds, 0.01 to 0.499 Å in steps of
+    0.001 Å, it is IS2RS's measure of success, between 0 and 1 (arXiv:2010.09990).
+
+    Args:
+        values: (n,), Å, distances of structures or of atoms.
+        thresholds: (k,), Å.
+    """
+    if thresholds is None:
+        thresholds = torch.arange(10, 500, dtype=torch.float64) / 1000
+    return (values.double()[:, None] < thresholds.to(values.device)).double().mean().item()
+
+
+def same_molecule(numbers: Tensor, pos: Tensor, reference: Tensor) -> bool | None:
+    """Tell whether two molecules have the same bonds and stereochemistry, as RDKit perceives them.
+
+    Args:
+        numbers: (n_atoms,), atomic numbers of a neutral molecule.
+        pos, reference: (n_atoms, 3), Å.
+
+    Returns:
+        None if no bonds can be perceived in the reference; False if none can in ``pos``.
+
+    Raises:
+        ValueError: RDKit is not installed.
+    """
+    expected = _smiles(numbers, reference)
+    return None if expected is None else _smiles(numbers, pos) == expected
+
+
+def _smiles(numbers: Tensor, pos: Tensor) -> str | None:
+    """Perceive bonds and stereochemistry of a neutral molecule; None if that fails."""
+    try:
+        from rdkit import Chem, rdBase
+        from rdkit.Chem import rdDetermineBonds
+    except ImportError:
+        raise ValueError(
+            "bonds of molecules are perceived by RDKit, which is not installed: "
+            "pip install 'fairchem-dens[baselines]'"
+        ) from None
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    rows = zip(numbers.tolist(), pos.tolist(), strict=True)
+    lines = [f"{symbol(int(n))} {x:.8f} {y:.8f} {z:.8f}" for n, (x, y, z) in rows]
+    with rdBase.BlockLogs():
+        try:
+            molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
+            rdDetermineBonds.DetermineBonds(molecule, charge=0)
+            return Chem.MolToSmiles(molecule)
+        except (ValueError, RuntimeError):  # RDKit's errors for valences that fit nothing
+            return None

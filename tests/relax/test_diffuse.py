@@ -9,7 +9,8 @@ from helpers.structures import make_batch
 
 from dens.noise_levels import NoiseLevels
 from dens.random import make_generator
-from dens.relax.diffuse import diffuse, pair_displacement, sample_morered_draws
+from dens.relax.diffuse import diffuse, sample_morered_draws
+from dens.relax.quality import displacement
 from dens.relax.structures import centre
 
 LEVELS = NoiseLevels.polynomial()
@@ -151,9 +152,9 @@ def test_pairs_of_periodic_structures_take_the_minimum_image():
     wrapped = torch.einsum("ij,ijk->ik", wraps, batch.cell.double()[batch.batch])
     layout = {"batch": batch.batch, "natoms": batch.natoms, "cell": batch.cell}
     start = pos + moved + wrapped
-    found = pair_displacement(pos, start, fixed=batch.fixed, **layout)
+    found = displacement(start, pos, fixed=batch.fixed, **layout)
     expected = torch.where((batch.fixed == 0)[:, None], moved, 0)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    free = pair_displacement(pos, start, **layout)
+    free = displacement(start, pos, **layout)
     expected = centre(moved, batch.batch, batch.natoms)
     torch.testing.assert_close(free, expected, rtol=0, atol=1e-5)

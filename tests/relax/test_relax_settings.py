@@ -23,7 +23,7 @@ RELAX_ERRORS = [
     ({"sampler": "itp", "patience": 3}, "patience = 3 would be ignored: sampler itp"),
     ({"sampler": "jt", "damping": 0.2}, "damping = 0.2 would be ignored: sampler is jt"),
     ({"damping": 1.0}, "damping must be a number in [0, 1), got 1.0 (relax.damping)"),
-    ({"max_calls": 0}, "max_calls must be an integer >= 1, got 0 (relax.max_calls)"),
+    ({"max_calls": 0}, "max_calls must be an integer >= 1, or null, got 0 (relax.max_calls)"),
 ]
 
 
@@ -80,6 +80,12 @@ def test_stop_level_is_the_highest_that_counts_as_no_noise():
     assert RelaxSettings(stop_level=0).lowest_level(ladder) == 0
     with pytest.raises(ConfigError, match="stop_level must be < 30, the number of noise levels"):
         RelaxSettings(stop_level=30).lowest_level(ladder)
+
+
+def test_itp_has_no_limit_of_calls_of_its_own():
+    limits = [RelaxSettings(sampler=name).call_limit for name in ("direct", "jt", "as", "itp")]
+    assert limits == [60, 60, 60, None]
+    assert RelaxSettings(sampler="itp", max_calls=7).call_limit == 7
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("direct", 2), ("jt", 10), ("as", 10)])

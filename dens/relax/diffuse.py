@@ -76,7 +76,8 @@ def diffuse(
     where :math:`\epsilon` is centred over structures without fixed atoms. For a chosen share of the
     structures with an unrelaxed counterpart, its displacement d stands in for the noise: t is the
     level nearest to the root mean square of d's components over free atoms, and
-    :math:`\epsilon = d / \sigma_t`.
+    :math:`\epsilon = d / \sigma_t`. Half of them start at the unrelaxed structure, the others at a
+    uniformly drawn fraction of the way to it, where a sampler comes by.
 
     Args:
         pos: (n_atoms, 3), Å, of relaxed structures; not modified.

@@ -74,10 +74,12 @@ class MoreRedHead(TimeHead):
     def forward(self, data, emb) -> dict[str, Tensor]:
         """Predict ``{"noise": (n_atoms, 3)}``, and ``time``, (n_atoms, 1), unless it is given."""
         out = super().forward(data, emb) if "time" in self.predicts else {}
-        per_atom = out.get("time", data.time if not out else None).view(-1)
-        time = mean_over_free(per_atom, data)
-        told = self.embed(time[:, None])[data.batch]
-        noise = self.noise(data, {**emb, "node_embedding": _add_scalars(emb, told)})["noise"]
+        told = getattr(data, "told_time", None)  # by a sampler that counts the level down
+        if told is None:
+            told = out["time"] if out else data.time
+        time = mean_over_free(told.view(-1), data)
+        scalars = self.embed(time[:, None])[data.batch]
+        noise = self.noise(data, {**emb, "node_embedding": _add_scalars(emb, scalars)})["noise"]
         free = (data.fixed == 0)[:, None]
         noise = torch.where(free, noise, 0)
         return {"noise": centre(noise, data.batch, data.natoms, data.fixed), **out}

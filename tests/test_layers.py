@@ -19,8 +19,9 @@ LAYERS = [
     {"cli"},
     {"fairchem1"},
     {"runs", "data"},
-    {"denoising", "relax", "graphs", "fast", "safe"},
-    {"settings", "metrics", "fields", "noise_levels", "random", "ranks"}
+    {"relax"},
+    {"denoising", "graphs", "fast", "safe"},
+    {"settings", "metrics", "fields", "noise_levels", "random", "ranks", "constraints"}
     | {"process", "files", "patching"},
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

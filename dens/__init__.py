@@ -2,7 +2,7 @@
 
 The names below are loaded when they are first used: ``import dens`` itself loads neither PyTorch
 nor a training framework. ``import dens.fairchem1`` registers the trainer and the models with
-fairchem-core 1.10 under their short names. The names from ``DeNSConfig`` to ``denoising_metrics``
+fairchem-core 1.10 under their short names. The names from ``DeNSConfig`` to ``relax_structures``
 need torch and e3nn only.
 """
 
@@ -21,6 +21,10 @@ _HOME = {
     "ForceEncoding": "dens.denoising.force_encoding",
     "dens_loss": "dens.denoising.loss",
     "denoising_metrics": "dens.denoising.metrics",
+    "NoiseLevels": "dens.noise_levels",
+    "MoreRedConfig": "dens.relax.config",
+    "RelaxSettings": "dens.relax.config",
+    "relax_structures": "dens.relax.loop",
     "DeNSMixin": "dens.fairchem1",
     "DeNSTrainer": "dens.fairchem1",
     "EquiformerV2Backbone": "dens.fairchem1",

@@ -9,6 +9,8 @@ sys.modules["fairchem"] = None  # as where it is not installed
 import torch
 import dens
 from dens import ForceEncoding, corrupt, dens_loss, denoising_metrics, parse_config
+from dens import NoiseLevels, MoreRedConfig, RelaxSettings, relax_structures
+from dens.relax.atoms.relaxer import Relaxer
 from dens.random import make_generator
 
 config = parse_config({"prob": 1.0, "denoising_coefficient": 10.0, "sigma": 0.1})

@@ -19,9 +19,10 @@ LAYERS = [
     {"cli"},
     {"fairchem1"},
     {"runs", "data"},
-    {"denoising", "relax", "graphs", "fast", "safe"},
+    {"relax"},
+    {"denoising", "graphs", "fast", "safe"},
     {"objective"},
-    {"settings", "metrics", "fields", "noise_levels", "random", "ranks"}
+    {"settings", "metrics", "fields", "noise_levels", "random", "ranks", "constraints"}
     | {"process", "files", "patching"},
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

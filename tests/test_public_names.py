@@ -10,7 +10,8 @@ import dens
 DOTTED = """
     DeNSTrainer DeNSMixin EquiformerV2Backbone EquiformerV2DeNS EnergyHead ForceHead NoiseHead
     OC22LmdbDataset load_calculator ConfigError DeNSConfig parse_config Corruption corrupt
-    ForceEncoding dens_loss denoising_metrics
+    ForceEncoding dens_loss denoising_metrics NoiseLevels MoreRedConfig
+    RelaxSettings relax_structures
 """
 SHORT = """
 import dens.fairchem1

@@ -25,6 +25,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from dens.constraints import fixed_atoms
 from dens.data.sources.emt import (
     ADSORBATES,
     FACETS,
@@ -34,7 +35,7 @@ from dens.data.sources.emt import (
     start_structure,
 )
 from dens.data.store.lmdb import LmdbWriter
-from dens.data.store.records import atoms_to_data, fixed_atoms
+from dens.data.store.records import atoms_to_data
 from dens.files import atomic_folder
 
 METALS = ("Ni", "Cu", "Pd", "Pt", "Au", "Al")

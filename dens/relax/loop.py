@@ -55,6 +55,7 @@ class Walker:
     structure: Structure
     pos: Tensor  # (n_atoms, 3) float64 | Å
     generator: torch.Generator
+    estimate: Tensor | None = None  # (n_atoms, 3) float64 | Å, of the relaxed structure
     levels: list[int] = field(default_factory=list)  # t of each call
     history: list[Tensor] = field(default_factory=list)
 
@@ -157,11 +158,11 @@ class RelaxLoop:
             walker.levels.append(int(level[i]))
             if self.keep_history:
                 walker.history.append(walker.pos)
+            walker.estimate = final[i] if is_finite[i] else walker.pos
             reason = self.stop_rule(walker.levels) if is_finite[i] else "not_finite"
             if reason is None:
                 walker.pos = moved[i]
             else:
-                walker.pos = final[i] if is_finite[i] else walker.pos
                 finished.append((walker.number, self._outcome(walker, reason)))
         return finished
 
@@ -186,13 +187,12 @@ class RelaxLoop:
 
     def _outcome(self, walker: Walker, reason: Reason) -> Relaxed:
         structure, sigmas = walker.structure, self.denoiser.levels.sigmas
-        squared = (walker.pos - structure.pos)[structure.free].square().sum(1)
         return Relaxed(
-            pos=walker.pos,
+            pos=walker.estimate,
             reason=reason,
             levels=tuple(walker.levels),
             sigmas=tuple(sigmas[t] for t in walker.levels),
-            moved=float(squared.mean().sqrt()) if len(squared) else 0.0,
+            moved=structure.distance_to(walker.estimate),
             history=tuple(walker.history),
         )
 

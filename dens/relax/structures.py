@@ -31,6 +31,11 @@ class Structure:
             return torch.ones(len(self), dtype=torch.bool)
         return ~self.fixed
 
+    def distance_to(self, pos: Tensor) -> float:
+        """Return the root mean square distance over free atoms from other positions, Å, as is."""
+        squared = (pos - self.pos)[self.free].square().sum(1)
+        return squared.mean().sqrt().item() if len(squared) else 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class Structures:
@@ -79,6 +84,8 @@ class Denoiser(Protocol):
 
     It brings positions into the form that its network reads, such as within the cell, and returns
     tensors on any device. Its noise need not be centred, and may be anything for fixed atoms.
+    Structures are checked against the limits that it has as attributes, see
+    :class:`dens.relax.atoms.conversion.Limits`.
     """
 
     levels: NoiseLevels

@@ -14,9 +14,9 @@ from click.core import ParameterSource
 
 from dens.data.convert.labels import FAR, LabelRules
 from dens.data.skipped import ON_BAD, describe_skipped
-from dens.data.store.boundaries import CUTOFF, MIN_VACUUM, describe_vacuum
 from dens.data.store.lmdb import SHARD_SIZE
 from dens.data.units import ENERGIES, LENGTHS, UNITS, Units, combine_units, parse_units
+from dens.graphs.boundaries import CUTOFF, MIN_VACUUM, describe_vacuum
 
 # (command, option, options of which one must be given, their values if not any)
 NEEDS = (

@@ -11,14 +11,14 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch_geometric.data import Data
 
+from dens.constraints import fixed_atoms, has_other_constraints
 from dens.data.references import References
 from dens.data.skipped import BadFrame, map_good_frames
 from dens.data.soundness import open_or_periodic
 from dens.data.sources.ase import FrameSelection, read_units
 from dens.data.sources.reading import UNLABELLED, read_labels
 from dens.data.sources.search import Source
-from dens.data.store.boundaries import CUTOFF, settle_boundaries
-from dens.data.store.records import atoms_to_data, fixed_atoms, has_other_constraints
+from dens.data.store.records import atoms_to_data
 from dens.data.units import (
     UNITS,
     Units,
@@ -29,6 +29,7 @@ from dens.data.units import (
     read_named_units,
     suspected_units,
 )
+from dens.graphs.boundaries import CUTOFF, settle_boundaries
 from dens.graphs.radius import count_neighbors
 
 FAR = 10.0  # eV per atom; more than any cohesive energy, so energies and references do not match
@@ -44,8 +45,12 @@ class LabelRules:
         max_force: eV/Å; structures with a larger force on a free atom are dropped.
         cutoff: Å; with it, ``metadata.npz`` gets the number of edges as ``neighbors``.
         max_neighbors: limit per atom for that number.
+<<<<<<< HEAD
         pbc: TTT or FFF for all structures, see `dens.data.store.boundaries.settle_boundaries`.
         labels: False for structures only: energies and forces are neither needed nor kept.
+=======
+        pbc: TTT or FFF for all structures, see `dens.graphs.boundaries.settle_boundaries`.
+>>>>>>> relax
     """
 
     units: Units | None = None

@@ -14,7 +14,7 @@ from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 from ase.optimize import FIRE
 
-from dens.data.store.records import fixed_atoms
+from dens.constraints import fixed_atoms
 
 # facet: (builder, size); the bottom layers are fixed, the two upper ones free
 FACETS = {"111": (fcc111, (2, 3, 3)), "100": (fcc100, (2, 3, 3)), "110": (fcc110, (2, 2, 4))}

@@ -10,23 +10,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from ase import Atoms
-from ase.constraints import (
-    FixAtoms,
-    FixCartesian,
-    FixConstraint,
-    FixedLine,
-    FixedPlane,
-    FixScaled,
-)
 from ase.geometry import wrap_positions
 from torch_geometric.data import Data
 
+from dens.constraints import fixed_atoms
 from dens.data.soundness import find_fault
 
 # Fixed, because the highest protocol differs between Python versions.
 PICKLE_PROTOCOL = 4
 
-_DIRECTIONS = (FixAtoms, FixCartesian, FixScaled, FixedPlane, FixedLine)
 _LABEL_LEVELS = {"y": "system", "force": "atom", "fixed": "atom"}
 _PLAIN_NAMES = {"y": "energy", "force": "forces", "pos": "positions"}  # for messages
 
@@ -133,6 +125,7 @@ def add_stress(data: Data, stress: np.ndarray) -> None:
     _check(data, f"structure sid={data.sid} fid={data.fid}", {"stress": "system"})
 
 
+<<<<<<< HEAD
 def add_start(data: Data, start: np.ndarray) -> bool:
     """Add the field ``pos_start``, (n_atoms, 3) float32, Å, to a record; it is not wrapped.
 
@@ -199,6 +192,8 @@ def _projection(constraint: FixConstraint, atoms: Atoms) -> np.ndarray:
     return normals.T @ normals
 
 
+=======
+>>>>>>> relax
 def pickle_record(data: Data) -> bytes:
     """Pickle a record reproducibly; plain ``pickle.loads`` reads it.
 

@@ -23,7 +23,7 @@ from helpers.converted import convert
 from helpers.labelled import label
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.store.records import fixed_atoms, has_other_constraints
+from dens.constraints import fixed_atoms, has_other_constraints
 
 XY, Z = (True, True, False), (False, False, True)
 

@@ -16,7 +16,7 @@ from helpers.program import refused_data as refusal
 from helpers.program import run_data as run
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.store.boundaries import describe_vacuum, settle_boundaries
+from dens.graphs.boundaries import describe_vacuum, settle_boundaries
 from dens.graphs.radius import periodic_radius_graph
 
 SLAB = (1, 1, 0)

@@ -16,12 +16,18 @@ CUTOFF = 12.0  # Å, by default: the largest of the recipes
 MIN_VACUUM = 8.0  # Å; across narrower gaps atoms interact, and labels with images may be meant
 MARGIN = 1.0  # Å of vacuum beyond the cutoff, where a cell vector is made
 STEP = 5.0  # Å; made cell vectors are multiples, so that they rarely change along a trajectory
+# of conversion
+ADVICE = "if the cell is that of a crystal give --pbc TTT, if the structure is open --pbc FFF"
 _PARALLEL = 1e-6  # volume over the product of the lengths
 _VACUUM = {"periodic_made": "vacuum_of_slab", "boxed": "vacuum_of_box"}
 
 
 def settle_boundaries(
-    atoms: Atoms, counts: Counter, forced: str | None = None, cutoff: float = CUTOFF
+    atoms: Atoms,
+    counts: Counter,
+    forced: str | None = None,
+    cutoff: float = CUTOFF,
+    advice: str = ADVICE,
 ) -> None:
     """Make a structure periodic in all directions or in none, in place; positions stay.
 
@@ -34,6 +40,7 @@ def settle_boundaries(
         forced: ``TTT``: open structures too become periodic, and cell vectors are kept as they are;
             ``FFF``: all become open; None: open structures stay open.
         cutoff: Å, that vacuum should exceed.
+        advice: end of error messages: what the user can do.
 
     Raises:
         ValueError: no vacuum along an open direction, parallel or no cell vectors.
@@ -46,10 +53,10 @@ def settle_boundaries(
         return
     missing = ~atoms.cell.any(axis=1)
     if not is_open and missing.all():
-        raise ValueError(_wrong(atoms, "its cell is zero"))
+        raise ValueError(_wrong(atoms, "its cell is zero", advice))
     if (atoms.pbc.all() and not missing.any()) or not np.isfinite(atoms.positions).all():
         return  # atoms_to_data refuses what is wrong with them
-    made = _complete_cell(atoms, missing, cutoff + MARGIN)
+    made = _complete_cell(atoms, missing, cutoff + MARGIN, advice)
     narrow = np.inf
     for axis in np.flatnonzero(~atoms.pbc | missing):
         vacuum = _vacuum(atoms.positions, made, axis)
@@ -57,7 +64,8 @@ def settle_boundaries(
             if forced == "TTT":
                 continue  # the user says that it is no gap
             gap = f"{max(vacuum, 0):.1f} Å of vacuum along cell vector {axis}"
-            raise ValueError(_wrong(atoms, f"{gap}, at least {MIN_VACUUM:g} Å are needed"))
+            reason = f"{gap}, at least {MIN_VACUUM:g} Å are needed"
+            raise ValueError(_wrong(atoms, reason, advice))
         narrow = min(narrow, vacuum)
     _count(atoms, counts, is_open, narrow, cutoff)
     atoms.set_cell(made)
@@ -73,16 +81,15 @@ def _count(atoms: Atoms, counts: Counter, is_open: bool, vacuum: float, cutoff: 
         counts["narrow_vacuum"] += 1
 
 
-def _wrong(atoms: Atoms, reason: str) -> str:
+def _wrong(atoms: Atoms, reason: str, advice: str) -> str:
     return (
         "expected pbc in all three directions and a cell with a volume, or vacuum along the open "
         f"directions, or no pbc, got pbc {atoms.pbc.tolist()} and cell "
-        f"{atoms.cell.array.tolist()}, and {reason}: if the cell is that of a crystal give "
-        "--pbc TTT, if the structure is open --pbc FFF"
+        f"{atoms.cell.array.tolist()}, and {reason}: {advice}"
     )
 
 
-def _complete_cell(atoms: Atoms, missing: np.ndarray, vacuum: float) -> np.ndarray:
+def _complete_cell(atoms: Atoms, missing: np.ndarray, vacuum: float, advice: str) -> np.ndarray:
     """Make the missing cell vectors, at right angles to the others and each other: (3, 3), Å."""
     cell = atoms.cell.array.copy()
     given = cell[~missing]
@@ -96,7 +103,7 @@ def _complete_cell(atoms: Atoms, missing: np.ndarray, vacuum: float) -> np.ndarr
         extent = np.ptp(atoms.positions @ direction)
         cell[axis] = direction * STEP * ceil((extent + vacuum) / STEP)
     if abs(np.linalg.det(cell)) <= _PARALLEL * np.linalg.norm(cell, axis=1).prod():
-        raise ValueError(_wrong(atoms, "its cell vectors are parallel"))
+        raise ValueError(_wrong(atoms, "its cell vectors are parallel", advice))
     return cell
 
 

@@ -1,0 +1,1 @@
+"""Relaxation of ASE's structures: conversion, an optimizer's surface, batches."""

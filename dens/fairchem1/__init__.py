@@ -20,7 +20,7 @@ from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     NoiseHead,
 )
 from dens.fairchem1.morered.heads import MoreRedHead, TimeHead  # noqa: E402
-from dens.fairchem1.morered.trainer import MoreRedMixin, MoreRedTrainer  # noqa: E402
+from dens.fairchem1.morered.train import MoreRedMixin, MoreRedTrainer  # noqa: E402
 from dens.fairchem1.train.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
 
 compat.repair()

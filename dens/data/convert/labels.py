@@ -45,12 +45,8 @@ class LabelRules:
         max_force: eV/Å; structures with a larger force on a free atom are dropped.
         cutoff: Å; with it, ``metadata.npz`` gets the number of edges as ``neighbors``.
         max_neighbors: limit per atom for that number.
-<<<<<<< HEAD
-        pbc: TTT or FFF for all structures, see `dens.data.store.boundaries.settle_boundaries`.
-        labels: False for structures only: energies and forces are neither needed nor kept.
-=======
         pbc: TTT or FFF for all structures, see `dens.graphs.boundaries.settle_boundaries`.
->>>>>>> relax
+        labels: False for structures only: energies and forces are neither needed nor kept.
     """
 
     units: Units | None = None

@@ -85,7 +85,26 @@ _DEMO = "dens.data.demo:demo_command"
 _DOWNLOAD = "dens.fairchem1.data.download:download_command"
 
 
-@click.group(cls=LazyGroup, lazy={"demo-data": (_DEMO, ""), "download-data": (_DOWNLOAD, "")})
+_RELAX = (
+    "dens.fairchem1.morered.relax_command:relax_command",
+    "Relax the structures of FILES by denoising, without energies and forces.",
+)
+
+_DASHBOARD = (
+    "dens.runs.dashboard:dashboard_command",
+    "Save a W&B workspace with panels for the runs of a project.",
+)
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "demo-data": (_DEMO, ""),
+        "download-data": (_DOWNLOAD, ""),
+        "relax": _RELAX,
+        "dashboard": _DASHBOARD,
+    },
+)
 def commands() -> None:
     """Train with DeNS, and look after data, runs and checkpoints.
 
@@ -208,20 +227,6 @@ def report(runs: tuple[str, ...], out: Path) -> None:
 
     for path in write_report(runs, out):
         click.echo(path)
-
-
-@commands.command("dashboard")
-@click.option("--entity", required=True, help="User or team of W&B.")
-@click.option("--project", required=True, help="Project of that user or team.")
-@click.option("--name", default="DeNS", show_default=True, help="Name of the saved view.")
-@click.option("--baseline", help="Id of the run with which others are compared.")
-@click.option("--dry-run", is_flag=True, help="Print what would be saved; contact no server.")
-def dashboard(entity: str, project: str, name: str, baseline: str | None, dry_run: bool) -> None:
-    """Save a W&B workspace with panels for DeNS runs."""
-    from dens.runs.dashboard import as_json, make_workspace, save_workspace
-
-    workspace = make_workspace(entity, project, name, baseline)
-    click.echo(as_json(workspace) if dry_run else save_workspace(workspace))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from dens.denoising.metrics import VALIDATED, denoising_metric_names
 from dens.metrics import ENERGY_MAE, FORCES_MAE, GRADIENT_SHARE, LOSS_TERM, METRICS, level_pattern
 
@@ -17,6 +19,20 @@ _FIGURES = {
     "Structures": ["structure_0", "structure_1"],
     "Structures in 3D": [f"structure_0_{s}" for s in ("original", "corrupted", "denoised")],
 }
+
+
+@click.command("dashboard")
+@click.option("--entity", required=True, help="User or team of W&B.")
+@click.option("--project", required=True, help="Project of that user or team.")
+@click.option("--name", default="DeNS", show_default=True, help="Name of the saved view.")
+@click.option("--baseline", help="Id of the run with which others are compared.")
+@click.option("--dry-run", is_flag=True, help="Print what would be saved; contact no server.")
+def dashboard_command(
+    entity: str, project: str, name: str, baseline: str | None, dry_run: bool
+) -> None:
+    """Save a W&B workspace with panels for the runs of a project."""
+    workspace = make_workspace(entity, project, name, baseline)
+    click.echo(as_json(workspace) if dry_run else save_workspace(workspace))
 
 
 def make_workspace(

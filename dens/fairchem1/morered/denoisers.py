@@ -45,8 +45,9 @@ class Network:
         if checkpoint.model is None:
             raise ValueError(f"{where} holds no config, without which its model cannot be built")
         section = copy.deepcopy(checkpoint.model)
-        self.periodic = section["backbone"].get("use_pbc", True)
-        self.max_number = len(checkpoint.weights[EMBEDDING])
+        self.periodic: bool = section["backbone"].get("use_pbc", True)
+        self.cutoff: float = section["backbone"].get("max_radius", 5.0)
+        self.n_numbers = len(checkpoint.weights[EMBEDDING])
         self.elements: Sequence[int] | None = trained_elements(checkpoint.content)
         self.model: nn.Module = build(section)
         self.model.load_state_dict(checkpoint.weights, strict=False)
@@ -73,15 +74,24 @@ class Network:
             return self.model(data)
 
     def as_data(self, batch: Structures) -> Data:
-        """Convert a batch to what fairchem's models read, with positions within the cell."""
-        pos = _wrap(batch) if self.periodic else batch.pos
+        """Convert a batch to what fairchem's models read.
+
+        For a model of periodic structures positions are within the cell, and an open structure has
+        a box so large that none of its atoms sees an image.
+        """
+        pos, cell = batch.pos, batch.cell
+        if self.periodic:
+            pos = _wrap(batch)
+            size = 2 * self.cutoff + 2 * pos.abs().max()
+            box = size * torch.eye(3, dtype=cell.dtype)
+            cell = torch.where(batch.pbc.all(1)[:, None, None], cell, box)
         data = Data(
             pos=pos.float(),
             atomic_numbers=batch.atomic_numbers,
             natoms=batch.natoms,
             batch=batch.batch,
-            cell=batch.cell.float(),
-            pbc=batch.pbc,
+            cell=cell.float(),
+            pbc=batch.pbc | self.periodic,
             fixed=batch.fixed.long(),
             tags=torch.zeros_like(batch.atomic_numbers),
         )
@@ -97,7 +107,16 @@ def _wrap(batch: Structures) -> Tensor:
     return torch.where(periodic[batch.batch][:, None], batch.pos - shift, batch.pos)
 
 
-class MoreRedDenoiser:
+class NetworkDenoiser:
+    """Base of denoisers that ask a network; its limits decide which structures can be relaxed."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.elements, self.n_numbers = network.elements, network.n_numbers
+        self.cutoff, self.periodic = network.cutoff, network.periodic
+
+
+class MoreRedDenoiser(NetworkDenoiser):
     """MoreRed JT, or the noise and time networks of AS and ITP, as a denoiser.
 
     Args:
@@ -109,8 +128,8 @@ class MoreRedDenoiser:
     def __init__(
         self, network: Network, levels: NoiseLevels, time_network: Network | None = None
     ) -> None:
-        self.network, self.levels, self.time_network = network, levels, time_network
-        self.elements, self.max_number = network.elements, network.max_number
+        super().__init__(network)
+        self.levels, self.time_network = levels, time_network
 
     def __call__(self, batch: Structures, level: Tensor | None) -> Denoised:
         if level is None and self.time_network is not None:
@@ -128,7 +147,7 @@ class MoreRedDenoiser:
         return self.levels.index_of(mean_over_free(out["time"].double().view(-1), data))
 
 
-class ZeroForceDenoiser:
+class ZeroForceDenoiser(NetworkDenoiser):
     r"""DeNS model told that the forces are zero, as a denoiser.
 
     DeNS predicts the noise of corrupted atoms given the forces of the original structure. With
@@ -143,8 +162,8 @@ class ZeroForceDenoiser:
     levels = _COUNTED
 
     def __init__(self, network: Network, dens: DeNSConfig) -> None:
-        self.network, self.dens = network, dens
-        self.elements, self.max_number = network.elements, network.max_number
+        super().__init__(network)
+        self.dens = dens
         self._told = bool(network.model.backbone.sigma_encoding)
 
     def __call__(self, batch: Structures, level: Tensor | None) -> Denoised:
@@ -188,7 +207,7 @@ def load_denoiser(
     raw: bool = False,
     cpu: bool = False,
     seed: int = 0,
-) -> MoreRedDenoiser | ZeroForceDenoiser:
+) -> NetworkDenoiser:
     """Load a checkpoint of MoreRed, or of DeNS, as a denoiser.
 
     Args:

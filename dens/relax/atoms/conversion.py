@@ -54,16 +54,24 @@ def to_structures(
     """
     if names is None:
         names = [f"structure {i} ({a.get_chemical_formula()})" for i, a in enumerate(atoms)]
-    found, errors, counts = [], [], Counter()
-    for one, name in zip(atoms, names, strict=True):
-        try:
-            found.append(_to_structure(one, limits, counts))
-        except ValueError as error:
-            errors.append(f"{name}: {error}")
+    found = convert_each(atoms, limits)
+    pairs = zip(names, found, strict=True)
+    errors = [f"{name}: {one}" for name, one in pairs if isinstance(one, str)]
     if errors:
         more = len(errors) - _MAX_ERRORS
         rest = [f"and {more} structures more that cannot be relaxed"] if more > 0 else []
         raise ValueError("\n".join([*errors[:_MAX_ERRORS], *rest]))
+    return found
+
+
+def convert_each(atoms: Sequence[Atoms], limits: Limits) -> list[Structure | str]:
+    """Convert structures as :func:`to_structures`; give the reason for one that cannot be."""
+    found, counts = [], Counter()
+    for one in atoms:
+        try:
+            found.append(_to_structure(one, limits, counts))
+        except ValueError as error:
+            found.append(str(error))
     if n := counts["periodic_made"]:
         narrow = counts["narrow_vacuum"]
         logging.warning(

@@ -216,7 +216,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_structures_that_cannot_be_relaxed(make, message):
     denoiser = Limited()
-    with pytest.raises(ValueError, match="^the structure ") as error:
+    with pytest.raises(ValueError, match=r"^the structure ") as error:
         Relaxer(denoiser)(make())
     line = str(error.value)
     assert message in line

@@ -1,4 +1,10 @@
-"""Relaxation by denoising of many structures in batches that are refilled as structures finish."""
+"""Relaxation by denoising of many structures in batches that are refilled as structures finish.
+
+Why batches are refilled: structures differ by factors of ten in the calls that they need. Why each
+has a random stream of its own: else its result would depend on when its neighbours finish. Why the
+estimate is returned, and not the sampler's last positions: these still hold the noise of the level
+at which it stopped.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +32,7 @@ class Relaxed:
 
     pos: Tensor  # (n_atoms, 3) float64 | Å, not wrapped into the cell
     reason: Reason  # why it stopped, see REASONS
-    levels: tuple[int, ...]  # the level t of each call
+    levels: tuple[int, ...]  # the level t of each call; the highest if a broken output has none
     sigmas: tuple[float, ...]  # Å | their sigmas
     moved: float  # Å | root mean square distance between start and end, over free atoms
     history: tuple[Tensor, ...] = ()  # (n_atoms, 3) of each call | Å, the positions asked for

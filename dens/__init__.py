@@ -38,7 +38,7 @@ _HOME = {
     "TimeHead": "dens.fairchem1",
     "OC22LmdbDataset": "dens.fairchem1",
     "load_calculator": "dens.fairchem1.checkpoints.calculator",
-    "load_relaxer": "dens.fairchem1.morered.relaxer",
+    "load_relaxer": "dens.fairchem1.morered.load",
 }
 
 __all__ = sorted(_HOME)

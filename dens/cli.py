@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
         self.lazy = dict(lazy or {})
 
     def list_commands(self, ctx: click.Context | None = None) -> list[str]:
-        return [*(name for name, (_, line) in self.lazy.items() if line), *self.commands]
+        return [*self.commands, *(name for name, (_, line) in self.lazy.items() if line)]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.lazy:
@@ -85,24 +85,16 @@ _DEMO = "dens.data.demo:demo_command"
 _DOWNLOAD = "dens.fairchem1.data.download:download_command"
 
 
-_RELAX = (
-    "dens.fairchem1.morered.relax_command:relax_command",
-    "Relax the structures of FILES by denoising, without energies and forces.",
-)
-
-_DASHBOARD = (
-    "dens.runs.dashboard:dashboard_command",
-    "Save a W&B workspace with panels for the runs of a project.",
-)
-
-
 @click.group(
     cls=LazyGroup,
     lazy={
         "demo-data": (_DEMO, ""),
         "download-data": (_DOWNLOAD, ""),
-        "relax": _RELAX,
-        "dashboard": _DASHBOARD,
+        "relax": (
+            "dens.fairchem1.morered.relax_command:relax_command",
+            "Relax FILES by denoising.",
+        ),
+        "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),
     },
 )
 def commands() -> None:

@@ -15,7 +15,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.morered.denoisers import ZeroForceDenoiser
-from dens.fairchem1.morered.relaxer import load_relaxer
+from dens.fairchem1.morered.load import load_relaxer
 from dens.relax.atoms.conversion import convert_each, moved_copy
 from dens.relax.atoms.relaxer import Relaxer
 from dens.relax.config import RelaxSettings

@@ -30,7 +30,7 @@ _FIGURES = {
 def dashboard_command(
     entity: str, project: str, name: str, baseline: str | None, dry_run: bool
 ) -> None:
-    """Save a W&B workspace with panels for the runs of a project."""
+    """Save a W&B workspace for runs."""
     workspace = make_workspace(entity, project, name, baseline)
     click.echo(as_json(workspace) if dry_run else save_workspace(workspace))
 

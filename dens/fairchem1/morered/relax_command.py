@@ -91,9 +91,9 @@ def relax_command(
     cpu: bool,
     **settings: Any,
 ) -> None:
-    """Relax the structures of FILES by denoising, without energies and forces.
+    """Relax FILES by denoising.
 
-    FILES are of any format that ASE reads. A row is printed for each structure, and the relaxed
+    Neither energies nor forces are needed. FILES are of any format that ASE reads. A row is printed for each structure, and the relaxed
     structures are written in the same order. A structure that cannot be relaxed is left out, with
     a line that says why. The exit status is 1 where one was left out or has not converged.
     """

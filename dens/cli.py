@@ -109,6 +109,14 @@ def commands() -> None:
             "dens.data.convert.md17:md17_command",
             "Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.",
         ),
+        "qm7x": (
+            "dens.data.equilibria.qm7x:qm7x_command",
+            "Convert the equilibrium structures of QM7-X to LMDB, without labels.",
+        ),
+        "qm9": (
+            "dens.data.equilibria.qm9:qm9_command",
+            "Convert the equilibrium structures of QM9 to LMDB, without labels.",
+        ),
         "stats": (
             "dens.data.survey.stats:stats_command",
             "Print the statistics of the LMDB FOLDER as YAML that a config can include.",

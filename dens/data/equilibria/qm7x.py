@@ -158,7 +158,9 @@ def _open(path: Path) -> Iterator[Any]:
 )
 @split_options(PUBLISHED)
 def qm7x_command(sources, duplicates, out, seed, **sizes) -> None:
-    """Convert the equilibrium structures of QM7-X to LMDB, without labels.
+    """Convert QM7-X's equilibria to LMDB.
+
+    Structures are stored without labels, to learn relaxation from.
 
     SOURCES are its HDF5 files, packed (1000.xz) or not, or a folder of them; packed ones need room
     for an unpacked one in the folder for temporary files. All isomers and

@@ -125,7 +125,9 @@ def _read_files(source: Path) -> Iterator[tuple[str, str]]:
 )
 @split_options(PUBLISHED)
 def qm9_command(source, uncharacterized, out, seed, **sizes) -> None:
-    """Convert the equilibrium structures of QM9 to LMDB, without labels.
+    """Convert QM9's equilibria to LMDB.
+
+    Structures are stored without labels, to learn relaxation from.
 
     SOURCE is its archive dsgdb9nsd.xyz.tar.bz2, or a folder of its .xyz files. By default 55000
     molecules are for training, 10000 each for validation and testing; no SMILES is in two splits.

@@ -122,18 +122,13 @@ def test_first_and_last_frames(tmp_path):
     single[0].calc.results["forces"][:] = 0.01
     ase.io.write(folder / "b.extxyz", single)
     write_steps_xml(folder / "c" / "vasprun.xml", [3, 3, 3], 10)
-    output = convert(tmp_path / "out", folder, "--pairs", "first-last", "--split", "by-system")
-    assert (
-        "of 3 files the last frame is taken, and the first as its start; 3 frames between" in output
-    )
+    split = ["--split", "by-system", "--fractions", "train=0.5,val=0.5"]
+    output = convert(tmp_path / "out", folder, "--pairs", "first-last", *split)
+    assert "of 3 files the last frame is taken, and the first as its start; 3 frames" in output
     assert "2 structures with a start (pos_start); 1 have none (NaN)" in output
     assert "1 structures have a force above 0.05 eV/Å on a free atom: not at equilibrium?" in output
     records = {r.sid: r for name in ("train", "val") for r in read(tmp_path / "out" / name)}
-    assert {sid: record.fid for sid, record in records.items()} == {
-        "a": 3,
-        "b": 0,
-        "c/vasprun": 2,
-    }
+    assert {sid: r.fid for sid, r in records.items()} == {"a": 3, "b": 0, "c/vasprun": 2}
     np.testing.assert_allclose(records["a"].pos_start, frames[0].positions, atol=1e-5)
     assert records["b"].pos_start.isnan().all()
 

@@ -77,7 +77,7 @@ def test_qm7x_is_scaled(qm7x, tmp_path):
 
 
 def test_qm7x_that_cannot_be_read(qm7x, tmp_path):
-    folder, molecules = qm7x
+    folder, _ = qm7x
     out = ["--out", tmp_path / "o"]
     (folder / "1000.hdf5").write_bytes(b"no HDF5")  # taken before the packed one
     assert refusal("qm7x", folder, *out).split("error: ")[-1].count(f"{folder / '1000.hdf5'}: ")

@@ -100,7 +100,7 @@ def test_displacements():
     start[np.setdiff1d(np.arange(10), fixed)] += (0.3, 0.4, 0)
     assert displacement(as_pair(slab, start)) == pytest.approx(0.5, abs=1e-5)
     slab.set_constraint()
-    start = slab.positions + (0.3, 0.4, 0)
+    start = slab.positions + np.array([0.3, 0.4, 0])
     assert displacement(as_pair(slab, start)) == pytest.approx(0, abs=1e-5)
 
 

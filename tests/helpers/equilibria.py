@@ -8,10 +8,21 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ase.io
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
 
+UNCHARACTERIZED = """\
+================================================================================
+= Molecules of GDB9 that failed the consistency check =
+================================================================================
+
+  Index   InChI of input   InChI of relaxed structure
+
+{rows}
+{count} compounds
+"""
 NAMES = ("H2O", "CH4", "NH3", "C2H6", "CH3OH", "CH3CH2OH")
 
 
@@ -85,13 +96,20 @@ def write_qm9(path: Path, texts: Mapping[int, str]) -> None:
             archive.addfile(entry, io.BytesIO(data))
 
 
-UNCHARACTERIZED = """\
-================================================================================
-= Molecules of GDB9 that failed the consistency check =
-================================================================================
-
-  Index   InChI of input   InChI of relaxed structure
-
-{rows}
-{count} compounds
-"""
+def write_equilibria(folder: Path) -> None:
+    """Write molecules, pairs and published sets as a reader of the documentation has them."""
+    frames = equilibria(12)
+    smiles = np.array([f"C{i}" if i < 10 else "" for i in range(12)])
+    write_molecules(folder / "molecules.npz", frames, smiles=smiles)
+    ase.io.write(folder / "relaxed.xyz", frames, format="extxyz")
+    ase.io.write(folder / "start.xyz", moved(frames), format="extxyz")
+    (folder / "qm7x").mkdir()
+    conformers = {f"{m}": {f"Geom-m{m}-i1-c1-opt": atoms} for m, atoms in enumerate(frames)}
+    write_qm7x(folder / "qm7x/1000.xz", conformers)
+    (folder / "qm7x/DupMols.dat").write_text("Geom-m3-i1-c1-opt\n")
+    write_qm9(
+        folder / "dsgdb9nsd.xyz.tar.bz2",
+        {i: qm9_text(atoms, i, f"C{i}") for i, atoms in enumerate(frames, start=1)},
+    )
+    listed = UNCHARACTERIZED.format(rows="     4   InChI=1S/X   InChI=1S/Y", count=1)
+    (folder / "uncharacterized.txt").write_text(listed)

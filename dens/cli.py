@@ -120,6 +120,8 @@ def commands() -> None:
             "dens.data.convert.md17:md17_command",
             "Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.",
         ),
+        "qm7x": ("dens.data.equilibria.qm7x:qm7x_command", "Convert QM7-X's equilibria to LMDB."),
+        "qm9": ("dens.data.equilibria.qm9:qm9_command", "Convert QM9's equilibria to LMDB."),
         "stats": (
             "dens.data.survey.stats:stats_command",
             "Print the statistics of the LMDB FOLDER as YAML that a config can include.",
@@ -145,9 +147,7 @@ def data(ctx: click.Context) -> None:
 
 @commands.command("check", context_settings=_OVERRIDES)
 @click.argument("config", type=_PATH)
-@click.option(
-    "--num-gpus", default=1, show_default=True, help="Ranks of the planned run.", type=_COUNT
-)
+@click.option("--num-gpus", default=1, show_default=True, help="Planned ranks.", type=_COUNT)
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
 @click.option(
     "--sample",

@@ -21,6 +21,7 @@ from ase.io import Trajectory
 from helpers.calculations import write_calculations
 from helpers.command_runner import Result, run_command
 from helpers.documents import PAGES, apply_diff, code_blocks, commands
+from helpers.equilibria import write_equilibria
 from helpers.labelled import slabs, write_oc20
 from helpers.paths import CONFIGS, DOCS, README, ROOT
 
@@ -64,6 +65,14 @@ OWN = (
 )
 CONVERT = (
     "dens data convert trajectories/ --out data/mine --split by-system --references fit --workers 4"
+)
+MOLECULES = (
+    "dens data convert molecules.npz --labels none --split by-system --group-key smiles "
+    "--out data/molecules"
+)
+RELAXATIONS = (
+    "dens data convert relaxations/ --labels none --pairs first-last --split by-system "
+    "--out data/relaxations"
 )
 EXPORT = "dens export checkpoint.pt --out eqv2.pt"
 BASELINE_RUN, DENS_RUN = (
@@ -132,6 +141,23 @@ TABLE = {
     ),
     "dens data md17 ethanol --source sgdml_ethanol.npz --train 850 --val 50 "
     "--out data/md17/ethanol": Run(makes="data/md17/ethanol/test/data.0000.lmdb"),
+    MOLECULES: Run(
+        says="2 structures without a group", makes="data/molecules/train/data.0000.lmdb"
+    ),
+    "dens data convert relaxed.xyz --labels none --pairs start.xyz --out data/pairs": Run(
+        says="12 structures with a start (pos_start); 0 have none"
+    ),
+    RELAXATIONS: Run(says="of 10 files the last frame is taken"),
+    "dens data check data/relaxations": Run(needs=(RELAXATIONS,), says="have a start"),
+    "dens data stats data/molecules/train --cutoff 5": Run(
+        needs=(MOLECULES,), says="no energies or forces: structures only"
+    ),
+    "dens data qm7x qm7x/ --duplicates qm7x/DupMols.dat --out data/qm7x": Run(
+        says="1 structures of the 1 listed as duplicates: left out"
+    ),
+    "dens data qm9 dsgdb9nsd.xyz.tar.bz2 --uncharacterized uncharacterized.txt --out data/qm9": Run(
+        says="1 structures of the 1 listed as uncharacterized: left out"
+    ),
     # launcher and long runs
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "
     "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="forces_mae"),
@@ -237,6 +263,8 @@ class Workplace:
                     slab.get_forces()
                     trajectory.write(slab)
         write_calculations(self.folder / "calculations")
+        shutil.copytree(self.folder / "trajectories", self.folder / "relaxations")
+        write_equilibria(self.folder)
         for name in ("s2ef_train_all", "s2ef_md"):
             lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
             write_oc20(self.folder / name, 0, slabs(3), lines)

@@ -30,7 +30,7 @@ from dens.data.convert.labels import (
     settle_units,
 )
 from dens.data.convert.read_options import (
-    FIRST_LAST,
+    check_order,
     describe_labels,
     make_record_of,
     read_options,
@@ -151,7 +151,7 @@ def convert(
     found = find_sources(sources, options, say)
     with parallel_map(workers) as run_map:
         indexed, bad = index_good_sources(found, on_bad, run_map)
-        _check_order(bad, splitting, pairs)
+        check_order(bad, splitting, pairs)
         if rules.labels:
             indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
         indexed = settle_pairs(indexed, pairs, say)
@@ -182,20 +182,6 @@ def convert(
             setting=[splitting.group_key, on_bad],
             run_map=run_map,
             progress=progress,
-        )
-
-
-def _check_order(bad: list[BadFrame], splitting: Splitting, pairs: str | Path | None) -> None:
-    """Refuse to leave out files where their order counts."""
-    if not bad:
-        return
-    order = "--index numbers the frames of all files" if splitting.index else None
-    if pairs not in (None, FIRST_LAST):
-        order = "--pairs matches all files in their order"
-    if order:
-        raise ValueError(
-            f"{bad[0].place}: {bad[0].reason}: {order}, so it "
-            "cannot be left out by --on-bad skip: leave it out of the sources"
         )
 
 

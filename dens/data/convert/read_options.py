@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torch_geometric.data import Data
 
 from dens.data.convert.build import Map
 from dens.data.convert.labels import LabelRules
+from dens.data.convert.splits import Splitting
+from dens.data.skipped import BadFrame
 from dens.data.sources.ase import FrameSelection, index_source, read_frames
 from dens.data.sources.reading import (
     LABELS,
@@ -197,6 +199,22 @@ def settle_stress(
         replace(f, source=replace(f.source, options=replace(f.source.options, keep_stress=False)))
         for f in sources
     ]
+
+
+def check_order(bad: Sequence[BadFrame], splitting: Splitting, pairs: str | Path | None) -> None:
+    """Refuse to leave out files where the order of all of them counts.
+
+    Raises:
+        ValueError: names the first bad file.
+    """
+    order = "--index numbers the frames of all files" if splitting.index else None
+    if pairs not in (None, FIRST_LAST):
+        order = "--pairs matches all files in their order"
+    if bad and order:
+        raise ValueError(
+            f"{bad[0].place}: {bad[0].reason}: {order}, so it "
+            "cannot be left out by --on-bad skip: leave it out of the sources"
+        )
 
 
 def settle_pairs(

@@ -173,12 +173,15 @@ class Splitting:
         n_units = unit_of.max() + 1
         order = np.random.default_rng(self.seed).permutation(n_units)
         ends = np.rint(np.cumsum(list(self.fractions.values())) * n_units).astype(int)
+        is_one_file = what == "systems" and self.group_key is None and n_units == 1
+        hint = ": --group-key names the system of each frame" if is_one_file else ""
         splits = {}
         for (name, fraction), start, end in zip(
             self.fractions.items(), [0, *ends[:-1]], ends, strict=True
         ):
             if start == end:
-                raise ValueError(f"split {name} is empty: {fraction:g} of {n_units} {what} is none")
+                none = f"{fraction:g} of {n_units} {what} is none{hint}"
+                raise ValueError(f"split {name} is empty: {none}")
             splits[name] = np.flatnonzero(np.isin(unit_of, order[start:end]))
         return splits
 

@@ -21,7 +21,7 @@ from dens.data.soundness import LABELS, MAX_NUMBER, USUAL
 from dens.data.survey.check_report import EXAMPLES, LARGE_FORCE, MIN_CONTACT, Report
 from dens.data.survey.consistency import ForceScale
 from dens.data.survey.forces import ForceHistogram
-from dens.data.survey.samples import FolderReader, Sample, draw, read_samples
+from dens.data.survey.samples import FolderReader, Sample, draw, expected_levels, read_samples
 from dens.data.survey.stats import graph_settings
 from dens.graphs.images import pairs_within
 
@@ -54,13 +54,15 @@ def check(
     chosen = set(draw(len(dataset), measured).tolist())
     report.measured = len(chosen)
     scale = ForceScale()
-    without_cell, without_period = [], []
+    without_cell, without_period, labelled = [], [], []
     for i, sample in enumerate(read_samples(dataset, levels)):
         if isinstance(sample, str):
             report.add("unreadable", [sample])
             report.natoms.append(0)
             continue
         _check_record(report, sample)
+        if sample.energy is not None or sample.forces is not None:
+            labelled.append(sample.where)
         if "cell" not in sample.fields:
             without_cell.append(sample.where)
         elif sample.cell is None:
@@ -73,6 +75,8 @@ def check(
         report.add("no cell" if scale.periodic else "no box", without_cell)
     if scale.periodic:
         report.add("open", without_period)
+    if levels.keys().isdisjoint(LABELS):
+        report.add("partly labelled", labelled)
     _check_fields(report)
     _check_metadata(report, metadata)
     report.add("units", scale.findings())
@@ -93,6 +97,8 @@ def _check_record(report: Report, sample: Sample) -> None:
         report.add("twice", [sample.where])
     for kind in dict.fromkeys(fault.kind for fault in sample.faults):
         report.add(kind, [sample.where])
+    if sample.free.any() and known.all():
+        report.pairs.add(sample)
     if sample.energy is not None and known.all():
         report.energies.add(sample.numbers, sample.energy)
     if sample.forces is not None and report.forces.add(sample.forces[sample.free]) > LARGE_FORCE:
@@ -186,12 +192,15 @@ def check_command(ctx, folder, config, cutoff, measured, as_json, plot) -> None:
     for name, source in reader.sources(folder).items():
         dataset = reader.open(source, "train" if folder else name)
         metadata = reader.metadata(dataset)
-        reports.append(check(dataset, source, metadata=metadata, levels=reader.levels, **options))
+        levels = expected_levels(dataset) if reader.config is None else reader.levels
+        reports.append(check(dataset, source, metadata=metadata, levels=levels, **options))
     check_shared(reports)
     if as_json:
         click.echo(json.dumps([report.to_dict() for report in reports], indent=1))
     else:
         click.echo("\n\n".join(report.text() for report in reports))
+    if plot is not None and not any(report.labelled for report in reports):
+        raise click.UsageError("--plot draws forces, and there are none")
     if plot is not None:
         ForceHistogram.plot({Path(report.name).name: report.forces for report in reports}, plot)
     if not all(report.ok for report in reports):

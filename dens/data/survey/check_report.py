@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from dens.data.soundness import MAX_NUMBER
+from dens.data.soundness import LABELS, MAX_NUMBER
 from dens.data.survey.consistency import EnergyScale
+from dens.data.survey.displacement import Displacements
 from dens.data.survey.forces import ForceHistogram
 
 MIN_CONTACT = 0.5  # closer than this times the sum of their covalent radii, atoms overlap
 LARGE_FORCE = 50.0  # eV/Å, on a free atom
+UNLABELLED = "no energies or forces: structures only"
 EXAMPLES = 5  # listed for each finding
 
 # kind of finding -> message
@@ -28,6 +30,7 @@ ERRORS = {
     "no free atom": "structures have no free atom",
     "no cell": "periodic structures have no cell, or one without volume",
     "overlap": f"structures have atoms closer than {MIN_CONTACT} times their covalent radii",
+    "partly labelled": "structures have an energy or forces, and the first one has none",
     "metadata": "metadata.npz does not agree with the records",
 }
 WARNINGS = {
@@ -65,6 +68,7 @@ class Report:
     natoms: list[int] = field(default_factory=list)
     forces: ForceHistogram = field(default_factory=ForceHistogram)
     energies: EnergyScale = field(default_factory=EnergyScale)
+    pairs: Displacements = field(default_factory=Displacements)
     fields: dict[str, Counter] = field(default_factory=dict)  # structures by the field's kind
     findings: dict[str, list[str]] = field(default_factory=dict)  # kind -> where
     hashes: dict[bytes, str] = field(default_factory=dict)
@@ -84,6 +88,11 @@ class Report:
         """Whether there are no errors."""
         return not self.findings.keys() & ERRORS.keys()
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any structure has an energy or forces."""
+        return any(name in self.fields for names in LABELS.values() for name in names)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report in plain values, for JSON."""
         n = self.natoms or [0]
@@ -94,8 +103,9 @@ class Report:
             "measured": self.measured,
             "natoms": {"min": min(n), "mean": float(np.mean(n)), "max": max(n)},
             "elements": dict(self.elements.most_common()),
-            "energy": self.energies.to_dict(),
-            "forces": self.forces.to_dict(),
+            "energy": self.energies.to_dict() if self.labelled else None,
+            "forces": self.forces.to_dict() if self.labelled else None,
+            "pairs": len(self.pairs),
             "findings": [
                 {
                     "level": "error" if kind in ERRORS else "warning",
@@ -113,13 +123,15 @@ class Report:
         facts = self.to_dict()
         sizes = "{min} to {max} atoms, {mean:.1f} on average".format(**facts["natoms"])
         elements = " ".join(f"{symbol} {count}" for symbol, count in facts["elements"].items())
+        measured = f"distances computed in {self.measured} structures"
+        labels = [self.energies.text(), measured, self.forces.text()]
         lines = [
             f"{self.name}: {self.structures} structures of {sizes}",
             f"elements (structures with them): {elements}",
-            self.energies.text(),
-            f"distances computed in {self.measured} structures",
-            self.forces.text(),
+            *(labels if self.labelled else [UNLABELLED, measured]),
         ]
+        if len(self.pairs):
+            lines.append(self.pairs.text(self.structures))
         for finding in facts["findings"]:
             where = "; ".join(finding["examples"])
             more = "; ..." if finding["count"] > len(finding["examples"]) else ""

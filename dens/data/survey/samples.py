@@ -32,6 +32,7 @@ class Sample:
         energy: eV.
         forces: (n_atoms, 3), eV/Å.
         free: (n_atoms,) bool.
+        start: (n_atoms, 3), Å, the positions that it was relaxed from.
         fields: its fields by name, see `dens.data.canonical.kind_of`.
         faults: its faults, none of which concerns the shapes above.
     """
@@ -43,6 +44,7 @@ class Sample:
     energy: float | None
     forces: np.ndarray | None
     free: np.ndarray
+    start: np.ndarray | None
     fields: dict[str, Any]
     faults: list[Fault]
 
@@ -193,6 +195,7 @@ def as_sample(i: int, data: Data, levels: Mapping[str, str] = USUAL) -> Sample |
         energy=float(data[sound["energy"]]) if "energy" in sound else None,
         forces=data[sound["forces"]].double().numpy() if "forces" in sound else None,
         free=_free(data, faulty),
+        start=_start(data),
         fields={name: kind_of(data, name, value) for name, value in data.to_dict().items()},
         faults=faults,
     )
@@ -214,6 +217,24 @@ def _free(data: Data, faulty: set[str]) -> np.ndarray:
     if "fixed" not in data or "fixed" in faulty:
         return np.ones(len(data.pos), dtype=bool)
     return data.fixed.numpy() == 0
+
+
+def _start(data: Data) -> np.ndarray | None:
+    if "pos_start" not in data or not data.pos_start.isfinite().all():
+        return None
+    return data.pos_start.double().numpy()
+
+
+def expected_levels(dataset: Any) -> dict[str, str]:
+    """List the fields that a data set must have: no labels if its first record has none."""
+    try:
+        first = canonical(dataset[0])
+    except Exception:  # reading it again tells the error
+        return dict(USUAL)
+    names = [name for names in LABELS.values() for name in names]
+    if any(name in first for name in names):
+        return dict(USUAL)
+    return {name: level for name, level in USUAL.items() if name not in LABELS}
 
 
 def draw(n: int, sample: int | None, seed: int = 0) -> np.ndarray:

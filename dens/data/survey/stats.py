@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import yaml
+from ase.data import chemical_symbols
 
 from dens.data.convert.command_line import DataCommand
-from dens.data.soundness import USUAL
-from dens.data.survey.samples import FolderReader, draw, read_samples
+from dens.data.soundness import LABELS
+from dens.data.survey.check_report import UNLABELLED
+from dens.data.survey.displacement import Displacements
+from dens.data.survey.samples import FolderReader, draw, expected_levels, read_samples
 from dens.graphs.radius import count_neighbors
 
-_NEEDED = {name: USUAL[name] for name in ("energy", "forces")}
 MEASURED = 1000  # by default, neighbours are counted in so many structures
 
 
@@ -82,19 +85,25 @@ class Stats:
     """Statistics of one data set.
 
     Attributes:
-        energy: `Moments` in eV.
+        energy: `Moments` in eV; None without labels, as the forces.
         forces: `Moments` of the components on free atoms, eV/Å.
         force_max: the largest norm on a free atom, eV/Å.
         avg_num_nodes: atoms per structure.
         avg_degree: neighbours per atom; None if no cutoff is known.
+        elements: structures with each symbol.
+        sizes: the smallest and the largest number of atoms.
+        pairs: the line about them; empty without pairs.
     """
 
     structures: int
-    energy: dict[str, float]
-    forces: dict[str, float]
+    energy: dict[str, float] | None
+    forces: dict[str, float] | None
     force_max: float
     avg_num_nodes: float
     avg_degree: float | None
+    elements: Mapping[str, int] = field(default_factory=dict)
+    sizes: tuple[int, int] = (0, 0)
+    pairs: str = ""
 
     def snippet(self, source: str, graph: Mapping[str, Any] | None, like_energy: bool) -> str:
         """Format the statistics as YAML for a config's ``includes``.
@@ -106,12 +115,13 @@ class Stats:
                 recipes do, instead of by their own root mean square.
         """
         normalizer = {}
-        if self._energies_differ:
+        if self.energy and self._energies_differ:
             normalizer["energy"] = {"mean": self.energy["mean"], "stdev": self.energy["std"]}
-        if scale := self._force_scale(like_energy):
+        if self.forces and (scale := self._force_scale(like_energy)):
             normalizer["forces"] = {"mean": 0.0, "stdev": scale}
         backbone = {"avg_num_nodes": self.avg_num_nodes}
-        text = f"# {source}: {self.structures} structures; forces on free atoms\n"
+        what = "forces on free atoms" if self.forces else UNLABELLED
+        text = f"# {source}: {self.structures} structures; {what}\n"
         if graph:
             if self.avg_degree:
                 backbone["avg_degree"] = self.avg_degree
@@ -131,10 +141,10 @@ class Stats:
             like_energy: as for `snippet`.
         """
         found = []
-        if not self._energies_differ:
+        if self.energy and not self._energies_differ:
             same = "there is one structure" if self.structures == 1 else "all energies are equal"
             found.append(f"{same}: no spread, so the YAML has no normalizer of the energy")
-        if not self._force_scale(like_energy):
+        if self.forces and not self._force_scale(like_energy):
             why = "the energies have no spread" if like_energy else "no free atom has a force"
             found.append(f"{why}: the YAML has no normalizer of the forces")
         if self.avg_degree == 0:
@@ -153,14 +163,25 @@ class Stats:
 
     def table(self) -> str:
         """Format the statistics for a terminal."""
-        lines = [f"{self.structures} structures, {self.avg_num_nodes:.2f} atoms each on average"]
-        for name, unit, moments in (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces)):
-            values = "  ".join(f"{key} {value:.6g}" for key, value in moments.items())
-            lines.append(f"{name} [{unit}]: {values}")
-        lines.append(f"largest force on a free atom: {self.force_max:.6g} eV/Å")
+        low, high = self.sizes
+        elements = " ".join(f"{symbol} {count}" for symbol, count in self.elements.items())
+        lines = [
+            f"{self.structures} structures, {self.avg_num_nodes:.2f} atoms each on average, "
+            f"{low} to {high}",
+            f"elements (structures with them): {elements}",
+            *(self._labels() if self.energy else [UNLABELLED]),
+        ]
+        if self.pairs:
+            lines.append(self.pairs)
         if self.avg_degree is not None:
             lines.append(f"neighbours of an atom: {self.avg_degree:.4f}")
         return "\n".join(lines)
+
+    def _labels(self) -> Iterator[str]:
+        for name, unit, moments in (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces)):
+            values = "  ".join(f"{key} {value:.6g}" for key, value in moments.items())
+            yield f"{name} [{unit}]: {values}"
+        yield f"largest force on a free atom: {self.force_max:.6g} eV/Å"
 
 
 def measure(
@@ -174,32 +195,42 @@ def measure(
         measured: count in so many structures, drawn at random with a fixed seed; None for all.
 
     Raises:
-        ValueError: a record cannot be read, or training could not use it.
+        ValueError: a record cannot be read, or training could not use it; one with labels, where
+            the first has none.
     """
     energy, forces = Moments(), Moments()
-    largest, natoms = 0.0, 0
+    needed = {name: level for name, level in expected_levels(dataset).items() if name in LABELS}
+    largest, natoms, elements, pairs = 0.0, [], Counter(), Displacements()
     counted = set(draw(len(dataset), measured).tolist()) if graph else set()
     degrees: list[np.ndarray] = []
-    for i, sample in enumerate(read_samples(dataset, _NEEDED)):
+    for i, sample in enumerate(read_samples(dataset, needed)):
         if isinstance(sample, str):
             raise ValueError(f"{sample}; dens data check tells more")
         for fault in sample.faults:
             if fault.kind != "no free atom":  # its energy counts
                 raise ValueError(f"{sample.where}: {fault}; dens data check tells more")
-        natoms += len(sample.numbers)
-        energy.add(sample.energy)
-        free = sample.forces[sample.free]
-        forces.add(free)
-        largest = max(largest, float(np.linalg.norm(free, axis=1).max(initial=0)))
+        natoms.append(len(sample.numbers))
+        elements.update(chemical_symbols[z] for z in np.unique(sample.numbers))
+        pairs.add(sample)
+        if needed:
+            energy.add(sample.energy)
+            free = sample.forces[sample.free]
+            forces.add(free)
+            largest = max(largest, float(np.linalg.norm(free, axis=1).max(initial=0)))
+        elif sample.energy is not None or sample.forces is not None:
+            raise ValueError(f"{sample.where}: it has labels, and the first record has none")
         if i in counted:
             degrees.append(count_neighbors(sample.pos, sample.cell, **graph))
     return Stats(
         structures=len(dataset),
-        energy=energy.result(),
-        forces=forces.result(),
+        energy=energy.result() if needed else None,
+        forces=forces.result() if needed else None,
         force_max=largest,
-        avg_num_nodes=natoms / len(dataset),
+        avg_num_nodes=sum(natoms) / len(natoms),
         avg_degree=float(np.concatenate(degrees).mean()) if degrees else None,
+        elements=dict(elements.most_common()),
+        sizes=(min(natoms), max(natoms)),
+        pairs=pairs.text(len(natoms)) if len(pairs) else "",
     )
 
 

@@ -93,9 +93,10 @@ def relax_command(
 ) -> None:
     """Relax FILES by denoising.
 
-    Neither energies nor forces are needed. FILES are of any format that ASE reads. A row is printed for each structure, and the relaxed
-    structures are written in the same order. A structure that cannot be relaxed is left out, with
-    a line that says why. The exit status is 1 where one was left out or has not converged.
+    Neither energies nor forces are needed. FILES are of any format that ASE reads. A row is printed
+    for each structure, and the relaxed structures are written in the same order. A structure that
+    cannot be relaxed is left out, with a line that says why. The exit status is 1 where one was
+    left out or has not converged.
     """
     if fmax is not None and polish is None:
         raise ConfigError(f"--fmax {fmax:g} is for --polish, which is missing")

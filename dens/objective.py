@@ -86,6 +86,7 @@ class Objective(ABC):
 
     section: ClassVar[str]  # the key of its settings in the section ``optim`` of a config
     fields: ClassVar[tuple[Field, ...]]  # of a batch, set by `apply`
+    makes: ClassVar[tuple[str, ...]] = ()  # targets that it makes itself, so that data need not
     in_validation: ClassVar[bool] = False  # whether the host's own validation is on corrupted data
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class MoreRedObjective(Objective):
         Field("level", "structure"),  # (n_structures,) long | index t
         Field("sigma", "structure", "Å"),  # (n_structures,) | of the level
     )
-    makes: ClassVar[tuple[str, ...]] = ("noise", "time")  # targets that data need not have
+    makes = ("noise", "time")
     in_validation = True
 
     def describe(self) -> str:

@@ -122,7 +122,7 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
     splits: dict[str, Split] = {}
     with findings.attempt("data"):
         splits = open_splits(config, sample, findings)
-    _check_data(config, splits, findings)
+    _check_data(config, splits, objective, findings)
     if "train" in splits:
         _check_training(config, splits["train"], objective, findings)
     if usable:
@@ -131,11 +131,18 @@ def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE)
         findings.warn("step", "not tried: the errors above come first")
 
 
-def _check_data(config: Mapping[str, Any], splits: dict[str, Split], findings: Findings) -> None:
+def _check_data(
+    config: Mapping[str, Any],
+    splits: dict[str, Split],
+    objective: Objective | None,
+    findings: Findings,
+) -> None:
     outputs = config.get("outputs") or {}
     targets = [name for term in config.get("loss_functions") or [] for name in term]
-    levels = {name: (outputs.get(name) or {}).get("level", "system") for name in targets}
-    levels = levels or {"energy": "system", "forces": "atom"}  # of the older layout
+    made = () if objective is None else objective.makes
+    levels = {n: (outputs.get(n) or {}).get("level", "system") for n in targets if n not in made}
+    if not targets:  # the older layout
+        levels = {"energy": "system", "forces": "atom"}
     for split in splits.values():
         findings.run("labels", check_labels, split, levels)
     model = config.get("model") or {}
@@ -150,8 +157,9 @@ def _check_training(
 ) -> None:
     optim = config.get("optim") or {}
     findings.run("data", check_sizes, train, optim, config["world_size"])
-    findings.run("forces", check_signs, train)
-    findings.run("normaliser", check_scales, train, config["seed"] or 0, objective is not None)
+    if objective is None or not objective.makes:
+        findings.run("forces", check_signs, train)
+        findings.run("normaliser", check_scales, train, config["seed"] or 0, objective is not None)
     if isinstance(objective, DeNSObjective):
         findings.run("denoising", check_denoising, objective.config, list(train.sound.values()))
     if isinstance(optim.get("max_epochs"), int):

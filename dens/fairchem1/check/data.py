@@ -111,7 +111,8 @@ def check_labels(split: Split, levels: Mapping[str, str], findings: Findings) ->
     _make_alike(split, findings)
     if not faults:
         n = len(split.sound)
-        detail = f"{n} {split.name} structures read: {', '.join(levels)}, all finite"
+        labels = f"{', '.join(levels)}, all finite" if levels else "structures only"
+        detail = f"{n} {split.name} structures read: {labels}"
         findings.ok("labels", detail)
         _check_marks(split, findings)
 

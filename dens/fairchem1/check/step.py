@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -170,7 +170,8 @@ def evaluation_step(trainer: Any, records: Sequence[Any], findings: Findings) ->
     """
     batch = trainer.collater(list(records)).to(trainer.device)
     trainer.model.eval()
-    with torch.autocast("cuda", enabled=trainer.scaler is not None):
+    validating = getattr(trainer, "validating", nullcontext)
+    with validating(), torch.autocast("cuda", enabled=trainer.scaler is not None):
         out = trainer._forward(batch)
     loss = trainer._compute_loss(out, batch)
     metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})

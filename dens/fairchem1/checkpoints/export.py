@@ -60,8 +60,9 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
         where: the name of its file, for errors.
 
     Raises:
-        ValueError: the checkpoint holds no config.
+        ValueError: the checkpoint holds no config, or no energies and forces.
     """
+    checkpoint.check_potential(where)
     if checkpoint.model is None:
         raise ValueError(f"{where} holds no config, without which it cannot be exported")
     model = stock_section(checkpoint.model)

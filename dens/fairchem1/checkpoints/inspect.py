@@ -65,7 +65,7 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("max_neighbors", str(backbone.get("max_neighbors", "not given"))),
         ("heads", ", ".join(f"{name} ({role})" for name, role in checkpoint.heads.items())),
         ("force encoding", _encoding(checkpoint.weights)),
-        ("DeNS settings", ", ".join(f"{key} {value}" for key, value in dens.items()) or "none"),
+        *_methods({"DeNS": dens, "MoreRed": optim.get("morered")}),
         ("epoch, step", f"{content.get('epoch', '-')}, {content.get('step', '-')}"),
         ("best metric", _best(content)),
         ("moving average (ema)", f"yes, decay {average['decay']}" if average else "no"),
@@ -83,6 +83,15 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows.append(("dens", f"{ours['package']}, version {ours['version']}" if ours else "not used"))
     rows.append(("fairchem", str((config.get("cmd") or {}).get("version", "not given"))))
     return rows
+
+
+def _methods(settings: Mapping[str, Mapping[str, Any] | None]) -> list[tuple[str, str]]:
+    """List the settings of the methods that trained the model; those of DeNS in any case."""
+    texts = {
+        k: v and ", ".join(f"{key} {value}" for key, value in v.items())
+        for k, v in settings.items()
+    }
+    return [(f"{k} settings", v or "none") for k, v in texts.items() if v or k == "DeNS"]
 
 
 def _encoding(weights: Mapping[str, Tensor]) -> str:

@@ -89,6 +89,18 @@ class Checkpoint:
                 found[name] = "noise"
         return found
 
+    def check_potential(self, where: str) -> None:
+        """Refuse a model that predicts neither energies nor forces.
+
+        Raises:
+            ValueError: names the file and its heads.
+        """
+        if not {"energy", "forces"} & set(self.heads.values()):
+            raise ValueError(
+                f"{where} predicts neither energies nor forces, its heads are "
+                f"{', '.join(self.heads)}: a model of MoreRed is for `dens relax`"
+            )
+
     def scale(self, target: str) -> Any:
         """Return the standard deviation by which a target is divided; 1 without a normaliser."""
         normalizer = self.normalizers.get(target, {})

@@ -210,8 +210,12 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
         if hasattr(self.logger, "log_figures"):
             self.logger.log_figures(data, self.step, split)
 
+    def validating(self) -> AbstractContextManager:
+        """Corrupt the batches of evaluation mode too in a ``with`` block, if the objective does."""
+        return replaced(self, _validating=True)
+
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
-        with replaced(self, _validating=True):
+        with self.validating():
             metrics = super().validate(split, disable_tqdm)
         if self.monitor is not None:
             dataset = getattr(self, f"{split}_loader").dataset  # of validated records
@@ -224,7 +228,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
         batch = batch.to(self.device)
         if not self.model.training:
             if self._validating and self.objective.in_validation:
-                self.corrupt_batch(batch, self._validation_draws(batch))
+                self.corrupt_batch(batch, self._draws(batch))
             with self.precision():
                 out = super()._forward(batch)
             return self.in_full(out)
@@ -236,19 +240,17 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     def _draws(self, batch) -> Any:
         """Draw the random numbers of a batch: functions of the seed, the epoch and a sample id.
 
-        So neither the number of ranks nor the place in a batch matters.
+        So neither the number of ranks nor the place in a batch matters. Those of validation are the
+        same every time.
         """
-        seed, epoch = self.config["cmd"]["seed"] or 0, self.progress.epochs_done
-        ids = self._sample_ids(batch)
-        streams = [Stream.STRUCTURES.generator(seed, epoch, i) for i in ids]
-        return self.objective.draws(batch, streams, Stream.BATCHES.generator(seed, self.step))
-
-    def _validation_draws(self, batch) -> Any:
-        """Draw the random numbers of a validation batch, the same at each evaluation."""
-        seed = self.config["cmd"]["seed"] or 0
-        ids = batch[SAMPLE_ID.name].tolist()
-        streams = [Stream.VALIDATION.generator(seed, i) for i in ids]
-        return self.objective.draws(batch, streams, Stream.VALIDATION.generator(seed))
+        seed, ids = self.config["cmd"]["seed"] or 0, self._sample_ids(batch)
+        if self.model.training:
+            epoch, whole = self.progress.epochs_done, Stream.BATCHES.generator(seed, self.step)
+            streams = [Stream.STRUCTURES.generator(seed, epoch, i) for i in ids]
+        else:
+            streams = [Stream.VALIDATION.generator(seed, i) for i in ids]
+            whole = Stream.VALIDATION.generator(seed)
+        return self.objective.draws(batch, streams, whole)
 
     def _sample_ids(self, batch) -> list[int]:
         if SAMPLE_ID.name in batch:

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import click
 import torch
 import yaml
-from helpers.trainers import MODEL, trainer_config, write_dataset
+from helpers.trainers import MODEL, morered_config, trainer_config, write_dataset
 
 from dens.cli import main
 from dens.fairchem1.checkpoints import state
@@ -34,7 +34,7 @@ STOPPED = 128 + signal.SIGTERM
 CLOCK = ("per_second", "memory", "time")  # in the names of metrics that differ from run to run
 
 
-def write_config(folder: Path, steps: int) -> Path:
+def write_config(folder: Path, steps: int, method: str = "dens") -> Path:
     """Write data and config of a run with dropout, drop path, EMA and evaluations."""
     src = write_dataset(folder / "data", n=STRUCTURES)
     model = {**MODEL, "backbone": {**MODEL["backbone"], "alpha_drop": 0.1, "drop_path_rate": 0.1}}
@@ -45,11 +45,13 @@ def write_config(folder: Path, steps: int) -> Path:
         "eval_every": 10,
     }
     parts = trainer_config(src, model=model, optim=optim)
+    if method == "morered":
+        parts = morered_config(src, optim=optim)
     config = {
         name: parts[name]
         for name in ("task", "model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
     }
-    config |= {"trainer": "dens", "optim": parts["optimizer"], "logger": "tensorboard"}
+    config |= {"trainer": method, "optim": parts["optimizer"], "logger": "tensorboard"}
     path = folder / "config.yml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -176,13 +178,13 @@ def command(folder: Path | None, steps: int, kills: int, seed: int) -> None:
         click.echo(compare(folder or Path(temporary), steps, kills, seed))
 
 
-def compare(folder: Path, steps: int, kills: int, seed: int = 0) -> str:
+def compare(folder: Path, steps: int, kills: int, seed: int = 0, method: str = "dens") -> str:
     """Make both runs, compare them, and return the result in words.
 
     Raises:
         AssertionError: they differ; lists the differences.
     """
-    write_config(folder, steps)
+    write_config(folder, steps, method)
     process = start(folder, "plain")
     process.join()
     assert process.exitcode == 0, (folder / "plain.txt").read_text()[-2000:]

@@ -136,3 +136,22 @@ def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -
         "seed": 0,
     }
     return copy.deepcopy({**config, **sections})
+
+
+def morered_config(
+    src: str, *, heads=None, morered=None, losses=("noise", "time"), optim=None, **sections
+) -> dict:
+    """Return the keyword arguments with which fairchem builds a MoreRed trainer."""
+    backbone = {**EXACT_MODEL["backbone"], "force_encoding": False}
+    heads = heads or {"morered": {"module": "dens.MoreRedHead"}}
+    config = trainer_config(
+        src,
+        model={**EXACT_MODEL, "backbone": backbone, "heads": heads},
+        outputs={name: {"level": "atom"} for name in losses},
+        loss_functions=[{name: {"fn": "mse", "coefficient": 0.9}} for name in losses],
+        evaluation_metrics={"metrics": {name: ["mse"] for name in losses}},
+        dataset={"train": {"src": src, "format": "lmdb"}, "val": {"src": src}},
+    )
+    del config["optimizer"]["dens"]
+    config["optimizer"] |= {"morered": morered or {}, **(optim or {})}
+    return {**config, **copy.deepcopy(sections)}

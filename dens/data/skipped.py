@@ -41,6 +41,13 @@ def bad_file(path: str, error: ValueError, frames: int = 1) -> BadFrame:
     return BadFrame(path, str(error).removeprefix(f"{path}: "), frames)
 
 
+def cut_frame(frames: FrameSelection) -> list[BadFrame]:
+    """Report the frame that ends a file which is cut off; nothing for a whole file."""
+    if not frames.cut:
+        return []
+    return [BadFrame(f"{frames.source.path}, frame {frames.numbers[-1] + 1}", frames.cut)]
+
+
 def map_good_frames(
     function: Callable[[int, Atoms], _Result], frames: FrameSelection, on_bad: str
 ) -> Iterator[_Result | BadFrame]:
@@ -94,7 +101,7 @@ def index_good_sources(
 
 def _index(on_bad: str, source: Source) -> FrameSelection | BadFrame:
     try:
-        return index_source(source)
+        return index_source(source, allow_cut=on_bad == "skip")
     except ValueError as error:
         if on_bad == "error":
             raise

@@ -39,7 +39,7 @@ from dens.data.convert.read_options import (
 )
 from dens.data.convert.splits import BLOCK, Splitting, make_tasks, parse_fractions, read_group
 from dens.data.references import References, fit_references, load_references
-from dens.data.skipped import BadFrame, count_bad, index_good_sources, map_good_frames
+from dens.data.skipped import BadFrame, count_bad, cut_frame, index_good_sources, map_good_frames
 from dens.data.sources.ase import FrameSelection
 from dens.data.sources.reading import ReadOptions
 from dens.data.sources.search import find_sources
@@ -69,6 +69,7 @@ def convert_frames(
             yield data
         elif data is not None:
             yield data, rules.make_metadata(data)
+    yield from cut_frame(frames)
 
 
 def _read_groups(key: str, on_bad: str, frames: FrameSelection) -> list[str | None]:
@@ -140,10 +141,11 @@ def convert(
     found = find_sources(sources, options, say)
     with parallel_map(workers) as run_map:
         indexed, bad = index_good_sources(found, on_bad, run_map)
-        if bad and splitting.index:
+        bad_or_cut = bad + [frame for frames in indexed for frame in cut_frame(frames)]
+        if bad_or_cut and splitting.index:
             raise ValueError(
-                f"{bad[0].place}: {bad[0].reason}: --index numbers the frames of all files, so it "
-                "cannot be left out by --on-bad skip: leave it out of the sources"
+                f"{bad_or_cut[0].place}: {bad_or_cut[0].reason}: --index numbers the frames of all "
+                "files, so it cannot be left out by --on-bad skip: leave it out of the sources"
             )
         indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
         given = rules.units
@@ -190,10 +192,14 @@ def _settle_units(
 def _make_shards(
     sources: Sequence[FrameSelection], splits: Mapping[str, np.ndarray], size: int
 ) -> list[Shard]:
-    return [
-        Shard(split, len(part), tuple(make_tasks(sources, part)))
+    tasks = (
+        (split, tuple(make_tasks(sources, numbers[start : start + size])))
         for split, numbers in splits.items()
-        for part in (numbers[start : start + size] for start in range(0, len(numbers), size))
+        for start in range(0, len(numbers), size)
+    )
+    return [
+        Shard(split, sum(len(frames.numbers) + bool(frames.cut) for frames in part), part)
+        for split, part in tasks
     ]
 
 

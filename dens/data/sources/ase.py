@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from ase import Atoms
 from ase.io import Trajectory
 from ase.io.formats import open_with_compression
 
+from dens.data.sources.formats.cp2k import companions, find_cp2k_frames, read_cp2k_frame
 from dens.data.sources.formats.database import (
     connect,
     has_stress,
@@ -35,21 +37,25 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class FrameSelection:
-    """A selection of frames of one file, with what finds them (xyz: `XyzFrame`, db: row ids).
+    """A selection of frames of one file, with what finds them (xyz: `XyzFrame`, cp2k: `Cp2kFrame`,
+    db: row ids).
 
     ``keys`` is empty for other kinds; ``with_stress`` counts the frames of a whole file that have
-    the stress.
+    the stress; ``cut`` tells why the file cannot be read beyond its last frame, if that is among
+    them.
     """
 
     source: Source
     numbers: Sequence[int]
     keys: tuple = ()
     with_stress: int = 0
+    cut: str = ""
 
     def select(self, numbers: Sequence[int]) -> FrameSelection:
         """Select frames by number, out of all frames of a file."""
         keys = tuple(self.keys[i] for i in numbers) if self.keys else ()
-        return FrameSelection(self.source, tuple(numbers), keys)
+        cut = self.cut if len(self.numbers) - 1 in numbers else ""
+        return FrameSelection(self.source, tuple(numbers), keys, cut=cut)
 
 
 def read_units(source: Source) -> str | None:
@@ -68,18 +74,21 @@ def read_units(source: Source) -> str | None:
     return None
 
 
-def index_source(source: Source) -> FrameSelection:
+def index_source(source: Source, allow_cut: bool = False) -> FrameSelection:
     """Find all frames of a source.
+
+    Args:
+        allow_cut: of a file that cannot be read to its end, take the frames before that.
 
     Raises:
         ValueError: the file cannot be read, is truncated, or has no frame.
     """
-    key = source.options.stress_key
+    key, cut = source.options.stress_key, ""
     with naming_file(source.path):
-        keys = ()
-        if source.kind == "xyz":
-            keys = tuple(find_xyz_frames(source.path, key or "stress"))
-            marks = [frame.has_stress for frame in keys]
+        keys: tuple = ()
+        if source.kind in ("xyz", "cp2k"):
+            keys, cut = _find_frames(source, allow_cut)
+            marks = [source.kind == "xyz" and frame.has_stress for frame in keys]
         elif source.kind == "db":
             with connect(source.path) as database:
                 rows = database.select(include_data=key is not None)
@@ -87,26 +96,47 @@ def index_source(source: Source) -> FrameSelection:
             keys, marks = (tuple(part) for part in zip(*found, strict=True)) if found else ((), ())
         else:
             with _open_sequence(source) as structures:
-                marks = list(_find_stress(source, structures))
+                marks = list(_find_stress(source, structures, allow_cut))
         if not marks:
             size = f"none in its {source.size} bytes" if source.size else "an empty file"
             raise ValueError(f"expected structures, got {size}")
-    return FrameSelection(source, range(len(marks)), keys, sum(marks))
+    return FrameSelection(source, range(len(marks)), keys, sum(marks), cut)
 
 
-def _find_stress(source: Source, structures: Sequence[Atoms]) -> Iterator[bool]:
-    """Tell for each structure whether it has the stress."""
+def _find_frames(source: Source, allow_cut: bool) -> tuple[tuple, str]:
+    """Find the frames of a text file, and why it cannot be read beyond them ("": it can)."""
+    found: list = []
+    try:
+        if source.kind == "cp2k":
+            found.extend(find_cp2k_frames(source.path))
+        else:
+            found.extend(find_xyz_frames(source.path, source.options.stress_key or "stress"))
+    except Exception as error:  # a damaged archive raises anything
+        if not (allow_cut and found):
+            raise
+        return tuple(found), f"{_reason(error)}: the file is left out from there on"
+    return tuple(found), ""
+
+
+def _find_stress(source: Source, structures: Sequence[Atoms], allow_bad: bool) -> Iterator[bool]:
+    """Tell for each structure whether it has the stress; a bad one counts as the one before."""
     key = source.options.stress_key
     if isinstance(structures, MoleculeFrames):
         yield from [(key or "stress") in structures.others] * len(structures)
         return
+    mark = False
     for number in range(len(structures)):
-        if isinstance(structures, ase.io.trajectory.TrajectoryReader) and key is None:
-            image = structures.backend[number]  # reads no array
-            yield "calculator" in image and "stress" in image.calculator
-        else:
-            atoms = structures[number]
-            yield key in atoms.info if key else read_stress(atoms) is not None
+        try:
+            if isinstance(structures, ase.io.trajectory.TrajectoryReader) and key is None:
+                image = structures.backend[number]  # reads no array
+                mark = "calculator" in image and "stress" in image.calculator
+            else:
+                atoms = structures[number]
+                mark = key in atoms.info if key else read_stress(atoms) is not None
+        except Exception:
+            if not allow_bad:
+                raise
+        yield mark
 
 
 def read_frames(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
@@ -127,6 +157,13 @@ def read_frames(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
                     return read_xyz_frame(file, key, text_key)
 
                 yield from _read_each(frames, frames.keys, read)
+        elif source.kind == "cp2k":
+            paths = (source.path, str(companions(Path(source.path))[0]))
+            with (
+                open_with_compression(paths[0], "rb") as file,
+                open_with_compression(paths[1], "rb") as forces,
+            ):
+                yield from _read_each(frames, frames.keys, partial(read_cp2k_frame, file, forces))
         elif source.kind == "db":
             with connect(source.path) as database:
                 yield from _read_each(

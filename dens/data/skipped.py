@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -39,6 +39,13 @@ class BadFrame(NamedTuple):
 def bad_file(path: str, error: ValueError, frames: int = 1) -> BadFrame:
     """Make the report on a file that cannot be read; with `frames` it counts as so many."""
     return BadFrame(path, str(error).removeprefix(f"{path}: "), frames)
+
+
+def all_bad(files: Sequence[BadFrame]) -> ValueError:
+    """Make the error that all files are bad."""
+    return ValueError(
+        f"all {len(files)} files are bad, the first: {files[0].place}: {files[0].reason}"
+    )
 
 
 def cut_frame(frames: FrameSelection) -> list[BadFrame]:
@@ -93,9 +100,7 @@ def index_good_sources(
     results = list(run_map(partial(_index, on_bad), sources))
     bad = [result for result in results if isinstance(result, BadFrame)]
     if len(bad) == len(results):
-        raise ValueError(
-            f"all {len(bad)} files are bad, the first: {bad[0].place}: {bad[0].reason}"
-        )
+        raise all_bad(bad)
     return [result for result in results if not isinstance(result, BadFrame)], bad
 
 

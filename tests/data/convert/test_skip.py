@@ -202,6 +202,50 @@ def test_oc20_pairs(tmp_path):
     assert f"{tmp_path / 'in' / '0.extxyz'}, frame 1" in output
 
 
+def test_oc20_files_that_are_cut_off_or_alone(tmp_path):
+    source = tmp_path / "in"
+    for number in range(5):
+        lines = [f"random{number},frame{i},-1.5" for i in range(3)]
+        write_oc20(source, number, slabs(3), lines, packed=number == 3)
+    text = (source / "1.extxyz").read_text().splitlines(keepends=True)
+    (source / "1.extxyz").write_text("".join(text[: len(text) // 3 + 5]))  # in its second frame
+    (source / "2.txt").unlink()
+    raw = (source / "3.txt.xz").read_bytes()
+    (source / "3.txt.xz").write_bytes(raw[: len(raw) // 2])
+    packed = lzma.compress((source / "4.extxyz").read_bytes())
+    (source / "4.extxyz.xz").write_bytes(packed)
+    out = tmp_path / "out"
+    missing = f"{source}/2.txt is missing: expected 2.extxyz and 2.txt (or .xz) side by side"
+    assert refusal("oc20", source, "--out", out) == missing
+    output = run("oc20", source, "--on-bad", "skip", "--out", out)
+    found = [(record.sid, record.fid) for record in read(out)]
+    assert found == [*((0, i) for i in range(3)), (1, 0), *((4, i) for i in range(3))]
+    assert f"{source}: left out, since the unpacked file lies beside it: 4.extxyz.xz\n" in output
+    assert "7 structures, 2 bad left out" in output
+    assert "2 bad frames left out: frame 1 is cut off after " in output
+    assert output.count("1 bad files left out: ") == 2
+    places = {place for entry in info(out)["skipped_files"] for place in entry["first"]}
+    assert places == {f"{source}/2.extxyz", f"{source}/3.txt.xz"}
+    for number in (0, 1, 4):
+        (source / f"{number}.txt").unlink()
+    refused = refusal("oc20", source, "--on-bad", "skip", "--out", tmp_path / "o")
+    assert refused.startswith("all 5 files are bad, the first: ")
+
+
+def test_oc20_lmdb_files_that_are_cut_off(tmp_path):
+    record = Data(pos=torch.zeros(20_000, 3), energy=-1.0, natoms=20_000, sid=1, fid=0, md=1)
+    with LmdbWriter(tmp_path / "in", shard_size=2) as writer:
+        for _ in range(6):
+            writer.write_bytes(LmdbWriter.encode(record), natoms=20_000)
+    path = tmp_path / "in" / "data.0001.lmdb"
+    path.write_bytes(path.read_bytes()[:100_000])
+    options = ["--md", "no", "--out", tmp_path / "out"]
+    assert refusal("oc20", tmp_path / "in", *options).startswith(f"{path} is cut off: it has ")
+    output = run("oc20", tmp_path / "in", "--on-bad", "skip", *options)
+    assert len(read(tmp_path / "out")) == 4
+    assert f"1 bad files left out: {path} is cut off: it has 100000 bytes of " in output
+
+
 def test_oc20_records(tmp_path):
     record = Data(pos=torch.zeros(2, 3), energy=-1.0, natoms=2, sid=1, fid=0, md=1)
     with LmdbWriter(tmp_path / "in") as writer:

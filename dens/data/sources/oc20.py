@@ -102,17 +102,7 @@ def find_pairs(
     Raises:
         ValueError: there are none.
     """
-    partners: dict[Path, dict[str, Path]] = {}
-    twins = []
-    for path in sorted(folder.rglob("*")):  # so that an uncompressed file goes before its .xz
-        match = re.fullmatch(r"(.+)\.(extxyz|txt)(\.xz)?", path.name)
-        if match and path.is_file():
-            taken = partners.setdefault(path.with_name(match[1]), {}).setdefault(match[2], path)
-            twins += [path] if taken != path else []
-    if twins:
-        more = f" and {len(twins) - SHOWN} more" if len(twins) > SHOWN else ""
-        names = ", ".join(str(path.relative_to(folder)) for path in twins[:SHOWN])
-        say(f"{folder}: left out, since the unpacked file lies beside it: {names}{more}")
+    partners = _group_files(folder, say)
     # other text files do not count
     stems = [stem for stem, files in partners.items() if "extxyz" in files or stem.name.isdigit()]
     if not stems:
@@ -137,6 +127,22 @@ def find_pairs(
         structures, text = (make_source(files[kind], origin) for kind in ("extxyz", "txt"))
         pairs.append(Pair(structures, text, origin, md, count))
     return pairs
+
+
+def _group_files(folder: Path, say: Callable[[str], None]) -> dict[Path, dict[str, Path]]:
+    """Find the extxyz and the text, by these words, of each path without suffixes."""
+    partners: dict[Path, dict[str, Path]] = {}
+    twins = []
+    for path in sorted(folder.rglob("*")):  # so that an uncompressed file goes before its .xz
+        match = re.fullmatch(r"(.+)\.(extxyz|txt)(\.xz)?", path.name)
+        if match and path.is_file():
+            taken = partners.setdefault(path.with_name(match[1]), {}).setdefault(match[2], path)
+            twins += [path] if taken != path else []
+    if twins:
+        more = f" and {len(twins) - SHOWN} more" if len(twins) > SHOWN else ""
+        names = ", ".join(str(path.relative_to(folder)) for path in twins[:SHOWN])
+        say(f"{folder}: left out, since the unpacked file lies beside it: {names}{more}")
+    return partners
 
 
 @dataclass(frozen=True)

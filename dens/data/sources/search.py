@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,26 +176,40 @@ def _search(folder: Path, say: Callable[[str], None]) -> list[Path]:
         )
     kinds = Counter(find_kind(path) for path in taken)
     say(f"{folder}: taken {_listed(kinds)}")
+    read = {*known, *twins, *(part for path in known for part in _parts(path))}
+    others = [path for path in files if path not in read]
+    for line in _describe_rest(folder, best, twins, others):
+        say(line)
+    return taken
+
+
+def _describe_rest(
+    folder: Path, best: Mapping[Path, Path], twins: Sequence[Path], others: Sequence[Path]
+) -> Iterator[str]:
+    """Yield a line for each kind of files that are left out.
+
+    Args:
+        best: the chosen file of the calculation of each of VASP's files.
+        twins: packed files beside unpacked ones.
+        others: files of other kinds.
+    """
     doubles = [_double(path, chosen, folder) for path, chosen in best.items() if path != chosen]
     if doubles:
-        say(
+        yield (
             f"{folder}: left out, since another file has the same calculation: "
             f"{', '.join(doubles[:_SHOWN])}{_more(len(doubles))}"
         )
     if twins:
         names = ", ".join(str(path.relative_to(folder)) for path in twins[:_SHOWN])
-        say(
+        yield (
             f"{folder}: left out, since the unpacked file lies beside it: {names}"
             f"{_more(len(twins))}"
         )
-    read = {*known, *twins, *(part for path in known for part in _parts(path))}
-    others = [path for path in files if path not in read]
     if others:
-        say(
+        yield (
             f"{folder}: left out, since folders are searched for other kinds: "
             f"{_listed(Counter(map(_kind_name, others)))}; name files with structures one by one"
         )
-    return taken
 
 
 def _unpacked(path: Path) -> Path | None:

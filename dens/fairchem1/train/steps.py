@@ -152,15 +152,6 @@ class ReproducibleSteps:
             dataset = WithSampleId(dataset)
         return super().get_dataloader(dataset, sampler, workers)
 
-    def load_references_and_normalizers(self) -> None:
-        """Fit references and normalizers, if asked to, to records that are validated."""
-        dataset = getattr(self, "train_dataset", None)
-        if dataset is None:
-            super().load_references_and_normalizers()
-            return
-        with replaced(self, train_dataset=checked(dataset, "train", self.config)):
-            super().load_references_and_normalizers()
-
     def forward_in_micro_batches(self, batch) -> dict[str, Tensor]:
         """Compute the outputs of a batch in micro-batches, and the gradients of all but the last.
 

@@ -17,6 +17,7 @@ from fairchem.core.models.equiformer_v2.trainers.forces_trainer import Equiforme
 from torch import Tensor
 from torch.nn import Parameter
 
+from dens.data.checked import checked
 from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import (
     Draws,
@@ -158,6 +159,15 @@ class DeNSMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
                     f"the data in {self.config['dataset']['src']} have no {field}, {why}; they "
                     f"have {', '.join(sorted(sample.keys()))}"
                 )
+
+    def load_references_and_normalizers(self) -> None:
+        """Fit references and normalizers, if asked to, to records that are validated."""
+        dataset = getattr(self, "train_dataset", None)
+        if dataset is None:
+            super().load_references_and_normalizers()
+            return
+        with replaced(self, train_dataset=checked(dataset, "train", self.config)):
+            super().load_references_and_normalizers()
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
         metrics = super().validate(split, disable_tqdm)

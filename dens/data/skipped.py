@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,6 +38,20 @@ class BadFrame(NamedTuple):
 def bad_file(path: str, error: ValueError, frames: int = 1) -> BadFrame:
     """Make the report on a file that cannot be read; with `frames` it counts as so many."""
     return BadFrame(path, str(error).removeprefix(f"{path}: "), frames)
+
+
+def all_bad(files: Sequence[BadFrame]) -> ValueError:
+    """Make the error that all files are bad."""
+    return ValueError(
+        f"all {len(files)} files are bad, the first: {files[0].place}: {files[0].reason}"
+    )
+
+
+def cut_frame(frames: FrameSelection) -> list[BadFrame]:
+    """Report the frame that ends a file which is cut off; nothing for a whole file."""
+    if not frames.cut:
+        return []
+    return [BadFrame(f"{frames.source.path}, frame {frames.numbers[-1] + 1}", frames.cut)]
 
 
 def map_good_frames(
@@ -85,15 +99,13 @@ def index_good_sources(
     results = list(run_map(partial(_index, on_bad), sources))
     bad = [result for result in results if isinstance(result, BadFrame)]
     if len(bad) == len(results):
-        raise ValueError(
-            f"all {len(bad)} files are bad, the first: {bad[0].place}: {bad[0].reason}"
-        )
+        raise all_bad(bad)
     return [result for result in results if not isinstance(result, BadFrame)], bad
 
 
 def _index(on_bad: str, source: Source) -> FrameSelection | BadFrame:
     try:
-        return index_source(source)
+        return index_source(source, allow_cut=on_bad == "skip")
     except ValueError as error:
         if on_bad == "error":
             raise

@@ -185,6 +185,9 @@ def test_fairchem_is_left_as_it_was(run, config_yml):
         ("a: [1\nb: 2", r"broken\.yml .* not valid YAML: .*line 2, column 2"),
         ("a: 1\na: 2", r"broken\.yml: Duplicate Key: 'a' .* line 2"),
         ("", r"broken\.yml must be a mapping of sections"),
+        ("- trainer: ocp", r"broken\.yml must be a mapping of sections"),
+        ("trainer", r"broken\.yml must be a mapping of sections"),
+        (Path, r"cannot read broken\.yml: Is a directory"),
         ("includes: other.yml", r"broken\.yml must be .* Includes must be a list"),
         ("includes: [other.yml]", r"broken\.yml: Cannot find include YML other\.yml"),
         ("trainer: nowhere.Trainer\noptim: {}", "nowhere.Trainer"),
@@ -192,7 +195,9 @@ def test_fairchem_is_left_as_it_was(run, config_yml):
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(text, message, run, config_yml):
-    if text is not None:
+    if text is Path:
+        Path("broken.yml").mkdir()
+    elif text is not None:
         Path("broken.yml").write_text(text)
     with pytest.raises(ConfigError, match=message) as error:
         run("--config", "broken.yml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from dens.data.convert.labels import FAR, LabelRules
 from dens.data.skipped import ON_BAD, describe_skipped
 from dens.data.store.lmdb import SHARD_SIZE
+from dens.data.survey.consistency import find_gradients
 from dens.data.units import ENERGIES, LENGTHS, UNITS, Units, combine_units, parse_units
 from dens.graphs.boundaries import CUTOFF, MIN_VACUUM, describe_vacuum
 
@@ -170,7 +171,8 @@ def show_progress(done: int, total: int) -> None:
 
 
 def report(out: str | Path, totals: Mapping[str, Counter]) -> None:
-    """Print the number of structures written, what was left out, and the assumptions made."""
+    """Print the number of structures written, what was left out, the assumptions made, and what
+    looks wrong."""
     for split, counts in totals.items():
         dropped = f", {counts['dropped']} dropped" if counts["dropped"] else ""
         bad = f", {counts['bad']} bad left out" if counts["bad"] else ""
@@ -178,6 +180,13 @@ def report(out: str | Path, totals: Mapping[str, Counter]) -> None:
     info = json.loads(Path(out, "dens_info.json").read_text(encoding="utf-8"))
     for line in (*_describe_info(info), *_describe_counts(sum(totals.values(), Counter()), info)):
         click.echo(line)
+    warn_of_gradients(out, totals)
+
+
+def warn_of_gradients(out: str | Path, splits: Iterable[str]) -> None:
+    """Print a warning if the forces of what was written look like gradients."""
+    for finding in find_gradients([Path(out, split) for split in splits]):
+        click.echo(f"warning: {finding}")
 
 
 def _describe_info(info: Mapping[str, Any]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from dens.data.convert.labels import (
     settle_units,
 )
 from dens.data.convert.read_options import (
+    FIRST_LAST,
     check_order,
     describe_labels,
     make_record_of,
@@ -41,7 +42,7 @@ from dens.data.convert.read_options import (
 )
 from dens.data.convert.splits import BLOCK, Splitting, make_tasks, parse_fractions, read_group
 from dens.data.references import References, fit_references, load_references
-from dens.data.skipped import BadFrame, count_bad, index_good_sources, map_good_frames
+from dens.data.skipped import BadFrame, count_bad, cut_frame, index_good_sources, map_good_frames
 from dens.data.sources.ase import FrameSelection
 from dens.data.sources.reading import ReadOptions
 from dens.data.sources.search import find_sources
@@ -74,6 +75,7 @@ def convert_frames(
             yield data
         elif data is not None:
             yield data, rules.make_metadata(data)
+    yield from cut_frame(frames)
 
 
 def _read_groups(key: str, on_bad: str, frames: FrameSelection) -> list[str | None]:
@@ -151,7 +153,11 @@ def convert(
     found = find_sources(sources, options, say)
     with parallel_map(workers) as run_map:
         indexed, bad = index_good_sources(found, on_bad, run_map)
-        check_order(bad, splitting, pairs)
+        if pairs == FIRST_LAST:  # the last frame of a cut file is not the end of its relaxation
+            bad += [frame for frames in indexed for frame in cut_frame(frames)]
+            indexed = [frames for frames in indexed if not frames.cut]
+        cut = [frame for frames in indexed for frame in cut_frame(frames)]
+        check_order(bad + cut, splitting, pairs)
         if rules.labels:
             indexed = settle_stress(settle_keys(list(indexed), run_map, say), say)
         indexed = settle_pairs(indexed, pairs, say)
@@ -200,10 +206,14 @@ def _settle_units(
 def _make_shards(
     sources: Sequence[FrameSelection], splits: Mapping[str, np.ndarray], size: int
 ) -> list[Shard]:
-    return [
-        Shard(split, len(part), tuple(make_tasks(sources, part)))
+    tasks = (
+        (split, tuple(make_tasks(sources, numbers[start : start + size])))
         for split, numbers in splits.items()
-        for part in (numbers[start : start + size] for start in range(0, len(numbers), size))
+        for start in range(0, len(numbers), size)
+    )
+    return [
+        Shard(split, sum(len(frames.numbers) + bool(frames.cut) for frames in part), part)
+        for split, part in tasks
     ]
 
 

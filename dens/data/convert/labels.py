@@ -181,6 +181,11 @@ def read_format_units(source: Source, given: Units | None) -> Units | None:
         raise ValueError(
             f"{source.path}: an .npz does not tell its units: give --units; {UNLABELLED}"
         )
+    if source.kind == "cp2k" and given and not UNITS["eV-A"].equals(given):
+        raise ValueError(
+            f"{source.path}: CP2K's Hartree and Hartree/Bohr become eV and eV/Å by themselves: "
+            f"leave out the units, got {given.name}"
+        )
     known = "eV-A" if source.kind.startswith("vasp") else name
     if known and given and not parse_units(known).equals(given):
         raise ValueError(f"{source.path}: its units are {known}, but --units says {given.name}")
@@ -193,7 +198,7 @@ def read_first_units(on_bad: str, frames: FrameSelection) -> Units | None:
     Raises:
         ValueError: the frame cannot be read, or its units are not known.
     """
-    if frames.source.kind in ("npz", "deepmd") or frames.source.kind.startswith("vasp"):
+    if frames.source.kind in ("npz", "deepmd", "cp2k") or frames.source.kind.startswith("vasp"):
         return None
     chosen = frames if on_bad == "skip" else frames.select([0])
     found = map_good_frames(lambda _, atoms: read_named_units(atoms.info), chosen, on_bad)

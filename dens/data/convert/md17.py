@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dens.data.convert.command_line import DataCommand, on_bad_option
+from dens.data.convert.command_line import DataCommand, on_bad_option, warn_of_gradients
 from dens.data.convert.splits import (
     SPLITS,
     draw_test,
@@ -290,6 +290,7 @@ def md17_command(molecule, out, source, fetch, checksum, **options) -> None:
         molecule, source, out, index_files=index_files, origin=origin, progress=_show, **options
     )
     click.echo(summary.text())
+    warn_of_gradients(out, summary.counts)
 
 
 def _show(split: str, done: int, total: int) -> None:

@@ -35,7 +35,7 @@ from dens.data.convert.command_line import (
     take_rules,
 )
 from dens.data.convert.labels import LabelRules
-from dens.data.skipped import BadFrame, bad_file, map_good_frames
+from dens.data.skipped import BadFrame, all_bad, bad_file, count_bad, cut_frame, map_good_frames
 from dens.data.sources.ase import FrameSelection, index_source
 from dens.data.sources.oc20 import (
     Line,
@@ -97,12 +97,14 @@ class Oc20Converter:
 
         results = map_good_frames(make_record, frames, self.on_bad)
         yield from (data for data in results if data is not None)
+        for bad in cut_frame(frames):
+            yield bad._replace(frames=len(lines) - len(frames.numbers))
 
-    @staticmethod
-    def _open(pair: Pair) -> tuple[list[Line], FrameSelection]:
+    def _open(self, pair: Pair) -> tuple[list[Line], FrameSelection]:
         lines = read_lines(pair.text.path)
-        frames = index_source(pair.structures)
-        if len(lines) != len(frames.numbers):
+        frames = index_source(pair.structures, allow_cut=self.on_bad == "skip")
+        lacking = len(lines) - len(frames.numbers)
+        if lacking < 1 if frames.cut else lacking:
             raise ValueError(
                 f"{pair.text.path}: expected a line for each of the {len(frames.numbers)} frames "
                 f"of {Path(pair.structures.path).name}, got {len(lines)}"
@@ -156,6 +158,7 @@ def convert_oc20(
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counter]:
     """Convert OC20 data, as `dens.data.convert.oc20` describes them, to one LMDB folder.
 
@@ -166,10 +169,12 @@ def convert_oc20(
         ref_energy: subtract the reference energies of the text files.
         md: whether all structures come from MD; None: as their origins say.
         data_log: the folder of the logs of LMDB files; by default beside them.
-        on_bad: ``error``, or ``skip``: leave out bad frames, and pairs of files that do not fit.
+        on_bad: ``error``, or ``skip``: leave out bad frames, files that are cut off or lack their
+            partner, and pairs of files that do not fit.
         shard_size: see `dens.data.convert.frames.convert`; a pair of files is never divided.
         workers: processes; the bytes written do not depend on it.
         progress: called with the frames done and in all.
+        say: takes a line about files that are there twice, packed and unpacked.
 
     Returns:
         Counts, under "".
@@ -181,7 +186,18 @@ def convert_oc20(
         raise ValueError(f"{out} already exists: remove it or choose another output folder")
     given = {"ref-energy": ref_energy, "cutoff": rules.cutoff, "max-force": rules.max_force}
     for_pairs = [f"--{name}" for name, value in given.items() if value]
-    tasks = [task for f in map(Path, folders) for task in _find(f, for_pairs, data_log, md)]
+    bad: list[BadFrame] = []
+
+    def refuse(path: Path, error: ValueError) -> None:
+        if on_bad == "error":
+            raise error
+        bad.append(bad_file(str(path), error))
+
+    tasks = [
+        task for f in map(Path, folders) for task in _find(f, for_pairs, data_log, md, refuse, say)
+    ]
+    if bad and not tasks:
+        raise all_bad(bad)
     energy = "minus the reference energy of the text files" if ref_energy else "as in the source"
     sources = [{"folder": Path(f).resolve().name} for f in folders]
     with parallel_map(workers) as run_map:
@@ -195,6 +211,7 @@ def convert_oc20(
                 "energy": energy,
                 "md": md,
                 "on_bad": on_bad,
+                "skipped_files": list(count_bad(bad).values()),
                 **totals[""],
                 "sources": sources,
             },
@@ -205,9 +222,18 @@ def convert_oc20(
 
 
 def _find(
-    folder: Path, for_pairs: Sequence[str], data_log: Path | None, md: bool | None
+    folder: Path,
+    for_pairs: Sequence[str],
+    data_log: Path | None,
+    md: bool | None,
+    refuse: Callable[[Path, ValueError], None],
+    say: Callable[[str], None],
 ) -> Sequence[Pair | LmdbRecords]:
-    """Find the tasks of a folder; refuse options that are for the other kind of files."""
+    """Find the tasks of a folder, and call `refuse` with its bad files.
+
+    Raises:
+        ValueError: none of these files; options that are for the other kind of files.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of OC20 data")
     if any(folder.glob("*.lmdb")):
@@ -217,10 +243,8 @@ def _find(
                 f"{folder}: {names} is for extxyz, but this has LMDB files, whose records stay as "
                 "they are"
             )
-        return find_lmdb_records(folder, data_log, md)
-    pairs = find_pairs(folder, md)
-    if not pairs:
-        raise ValueError(f"{folder}: expected *.extxyz and *.txt (or .xz), or *.lmdb, found none")
+        return find_lmdb_records(folder, data_log, md, refuse)
+    pairs = find_pairs(folder, md, refuse, say)
     if data_log is not None:
         raise ValueError(
             f"{folder}: --data-log is for LMDB files, but this has extxyz and their text"
@@ -265,6 +289,7 @@ def oc20_command(folders, out, ref_energy, md, data_log, **options) -> None:
         md=md and md == "yes",
         data_log=data_log,
         progress=show_progress,
+        say=click.echo,
         **options,
     )
     report(out, totals)

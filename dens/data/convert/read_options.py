@@ -161,7 +161,7 @@ def settle_keys(
             options = replace(source.options, **{f"{label}_key": None})
             sources[i] = replace(sources[i], source=replace(source, options=options))
             if label == "stress":
-                sources[i] = index_source(sources[i].source)
+                sources[i] = index_source(sources[i].source, bool(sources[i].cut))
     return sources
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from ase import Atoms
 from ase.io import Trajectory
 from ase.io.formats import open_with_compression
 
+from dens.data.sources.formats.cp2k import companions, find_cp2k_frames, read_cp2k_frame
 from dens.data.sources.formats.database import (
     connect,
     has_stress,
@@ -36,10 +38,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class FrameSelection:
-    """A selection of frames of one file, with what finds them (xyz: `XyzFrame`, db: row ids).
+    """A selection of frames of one file, with what finds them (xyz: `XyzFrame`, cp2k: `Cp2kFrame`,
+    db: row ids).
 
     ``keys`` is empty for other kinds; ``with_stress`` counts the frames of a whole file that have
-    the stress; ``starts`` are the frames that these were relaxed from, one for each.
+    the stress; ``starts`` are the frames that these were relaxed from, one for each; ``cut`` tells
+    why the file cannot be read beyond its last frame, if that is among them.
     """
 
     source: Source
@@ -47,12 +51,15 @@ class FrameSelection:
     keys: tuple = ()
     with_stress: int = 0
     starts: FrameSelection | None = None
+    cut: str = ""
 
     def select(self, places: Sequence[int]) -> FrameSelection:
         """Select frames by their places in this selection: in all frames of a file, by number."""
         keys = tuple(self.keys[i] for i in places) if self.keys else ()
         starts = self.starts and self.starts.select(places)
-        return FrameSelection(self.source, tuple(self.numbers[i] for i in places), keys, 0, starts)
+        cut = self.cut if len(self.numbers) - 1 in places else ""
+        numbers = tuple(self.numbers[i] for i in places)
+        return FrameSelection(self.source, numbers, keys, 0, starts, cut)
 
 
 def read_units(source: Source) -> str | None:
@@ -71,18 +78,21 @@ def read_units(source: Source) -> str | None:
     return None
 
 
-def index_source(source: Source) -> FrameSelection:
+def index_source(source: Source, allow_cut: bool = False) -> FrameSelection:
     """Find all frames of a source.
+
+    Args:
+        allow_cut: of a file that cannot be read to its end, take the frames before that.
 
     Raises:
         ValueError: the file cannot be read, is truncated, or has no frame.
     """
-    key = source.options.stress_key
+    key, cut = source.options.stress_key, ""
     with naming_file(source.path):
-        keys = ()
-        if source.kind == "xyz":
-            keys = tuple(find_xyz_frames(source.path, key or "stress"))
-            marks = [frame.has_stress for frame in keys]
+        keys: tuple = ()
+        if source.kind in ("xyz", "cp2k"):
+            keys, cut = _find_frames(source, allow_cut)
+            marks = [source.kind == "xyz" and frame.has_stress for frame in keys]
         elif source.kind == "db":
             with connect(source.path) as database:
                 rows = database.select(include_data=key is not None)
@@ -90,15 +100,30 @@ def index_source(source: Source) -> FrameSelection:
             keys, marks = (tuple(part) for part in zip(*found, strict=True)) if found else ((), ())
         else:
             with _open_sequence(source) as structures:
-                marks = list(_find_stress(source, structures))
+                marks = list(_find_stress(source, structures, allow_cut))
         if not marks:
             size = f"none in its {source.size} bytes" if source.size else "an empty file"
             raise ValueError(f"expected structures, got {size}")
-    return FrameSelection(source, range(len(marks)), keys, sum(marks))
+    return FrameSelection(source, range(len(marks)), keys, sum(marks), cut=cut)
 
 
-def _find_stress(source: Source, structures: Sequence[Atoms]) -> Iterator[bool]:
-    """Tell for each structure whether it has the stress."""
+def _find_frames(source: Source, allow_cut: bool) -> tuple[tuple, str]:
+    """Find the frames of a text file, and why it cannot be read beyond them ("": it can)."""
+    found: list = []
+    try:
+        if source.kind == "cp2k":
+            found.extend(find_cp2k_frames(source.path))
+        else:
+            found.extend(find_xyz_frames(source.path, source.options.stress_key or "stress"))
+    except Exception as error:  # a damaged archive raises anything
+        if not (allow_cut and found):
+            raise
+        return tuple(found), f"{_reason(error)}: the file is left out from there on"
+    return tuple(found), ""
+
+
+def _find_stress(source: Source, structures: Sequence[Atoms], allow_bad: bool) -> Iterator[bool]:
+    """Tell for each structure whether it has the stress; a bad one counts as the one before."""
     key = source.options.stress_key
     if not source.options.labels:
         yield from [False] * len(structures)
@@ -106,13 +131,19 @@ def _find_stress(source: Source, structures: Sequence[Atoms]) -> Iterator[bool]:
     if isinstance(structures, MoleculeFrames):
         yield from [(key or "stress") in structures.others] * len(structures)
         return
+    mark = False
     for number in range(len(structures)):
-        if isinstance(structures, ase.io.trajectory.TrajectoryReader) and key is None:
-            image = structures.backend[number]  # reads no array
-            yield "calculator" in image and "stress" in image.calculator
-        else:
-            atoms = structures[number]
-            yield key in atoms.info if key else read_stress(atoms) is not None
+        try:
+            if isinstance(structures, ase.io.trajectory.TrajectoryReader) and key is None:
+                image = structures.backend[number]  # reads no array
+                mark = "calculator" in image and "stress" in image.calculator
+            else:
+                atoms = structures[number]
+                mark = key in atoms.info if key else read_stress(atoms) is not None
+        except Exception:
+            if not allow_bad:
+                raise
+        yield mark
 
 
 def read_frames(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
@@ -148,6 +179,13 @@ def _read_selection(frames: FrameSelection) -> Iterator[tuple[int, Atoms]]:
                     return read_xyz_frame(file, key, text_key)
 
                 yield from _read_each(frames, frames.keys, read)
+        elif source.kind == "cp2k":
+            paths = (source.path, str(companions(Path(source.path))[0]))
+            with (
+                open_with_compression(paths[0], "rb") as file,
+                open_with_compression(paths[1], "rb") as forces,
+            ):
+                yield from _read_each(frames, frames.keys, partial(read_cp2k_frame, file, forces))
         elif source.kind == "db":
             with connect(source.path) as database:
                 yield from _read_each(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import lzma
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dens.data.sources.search import Source, make_source
 from dens.data.store.lmdb import count_records, open_lmdb
 
 CHUNK = 256  # LMDB records per task
+SHOWN = 8  # names in a line
 
 _MD = re.compile(r"(?<![a-z])md(?![a-z])", re.IGNORECASE)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -85,32 +87,62 @@ class Pair:
     count: int
 
 
-def find_pairs(folder: Path, md: bool | None) -> list[Pair]:
+def find_pairs(
+    folder: Path,
+    md: bool | None,
+    refuse: Callable[[Path, ValueError], None],
+    say: Callable[[str], None],
+) -> list[Pair]:
     """Find the pairs of files in and below a folder, in the order of their numbers.
 
+    Args:
+        refuse: called with a file without its partner, or whose text cannot be read, and the error.
+        say: takes a line with the files that are there twice, packed and unpacked.
+
     Raises:
-        ValueError: a file without its partner.
+        ValueError: there are none.
     """
-    partners: dict[Path, dict[str, Path]] = {}
-    for path in sorted(folder.rglob("*")):  # so that an uncompressed file goes before its .xz
-        match = re.fullmatch(r"(.+)\.(extxyz|txt)(\.xz)?", path.name)
-        if match and path.is_file():
-            partners.setdefault(path.with_name(match[1]), {}).setdefault(match[2], path)
+    partners = _group_files(folder, say)
+    # other text files do not count
+    stems = [stem for stem, files in partners.items() if "extxyz" in files or stem.name.isdigit()]
+    if not stems:
+        raise ValueError(f"{folder}: expected *.extxyz and *.txt (or .xz), or *.lmdb, found none")
     pairs = []
-    for stem in sorted(partners, key=lambda p: (p.parent, not p.name.isdigit(), len(p.name), p)):
+    for stem in sorted(stems, key=lambda p: (p.parent, not p.name.isdigit(), len(p.name), p)):
         files = partners[stem]
-        if "extxyz" not in files and not stem.name.isdigit():
-            continue  # an unrelated text file
         missing = {"extxyz", "txt"} - files.keys()
         if missing:
-            raise ValueError(
+            error = ValueError(
                 f"{stem}.{missing.pop()} is missing: expected {stem.name}.extxyz "
                 f"and {stem.name}.txt (or .xz) side by side"
             )
+            refuse(next(iter(files.values())), error)
+            continue
+        try:
+            count = len(read_text(files["txt"]))
+        except ValueError as error:
+            refuse(files["txt"], error)
+            continue
         origin = str(Path(folder.resolve().name, files["extxyz"].relative_to(folder)))
         structures, text = (make_source(files[kind], origin) for kind in ("extxyz", "txt"))
-        pairs.append(Pair(structures, text, origin, md, len(read_text(text.path))))
+        pairs.append(Pair(structures, text, origin, md, count))
     return pairs
+
+
+def _group_files(folder: Path, say: Callable[[str], None]) -> dict[Path, dict[str, Path]]:
+    """Find the extxyz and the text, by these words, of each path without suffixes."""
+    partners: dict[Path, dict[str, Path]] = {}
+    twins = []
+    for path in sorted(folder.rglob("*")):  # so that an uncompressed file goes before its .xz
+        match = re.fullmatch(r"(.+)\.(extxyz|txt)(\.xz)?", path.name)
+        if match and path.is_file():
+            taken = partners.setdefault(path.with_name(match[1]), {}).setdefault(match[2], path)
+            twins += [path] if taken != path else []
+    if twins:
+        more = f" and {len(twins) - SHOWN} more" if len(twins) > SHOWN else ""
+        names = ", ".join(str(path.relative_to(folder)) for path in twins[:SHOWN])
+        say(f"{folder}: left out, since the unpacked file lies beside it: {names}{more}")
+    return partners
 
 
 @dataclass(frozen=True)
@@ -131,7 +163,12 @@ class LmdbRecords:
         return self.stop - self.start
 
 
-def find_lmdb_records(folder: Path, logs: Path | None, md: bool | None) -> list[LmdbRecords]:
+def find_lmdb_records(
+    folder: Path,
+    logs: Path | None,
+    md: bool | None,
+    refuse: Callable[[Path, ValueError], None],
+) -> list[LmdbRecords]:
     """Find the records of the LMDB files of a folder, in chunks.
 
     ``data_log.0000.txt`` is the log of ``data.0000.lmdb``, and so on: one line per record, in the
@@ -142,32 +179,41 @@ def find_lmdb_records(folder: Path, logs: Path | None, md: bool | None) -> list[
         folder: with ``*.lmdb``.
         logs: the folder of the logs; by default `folder`.
         md: for all records; None: as the logs say.
+        refuse: called with a file that is no LMDB file, is cut off, or whose log has another
+            length, and the error.
 
     Raises:
-        ValueError: a log that is missing or has another length, or logs that never say md.
+        ValueError: a log that is missing, or logs that never say md.
     """
     chunks = []
     told = md is not None
     for path in sorted(folder.glob("*.lmdb")):
         log = (logs or folder) / f"{path.stem.replace('data', 'data_log')}.txt"
-        lines = read_text(log) if log.exists() else None
-        if lines is None and md is None:
+        if not log.exists() and md is None:
             raise ValueError(
                 f"{log} is missing, which tells the MD structures: or give --md yes|no"
             )
-        with open_lmdb(path) as environment, environment.begin() as records:
-            count = count_records(records, path)
-        if lines is not None and len(lines) != count:
-            raise ValueError(
-                f"{log}: expected a line for each of {count} records, got {len(lines)}"
-            )
+        try:
+            lines = read_text(log) if log.exists() else None
+            count = _count_records(path, log, lines)
+        except ValueError as error:
+            refuse(path, error)
+            continue
         told = told or any(map(says_md, lines))
         file, text = make_source(path, path.stem), lines and make_source(log, log.stem)
         for start in range(0, count, CHUNK):
             chunks.append(LmdbRecords(file, text, start, min(start + CHUNK, count), md))
-    if not told:
+    if chunks and not told:
         raise ValueError(
             f"{logs or folder}: no line of its data_log files says md, so they may not tell it: "
             "give --md yes|no"
         )
     return chunks
+
+
+def _count_records(path: Path, log: Path, lines: list[str] | None) -> int:
+    with open_lmdb(path) as environment, environment.begin() as records:
+        count = count_records(records, path)
+    if lines is not None and len(lines) != count:
+        raise ValueError(f"{log}: expected a line for each of {count} records, got {len(lines)}")
+    return count

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase.io.formats import get_compression
 
+from dens.data.sources.formats.cp2k import companions, cp2k_part, has_cell, positions_of
 from dens.data.sources.formats.database import is_json_database
 from dens.data.sources.formats.deepmd import is_deepmd
 from dens.data.sources.formats.vasp import best_of, calculation_of, is_cut, vasp_format
@@ -47,20 +48,23 @@ class Source:
     @property
     def is_read_whole(self) -> bool:
         """Whether all of it must be read for any of its frames."""
-        return self.is_compressed or self.kind not in ("traj", "xyz", "db")
+        return self.is_compressed or self.kind not in ("traj", "xyz", "cp2k", "db")
 
 
 def find_kind(path: Path) -> str:
     """Tell the kind of a file.
 
     Returns:
-        traj, xyz (extended), db, json (a database), npz, deepmd (a folder), vasp-xml, vasp-out, or
-        ase: any other format that ASE reads.
+        traj, xyz (extended), cp2k (positions; cp2k-frc and cp2k-vel are what belongs to them), db,
+        json (a database), npz, deepmd (a folder), vasp-xml, vasp-out, or ase: any other format that
+        ASE reads.
     """
     if path.is_dir():
         return "deepmd"
     name, compression = get_compression(path.name)
     kind = _KINDS.get(os.path.splitext(name)[1], "ase")
+    if kind == "xyz" and (part := cp2k_part(path)) is not None:
+        return "cp2k" if part in ("pos", "") else f"cp2k-{part}"
     if kind == "json" and (compression or not is_json_database(path)):
         kind = "ase"
     return (vasp_format(path) or "ase") if kind == "ase" else kind
@@ -68,10 +72,12 @@ def find_kind(path: Path) -> str:
 
 def make_source(path: Path, name: str, options: ReadOptions | None = None) -> Source:
     """Make the source of a file, with its size and time."""
-    parts = [path, *path.rglob("*")] if path.is_dir() else [path]
+    kind = find_kind(path)
+    parts = [path, *(path.rglob("*") if path.is_dir() else ())]
+    parts += companions(path) if kind == "cp2k" else []
     status = [part.stat() for part in parts]
     size, time = sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)
-    return Source(str(path), name, size, time, find_kind(path), options or ReadOptions())
+    return Source(str(path), name, size, time, kind, options or ReadOptions())
 
 
 def find_sources(
@@ -98,6 +104,7 @@ def find_sources(
         if not path.exists():
             raise ValueError(f"{path} does not exist")
         found += [path] if path.is_file() or is_deepmd(path) else _search(path, say)
+    found = _without_parts(found)
     absolute = [Path(os.path.abspath(path)) for path in found]
     if len(set(absolute)) < len(absolute):
         twice = next(path for path in absolute if absolute.count(path) > 1)
@@ -107,7 +114,41 @@ def find_sources(
     for source in sources:
         if source.kind == "vasp-xml" and is_cut(source.path):
             say(f"{source.path} is cut off: only its whole steps are taken")
+    _describe_cp2k([source for source in sources if source.kind == "cp2k"], say)
     return sources
+
+
+def _without_parts(paths: list[Path]) -> list[Path]:
+    """Leave out CP2K's forces and velocities, which are no sources of their own.
+
+    Raises:
+        ValueError: the positions that belong to them are not among the paths.
+    """
+    given = {Path(os.path.abspath(path)) for path in paths}
+    sources = []
+    for path in paths:
+        if not find_kind(path).startswith("cp2k-"):
+            sources.append(path)
+        elif Path(os.path.abspath(positions_of(path))) not in given:
+            raise ValueError(
+                f"{path} has no positions: name {positions_of(path).name}, with which it is read"
+            )
+    return sources
+
+
+def _describe_cp2k(sources: list[Source], say: Callable[[str], None]) -> None:
+    if not sources:
+        return
+    say(
+        f"{len(sources)} trajectories of CP2K, whose Hartree and Hartree/Bohr become eV and eV/Å; "
+        "they do not tell which steps did not converge"
+    )
+    without = [Path(source.path).name for source in sources if not has_cell(source.path)]
+    if without:
+        say(
+            f"{len(without)} of them without a cell, taken as open, since no PROJECT-1.cell or "
+            f"PROJECT-1.restart is beside them: {', '.join(without[:_SHOWN])}{_more(len(without))}"
+        )
 
 
 def _search(folder: Path, say: Callable[[str], None]) -> list[Path]:
@@ -118,7 +159,10 @@ def _search(folder: Path, say: Callable[[str], None]) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(system in path.parents for system in systems)
     ]
-    known = [path for path in files if _is_known(path)]
+    known = {path: None for path in files if _is_known(path)}  # in order
+    twins = [path for path in known if _unpacked(path) in known]
+    for path in twins:
+        del known[path]
     calculations = defaultdict(list)
     for path in known:
         if find_kind(path).startswith("vasp"):
@@ -132,19 +176,51 @@ def _search(folder: Path, say: Callable[[str], None]) -> list[Path]:
         )
     kinds = Counter(find_kind(path) for path in taken)
     say(f"{folder}: taken {_listed(kinds)}")
+    read = {*known, *twins, *(part for path in known for part in _parts(path))}
+    others = [path for path in files if path not in read]
+    for line in _describe_rest(folder, best, twins, others):
+        say(line)
+    return taken
+
+
+def _describe_rest(
+    folder: Path, best: Mapping[Path, Path], twins: Sequence[Path], others: Sequence[Path]
+) -> Iterator[str]:
+    """Yield a line for each kind of files that are left out.
+
+    Args:
+        best: the chosen file of the calculation of each of VASP's files.
+        twins: packed files beside unpacked ones.
+        others: files of other kinds.
+    """
     doubles = [_double(path, chosen, folder) for path, chosen in best.items() if path != chosen]
     if doubles:
-        say(
+        yield (
             f"{folder}: left out, since another file has the same calculation: "
             f"{', '.join(doubles[:_SHOWN])}{_more(len(doubles))}"
         )
-    others = [path for path in files if path not in set(known)]
+    if twins:
+        names = ", ".join(str(path.relative_to(folder)) for path in twins[:_SHOWN])
+        yield (
+            f"{folder}: left out, since the unpacked file lies beside it: {names}"
+            f"{_more(len(twins))}"
+        )
     if others:
-        say(
+        yield (
             f"{folder}: left out, since folders are searched for other kinds: "
             f"{_listed(Counter(map(_kind_name, others)))}; name files with structures one by one"
         )
-    return taken
+
+
+def _unpacked(path: Path) -> Path | None:
+    """Return the name that a packed file of frames has when it is unpacked, None for others."""
+    name, compression = get_compression(path.name)
+    # one of VASP's files is chosen with more care
+    return path.with_name(name) if compression and find_kind(path) in ("xyz", "cp2k") else None
+
+
+def _parts(path: Path) -> list[Path]:
+    return companions(path) if find_kind(path) == "cp2k" else []
 
 
 def _double(path: Path, chosen: Path, folder: Path) -> str:
@@ -155,7 +231,9 @@ def _double(path: Path, chosen: Path, folder: Path) -> str:
 def _is_known(path: Path) -> bool:
     kind = find_kind(path)
     packed = get_compression(path.name)[1] is not None
-    return kind != "ase" and (not packed or kind in ("xyz", "vasp-xml", "vasp-out"))
+    if kind == "ase" or kind.startswith("cp2k-"):
+        return False
+    return not packed or kind in ("xyz", "cp2k", "vasp-xml", "vasp-out")
 
 
 def _kind_name(path: Path) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from dens.data.survey.samples import Sample
+from dens.data.survey.samples import LmdbFolder, Sample, as_sample
 from dens.data.units import suspected_units
 
 FLOAT32_LOSS = 1e-4  # eV, a rounding error worth a warning; loaders cast energies to float32
@@ -17,6 +19,8 @@ MIN_PAIRS = 10
 MIN_SIGNS = 5
 RECENT = 8  # structures of a system that are kept, to find a similar one
 SYSTEMS = 2000  # systems whose structures are kept
+SIGN_RECORDS = 300  # records of an output whose signs are looked at
+RUN = 10  # consecutive ones of them, which are alike
 TOTAL = 0.5  # eV per atom; adsorption and referenced energies are smaller
 CONTACTS = (0.7, 1.6)  # usual nearest neighbour distances over the sums of covalent radii
 
@@ -173,6 +177,25 @@ class ForceScale:
         pairs = np.array([pair[1:] for pair in self._pairs if pair[0] < limit]).reshape(-1, 2)
         pairs = pairs[np.isfinite(pairs).all(axis=1)]
         return pairs[:, 0], pairs[:, 1]
+
+
+def find_gradients(folders: Sequence[Path], records: int = SIGN_RECORDS) -> list[str]:
+    """Look for gradients in the place of forces in LMDB folders.
+
+    Args:
+        folders: the splits of a data set.
+        records: the number that is read, in runs of consecutive ones spread over each folder.
+    """
+    scale = ForceScale()
+    for folder in folders:
+        dataset = LmdbFolder(folder)
+        runs = max(1, records // (RUN * len(folders)))
+        starts = np.linspace(0, max(0, len(dataset) - RUN), runs).astype(int)
+        numbers = np.unique(starts[:, None] + np.arange(min(RUN, len(dataset))))
+        for sample in (as_sample(i, dataset[i]) for i in numbers.tolist()):
+            if isinstance(sample, Sample):
+                scale.add(sample)
+    return scale.sign_findings()
 
 
 def _step(one: Sample, other: Sample) -> np.ndarray:

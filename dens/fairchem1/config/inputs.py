@@ -77,7 +77,11 @@ def _check_files(dataset: Any) -> None:
 def _check_subsets(dataset: Any) -> None:
     """Refuse to take more structures of a data set than it has, or none."""
     problems = []
-    for split, settings in split_settings(dataset).items():
+    for split, shared in split_settings(dataset).items():
+        name = f"{split}_split_settings"  # they replace those of the split
+        own = shared.get(name) or {}
+        settings = {**{key: value for key, value in shared.items() if key != name}, **own}
+        places = {key: f"dataset.{split}{f'.{name}' if key in own else ''}" for key in settings}
         given = {key: settings.get(key) for key in _SUBSETS if settings.get(key)}
         if not given or split == "relax":  # fairchem relaxes all
             continue
@@ -94,14 +98,14 @@ def _check_subsets(dataset: Any) -> None:
             continue
         problems += [
             f"{key} must be at most {n}, the structures in {settings['src']}, got {given[key]} "
-            f"(dataset.{split}.{key})"
+            f"({places[key]}.{key})"
             for key in ("first_n", "sample_n")
             if given.get(key, 0) > n
         ]
         if n == 0:
             problems.append(
                 f"no structure is left in {settings['src']} with max_atoms = "
-                f"{settings.get('max_atoms')} (dataset.{split}.max_atoms)"
+                f"{settings.get('max_atoms')} ({places['max_atoms']}.max_atoms)"
             )
     if problems:
         raise ConfigError("\n".join(problems))

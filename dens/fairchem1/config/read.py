@@ -27,11 +27,13 @@ def as_config_error(path: str | Path) -> Iterator[None]:
         raise ConfigError(f"{path} or a file it includes is not valid YAML: {reason}") from error
     except KeyError as error:
         raise ConfigError(f"{path} sets a key below {error}, which the config lacks") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        # a ValueError of merging with what is no mapping
+        if isinstance(error, ValueError) and "to be dict" not in reason:
+            raise ConfigError(f"{path}: {reason}") from error
         raise ConfigError(
-            f"{path} must be a mapping of sections, with `includes` a list: {error}"
+            f"{path} must be a mapping of sections, with `includes` a list: {reason}"
         ) from error
 
 

@@ -74,6 +74,9 @@ _EQUIFORMER_V2 = (
 )
 
 
+_ACTIVATION = setting("'silu' or 'scaled_silu', which are the same", "", default="scaled_silu")
+
+
 class EquiformerV2Settings(
     make_schema(
         counts="max_neighbors max_num_elements num_layers sphere_channels attn_hidden_channels "
@@ -98,6 +101,9 @@ class EquiformerV2Settings(
         "'normal' or 'uniform'", "", default="normal"
     )
     distance_function: Literal["gaussian"] = setting("'gaussian'", "", default="gaussian")
+    # fairchem 1.10 computes SiLU whatever the name
+    attn_activation: Literal["silu", "scaled_silu"] = _ACTIVATION
+    ffn_activation: Literal["silu", "scaled_silu"] = _ACTIVATION
 
     @model_validator(mode="after")
     def _consistent(self) -> EquiformerV2Settings:

@@ -175,6 +175,9 @@ def _list_dataset(dataset: Any, lenient: bool) -> Iterator[_Section]:
     for name, split in _items(dataset):
         accepts_others = lenient or _is_foreign("dataset", _get(split, "format") or train_format)
         yield f"dataset.{name}", split, schema.SPLIT, accepts_others
+        for own in SPLITS[:3]:
+            where = f"{own}_split_settings"
+            yield f"dataset.{name}.{where}", _get(split, where), schema.SPLIT, accepts_others
         transforms = _get(split, "transforms")
         yield f"dataset.{name}.transforms", transforms, schema.TRANSFORMS, accepts_others
         for kind, (known, known_of_fit) in schema.SCALES.items():

@@ -10,6 +10,7 @@ from fairchem.core.common.registry import registry
 from torch import Tensor
 from torch.nn import Parameter
 
+from dens.data.checked import checked
 from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.force_encoding import ForceEncoding
@@ -79,6 +80,15 @@ class DeNSMixin(ObjectiveMixin):
             )
         encodings = [m for m in modules if isinstance(m, ForceEncoding)]
         self._dens_parameters = [p for m in heads + encodings for p in m.parameters()]
+
+    def load_references_and_normalizers(self) -> None:
+        """Fit references and normalizers, if asked to, to records that are validated."""
+        dataset = getattr(self, "train_dataset", None)
+        if dataset is None:
+            super().load_references_and_normalizers()
+            return
+        with replaced(self, train_dataset=checked(dataset, "train", self.config)):
+            super().load_references_and_normalizers()
 
     def run_relaxations(self) -> None:
         with safe_lbfgs():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import re
 from pathlib import Path
 
 import ase.io
@@ -79,6 +81,61 @@ def test_cut_files_are_left_out_and_named(tmp_path):
     assert refused.startswith(f"all 2 files are bad, the first: {source / 'b.traj'}: ")
 
 
+@pytest.mark.parametrize("end", ["cut", "other text"])
+def test_frames_before_a_cut_are_taken(tmp_path, end):
+    frames = write_bad(tmp_path / "a.extxyz", bad=(1,))
+    lines = (tmp_path / "a.extxyz").read_text().splitlines(keepends=True)
+    per_frame = len(lines) // len(frames)
+    if end == "cut":
+        del lines[6 * per_frame + 4 :]
+        why = "frame 6 is cut off after"
+    else:
+        lines.insert(6 * per_frame, "killed by the scheduler\n")
+        why = f"line {6 * per_frame + 1}, frame 6: expected the number of atoms"
+    (tmp_path / "a.extxyz").write_text("".join(lines))
+    write_traj(tmp_path / "b.traj", 2)
+    paths = [tmp_path / "a.extxyz", tmp_path / "b.traj"]
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        options = ["--shard-size", 4, "--workers", workers, "--references", "fit"]
+        output = run("convert", *paths, "--on-bad", "skip", "--out", out, *options)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+    found = [(record.sid, record.fid) for record in read(out)]
+    assert found == [*(("a", i) for i in (0, 2, 3, 4, 5)), ("b", 0), ("b", 1)]
+    assert "7 structures, 2 bad left out" in output
+    (line,) = [line for line in output.splitlines() if why in line]
+    assert line.startswith("1 bad frames left out: ")
+    assert line.endswith(f"the file is left out from there on: {paths[0]}, frame 6")
+    assert refusal("convert", *paths, "--out", tmp_path / "o").startswith(f"{paths[0]}: {why}")
+    (tmp_path / "train").write_text("0 2")
+    index = ["--index", f"train={tmp_path / 'train'}", "--on-bad", "skip"]
+    assert "--index numbers the frames of all files" in refusal(
+        "convert", *paths, *index, "--out", tmp_path / "o"
+    )
+
+
+def test_a_trajectory_with_a_damaged_frame(tmp_path):
+    write_traj(tmp_path / "a.traj", 8)
+    raw = bytearray((tmp_path / "a.traj").read_bytes())
+    starts = [match.start() for match in re.finditer(rb'\{"pbc"', raw)]  # of all but the first
+    raw[starts[4] : starts[4] + 5] = b"#####"
+    (tmp_path / "a.traj").write_bytes(raw)
+    output = run("convert", tmp_path / "a.traj", "--on-bad", "skip", "--out", tmp_path / "out")
+    assert [record.fid for record in read(tmp_path / "out")] == [0, 1, 2, 3, 4, 6, 7]
+    assert "1 bad frames left out: " in output
+    assert f"{tmp_path / 'a.traj'}, frame 5" in output
+
+
+def test_packed_and_unpacked_files(tmp_path):
+    write_traj(tmp_path / "in" / "a.extxyz", 3)
+    raw = (tmp_path / "in" / "a.extxyz").read_bytes()
+    (tmp_path / "in" / "a.extxyz.xz").write_bytes(lzma.compress(raw))
+    (tmp_path / "in" / "b.extxyz.xz").write_bytes(lzma.compress(raw))
+    output = run("convert", tmp_path / "in", "--out", tmp_path / "out")
+    assert [record.sid for record in read(tmp_path / "out")] == ["a"] * 3 + ["b"] * 3
+    assert "left out, since the unpacked file lies beside it: a.extxyz.xz\n" in output
+
+
 def test_all_frames_bad(tmp_path):
     path = tmp_path / "a.traj"
     write_bad(path, n=3, bad=(0, 1, 2))
@@ -143,6 +200,50 @@ def test_oc20_pairs(tmp_path):
     assert "expected a line for each of the 2 frames" in output
     assert "expected a reference energy in its line of text" in output
     assert f"{tmp_path / 'in' / '0.extxyz'}, frame 1" in output
+
+
+def test_oc20_files_that_are_cut_off_or_alone(tmp_path):
+    source = tmp_path / "in"
+    for number in range(5):
+        lines = [f"random{number},frame{i},-1.5" for i in range(3)]
+        write_oc20(source, number, slabs(3), lines, packed=number == 3)
+    text = (source / "1.extxyz").read_text().splitlines(keepends=True)
+    (source / "1.extxyz").write_text("".join(text[: len(text) // 3 + 5]))  # in its second frame
+    (source / "2.txt").unlink()
+    raw = (source / "3.txt.xz").read_bytes()
+    (source / "3.txt.xz").write_bytes(raw[: len(raw) // 2])
+    packed = lzma.compress((source / "4.extxyz").read_bytes())
+    (source / "4.extxyz.xz").write_bytes(packed)
+    out = tmp_path / "out"
+    missing = f"{source}/2.txt is missing: expected 2.extxyz and 2.txt (or .xz) side by side"
+    assert refusal("oc20", source, "--out", out) == missing
+    output = run("oc20", source, "--on-bad", "skip", "--out", out)
+    found = [(record.sid, record.fid) for record in read(out)]
+    assert found == [*((0, i) for i in range(3)), (1, 0), *((4, i) for i in range(3))]
+    assert f"{source}: left out, since the unpacked file lies beside it: 4.extxyz.xz\n" in output
+    assert "7 structures, 2 bad left out" in output
+    assert "2 bad frames left out: frame 1 is cut off after " in output
+    assert output.count("1 bad files left out: ") == 2
+    places = {place for entry in info(out)["skipped_files"] for place in entry["first"]}
+    assert places == {f"{source}/2.extxyz", f"{source}/3.txt.xz"}
+    for number in (0, 1, 4):
+        (source / f"{number}.txt").unlink()
+    refused = refusal("oc20", source, "--on-bad", "skip", "--out", tmp_path / "o")
+    assert refused.startswith("all 5 files are bad, the first: ")
+
+
+def test_oc20_lmdb_files_that_are_cut_off(tmp_path):
+    record = Data(pos=torch.zeros(20_000, 3), energy=-1.0, natoms=20_000, sid=1, fid=0, md=1)
+    with LmdbWriter(tmp_path / "in", shard_size=2) as writer:
+        for _ in range(6):
+            writer.write_bytes(LmdbWriter.encode(record), natoms=20_000)
+    path = tmp_path / "in" / "data.0001.lmdb"
+    path.write_bytes(path.read_bytes()[:100_000])
+    options = ["--md", "no", "--out", tmp_path / "out"]
+    assert refusal("oc20", tmp_path / "in", *options).startswith(f"{path} is cut off: it has ")
+    output = run("oc20", tmp_path / "in", "--on-bad", "skip", *options)
+    assert len(read(tmp_path / "out")) == 4
+    assert f"1 bad files left out: {path} is cut off: it has 100000 bytes of " in output
 
 
 def test_oc20_records(tmp_path):

@@ -260,6 +260,21 @@ def test_config_of_a_run(trained, tmp_path, monkeypatch, caplog, start, mode):
     assert len(notices(caplog, "was trained replace")) == 1
 
 
+def test_the_program_validates_with_the_trained_settings(trained, tmp_path, monkeypatch, caplog):
+    """The errors are those of the source run, as it printed them."""
+    expected, paths, src = trained
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    write_config(src, tmp_path / "config.yml", **OTHER)
+    argv = ["--config", "config.yml", "--mode", "validate", "--cpu", "--checkpoint"]
+    main([*argv, str(paths["plain"])])
+    (line,) = [text for text in caplog.messages if text.startswith("energy_mae: ")]
+    found = dict(entry.split(": ") for entry in line.split(", "))
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, abs=2e-3)
+    assert len(notices(caplog, "was trained replace")) == 1
+
+
 def test_stock_trainers_too(trained, tmp_path, monkeypatch, caplog):
     _, paths, src = trained
     monkeypatch.chdir(tmp_path)

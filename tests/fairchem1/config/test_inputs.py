@@ -211,6 +211,24 @@ SUBSETS = [
         "train.sample",
     ),
     ({}, {"first_n": 9}, "first_n must be at most 8, the structures in", "val.first_n"),
+    (
+        {"train_split_settings": {"first_n": 9}},
+        {},
+        "first_n must be at most 8, the structures in",
+        "train.train_split_settings.first_n",
+    ),
+    (
+        {"first_n": 4},
+        {"val_split_settings": {"first_n": 9}},
+        "first_n must be at most 8, ",
+        "val.val_split_settings.first_n",
+    ),
+    (
+        {"first_n": 4, "train_split_settings": {"sample_n": 4}},
+        {"use_train_settings": False},
+        "first_n and sample_n exclude each other",
+        "train",
+    ),
     ({"first_n": 4}, {"sample_n": 4}, "first_n and sample_n exclude each other", "val"),
     ({"max_atoms": 3}, {}, "no structure is left in", "train.max_atoms"),
     ({"lin_ref": "gone.npz"}, {}, "there is no file gone.npz", "train.lin_ref"),
@@ -238,6 +256,8 @@ def test_subsets_that_fit_are_accepted(folder):
     src = write_dataset(folder / "data", n=8)
     check_inputs(run_config({"train": {"src": src, "first_n": 8}, "val": {"src": src}}))
     check_inputs(run_config({"train": {"src": src, "sample_n": 3, "max_atoms": 50}}))
+    own = {"train_split_settings": {"first_n": 8}, "val_split_settings": {"first_n": 2}}
+    check_inputs(run_config({"train": {"src": src, "first_n": 9, **own}, "val": {"src": src}}))
 
 
 def test_an_offline_run_lies_where_the_notice_says(nobody, caplog):

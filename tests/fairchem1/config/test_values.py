@@ -110,6 +110,10 @@ BAD = [
     (backbone(norm_type="batch"), "norm_type must be 'layer_norm', 'layer_norm_sh' or"),
     (backbone(weight_init="zeros"), "weight_init must be 'normal' or 'uniform', got 'zeros'"),
     (backbone(distance_function="bessel"), "distance_function must be 'gaussian', got 'bessel'"),
+    *(
+        (backbone(**{key: "gelu"}), f"{key} must be 'silu' or 'scaled_silu', which are the same")
+        for key in ("ffn_activation", "attn_activation")
+    ),
     (backbone(use_s2_act_attn=True), "use_s2_act_attn must be false"),
     (backbone(use_pbc="no"), "use_pbc must be true or false, got 'no'"),
     ([("loss_functions.0.energy.fn", "maee")], "did you mean mae? (loss_functions.energy.fn)"),
@@ -136,6 +140,10 @@ BAD = [
     ([("dataset.train.format", "lmbd")], "did you mean lmdb? (dataset.train.format)"),
     ([("dataset.train.first_n", 0)], "first_n must be an integer >= 1, or null, got 0"),
     ([("dataset.train.sample_n", -3)], "sample_n must be an integer >= 1, or null, got -3"),
+    ([("dataset.train.train_split_settings", {"first_n": 0})], "first_n must be an integer >= 1"),
+    ([("dataset.train.train_split_settings", {"firstn": 3})], "did you mean first_n?"),
+    ([("dataset.val.val_split_settings", {"sample_n": 2.5})], "sample_n must be an integer >= 1"),
+    ([("dataset.train.train_split_settings", [3])], "train_split_settings must be a mapping"),
     ([(f"{NORMALIZER}.energy.stdev", 0)], "stdev must be a number > 0, or a list of such, got 0"),
     ([(f"{NORMALIZER}.energy", {"mean": 1})], "a normalizer needs mean and rmsd (or stdev), or a"),
     ([("task.relaxation_fmax", 0)], "relaxation_fmax must be a number > 0, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import re
@@ -156,6 +157,21 @@ def test_other_facts_are_refused_by_training_and_check(tmp_path, change, message
         data[1]
     settings = config["dataset"]["train"]
     assert not check(open_dataset(src, settings), src, metadata=None, levels=LEVELS).ok
+
+
+@pytest.mark.parametrize("case", ["NaN where fixed", "transposed"])
+def test_normalizers_are_fitted_to_sound_records(tmp_path, case):
+    """A bad record is named, or left out, and never in the fitted numbers."""
+    change, message = BAD[case]
+    src = write(tmp_path / "train", [set_(), change, set_()])
+    config = trainer_config(src)
+    fit = {"targets": {"energy": {"mean": 0.0}, "forces": {"mean": 0.0}}, "batch_size": 2}
+    config["dataset"]["train"]["transforms"]["normalizer"] = {"fit": fit}
+    with pytest.raises(BadRecord, match=re.escape(f"record 1 (index 1): {message}")):
+        DeNSTrainer(**copy.deepcopy(config))
+    config["dataset"]["train"]["on_bad"] = "skip"
+    normalizers = DeNSTrainer(**config).normalizers
+    assert all(normalizer.rmsd.isfinite() for normalizer in normalizers.values())
 
 
 def test_labels_under_both_names_are_read_once(tmp_path, caplog):

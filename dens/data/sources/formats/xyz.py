@@ -104,12 +104,15 @@ class _Lines:
         return self._ahead
 
 
-def read_xyz_frame(file: BinaryIO, frame: XyzFrame, text_key: str | None = None) -> Atoms:
+def read_xyz_frame(
+    file: BinaryIO, frame: XyzFrame, text_key: str | None = None, comment: str | None = None
+) -> Atoms:
     """Read a frame.
 
     Args:
         file: the file, opened for bytes.
         text_key: key of the comment line whose value stays the text that it is.
+        comment: takes the place of the comment line.
 
     Raises:
         ValueError: a label that is no element.
@@ -122,6 +125,7 @@ def read_xyz_frame(file: BinaryIO, frame: XyzFrame, text_key: str | None = None)
         text = raw.decode("latin-1")
     lines = text.split("\n")
     end = int(lines[0]) + 2
+    lines[1] = lines[1] if comment is None else comment
     try:
         atoms = ase.io.read(io.StringIO("\n".join(lines[:end])), format="extxyz")
     except KeyError as error:

@@ -25,6 +25,7 @@ from fairchem.core.modules.exponential_moving_average import ExponentialMovingAv
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from dens.denoising.objective import DeNSObjective
 from dens.fairchem1.checkpoints.inspect import describe
 from dens.fairchem1.checkpoints.layouts import (
     EMBEDDING,
@@ -87,7 +88,7 @@ def load_from(
     content: dict[str, Any] | None,
     inference_only: bool,
 ) -> None:
-    """Load a checkpoint of any layout into a DeNS trainer.
+    """Load a checkpoint of any layout into a trainer of dens.
 
     Args:
         trainer: holds the model, and the settings of ``model.pretrained``.
@@ -174,10 +175,11 @@ def grown_elements(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
 
 
 def _noise_factor(trainer: Any, source: Checkpoint) -> float | None:
-    """Return the factor from forces to noise, or None for a fresh noise head."""
-    if trainer.pretrained.noise_head == "fresh":
+    """Return the factor from forces to the noise of DeNS, or None for a fresh noise head."""
+    objective = trainer.objective
+    if trainer.pretrained.noise_head == "fresh" or not isinstance(objective, DeNSObjective):
         return None
-    return -float(source.scale("forces")) / (_STIFFNESS * trainer.dens.noise_scale)
+    return -float(source.scale("forces")) / (_STIFFNESS * objective.config.noise_scale)
 
 
 def adapt_weights(

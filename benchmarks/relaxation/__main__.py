@@ -4,7 +4,8 @@
       --checkpoint FILE --baselines mmff94 gfn2 --baseline-every 10 --out result.json
 
 Relaxed structures get noise, and may bring the structures that they were relaxed from; the model
-removes it. Several checkpoints are taken as seeds of one model. The noise is a function of its
+removes it. Several checkpoints are taken as seeds of one model; without any, baselines run alone, and
+--table joins the results of several calls. The noise is a function of its
 level and of a structure's number in the data alone: all methods, and all results in files, have the
 same starts. Times are process times, milliseconds for each structure.
 """
@@ -23,8 +24,10 @@ import torch
 
 from benchmarks.measure import commit, hardware
 from benchmarks.relaxation.baselines import BASELINES
+from benchmarks.relaxation.figure import draw, relax_with_history
 from benchmarks.relaxation.molecules import Starts, make_starts, read_set
 from benchmarks.relaxation.score import run_baselines, run_model, same_at_start
+from benchmarks.relaxation.speed import format_speed, measure_speed
 from benchmarks.relaxation.table import format_result, read_results
 from dens.fairchem1.morered.denoisers import NetworkDenoiser, load_denoiser
 from dens.process import keep_freed_memory
@@ -41,7 +44,6 @@ _SETTINGS = {  # fields of RelaxSettings, and what their values are
     "start_level": float,
     "batch_atoms": int,
 }
-_NEEDED = ("data", "checkpoint")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("--data", type=Path, help="LMDB folder of relaxed structures")
-    add("--checkpoint", type=Path, nargs="+", help="models; several are seeds of one")
+    add(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        help="models; several are seeds of one; none: baselines alone",
+    )
     add("--time-checkpoint", type=Path, nargs="+", help="their time networks, for as and itp")
     add("--name", default="denoising", help="of the model, in tables")
     add("--raw", action="store_true", help="weights as trained, not their average (EMA)")
@@ -68,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="JSON file")
     modes = found.add_mutually_exclusive_group()
     modes.add_argument("--table", type=Path, nargs="+", help="format stored results, and stop")
+    modes.add_argument("--speed", action="store_true", help="only measure structures per second")
+    modes.add_argument("--figure", type=Path, help="only draw the relaxations, to a PNG file")
+    add("--rounds", type=int, default=3, help="of --speed  [3]")
     return found
 
 
@@ -84,9 +94,12 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: one line that says what.
     """
-    if missing := [f"--{name}" for name in _NEEDED if getattr(args, name) is None]:
-        raise ValueError(f"{' and '.join(missing)} missing")
-    for name in ("every", "baseline_every"):
+    if args.data is None:
+        raise ValueError("--data is missing")
+    args.checkpoint = args.checkpoint or []
+    if not args.checkpoint and (args.speed or args.figure or not args.baselines):
+        raise ValueError("--checkpoint is missing")
+    for name in ("every", "baseline_every", "rounds"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
@@ -94,14 +107,18 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--noise must be > 0 (Å), got {bad[0]:g}")
     if not args.noise and not args.starts:
         raise ValueError("nothing to relax: give --noise or --starts")
+    if (args.speed or args.figure) and len(args.checkpoint) > 1:
+        raise ValueError(f"--speed and --figure take one --checkpoint, got {len(args.checkpoint)}")
     times = args.time_checkpoint
     if times is not None and len(times) != len(args.checkpoint):
         raise ValueError(
             f"--time-checkpoint needs one file for each --checkpoint, {len(args.checkpoint)}, got "
             f"{len(times)}"
         )
-    if args.out is not None and not args.out.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {args.out.parent}")
+    for name in ("out", "figure"):
+        path = getattr(args, name)
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"--{name}: there is no folder {path.parent}")
 
 
 def load(args: argparse.Namespace) -> dict[str, NetworkDenoiser]:
@@ -132,6 +149,38 @@ def evaluate(
     return {"same_at_start": same_at_start(starts, step), "runs": runs}
 
 
+def run_modes(args: argparse.Namespace) -> None:
+    """Load models and data, and do what the command line asks for."""
+    models = load(args)
+    data = read_set(args.data, args.every)
+    first = next(iter(models.values()), None)
+    limits = Limits(periodic=False) if first is None else Limits.of(first)
+    starts = make_starts(data, args.noise, args.starts, args.seed, limits)
+    result: dict[str, Any] = {"about": _about(args, data)}
+    settings = read_settings(args)
+    if args.figure:
+        ways = [relax_with_history(first, settings, one, args.seed) for one in starts]
+        draw(ways).savefig(args.figure)
+        print(f"{args.figure} is written")
+        return
+    if args.speed:
+        result["speed"] = measure_speed(
+            first,
+            settings,
+            starts[0],
+            args.baselines,
+            rounds=args.rounds,
+            seed=args.seed,
+            device=args.device,
+        )
+        print(f"{result['about']['hardware']}\n\n{format_speed(result['speed'])}")
+    else:
+        result |= evaluate(args, models, starts)
+        print(format_result(result))
+    if args.out:
+        args.out.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     program = parser()
@@ -145,16 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.device == "cpu":
             torch.set_num_threads(1)
             keep_freed_memory()
-        models = load(args)
-        data = read_set(args.data, args.every)
-        limits = Limits.of(next(iter(models.values())))
-        starts = make_starts(data, args.noise, args.starts, args.seed, limits)
-        result = {"about": _about(args, data), **evaluate(args, models, starts)}
+        run_modes(args)
     except ValueError as error:
         program.error(str(error))
-    print(format_result(result))
-    if args.out:
-        args.out.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
 
 
 def _about(args: argparse.Namespace, data: Any) -> dict[str, Any]:

@@ -4,10 +4,10 @@
       --checkpoint FILE --baselines mmff94 gfn2 --baseline-every 10 --out result.json
 
 Relaxed structures get noise, and may bring the structures that they were relaxed from; the model
-removes it. Several checkpoints are taken as seeds of one model; without any, baselines run alone, and
---table joins the results of several calls. The noise is a function of its
-level and of a structure's number in the data alone: all methods, and all results in files, have the
-same starts. Times are process times, milliseconds for each structure.
+removes it. Several checkpoints are taken as seeds of one model. Without any, baselines run alone;
+--table joins the results of several calls. The noise is a function of its level and of a
+structure's number in the data alone: all methods, and all results in files, have the same starts.
+Times are process times, milliseconds for each structure.
 """
 
 from __future__ import annotations

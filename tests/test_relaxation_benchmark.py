@@ -139,12 +139,14 @@ def test_baselines_run_alone(data, capsys):
     assert "rank correlation" not in out
 
 
-def test_speed_and_figure(command, tmp_path):
+def test_speed_and_figure(command, tmp_path, capsys):
     out = command("--speed", "--rounds", 1, "--baselines", "mmff94", out="speed.json").out
     assert "| one by one |" in out
     assert "| MMFF94, given the bonds |" in out
     speed = json.loads((tmp_path / "speed.json").read_text())["speed"]
     assert [len(found) for found in speed["seconds"].values()] == [1, 1, 1]
+    program.main(["--table", str(tmp_path / "speed.json")])
+    assert "| batched |" in capsys.readouterr().out
     command("--starts", "--figure", tmp_path / "ways.png")
     assert (tmp_path / "ways.png").read_bytes().startswith(b"\x89PNG")
 

@@ -28,7 +28,7 @@ from benchmarks.relaxation.figure import draw, relax_with_history
 from benchmarks.relaxation.molecules import Starts, make_starts, read_set
 from benchmarks.relaxation.score import run_baselines, run_model, same_at_start
 from benchmarks.relaxation.speed import format_speed, measure_speed
-from benchmarks.relaxation.table import format_result, read_results
+from benchmarks.relaxation.table import format_files, format_result
 from dens.fairchem1.morered.denoisers import NetworkDenoiser, load_denoiser
 from dens.process import keep_freed_memory
 from dens.relax.atoms.conversion import Limits
@@ -173,7 +173,7 @@ def run_modes(args: argparse.Namespace) -> None:
             seed=args.seed,
             device=args.device,
         )
-        print(f"{result['about']['hardware']}\n\n{format_speed(result['speed'])}")
+        print(f"{result['about']['hardware']}, {format_speed(result['speed'])}")
     else:
         result |= evaluate(args, models, starts)
         print(format_result(result))
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = program.parse_args(argv)
     try:
         if args.table:
-            print(format_result(read_results(args.table)))
+            print(format_files(args.table))
             return
         check(args)
         read_settings(args)

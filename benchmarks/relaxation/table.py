@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.relaxation.molecules import GIVEN
 from benchmarks.relaxation.score import ALL, SHARED, TIMES
+from benchmarks.relaxation.speed import format_speed
 
 # what results must have in common to stand in one table
 _SAME = ("data", "structures", "every", "baseline_every", "seed")
@@ -27,6 +28,27 @@ _HEAD = (
 )
 
 
+def format_files(paths: Sequence[Path]) -> str:
+    """Format stored results: those of ``--speed`` from one file, others joined.
+
+    Raises:
+        ValueError: see :func:`read_results`.
+    """
+    result = _read(paths[0])
+    if len(paths) == 1 and "speed" in result:
+        return f"{result['about']['hardware']}, {format_speed(result['speed'])}"
+    return format_result(read_results(paths))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        _ = result["about"], result.get("speed") or result["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of benchmarks.relaxation: {error}") from None
+    return result
+
+
 def read_results(paths: Sequence[Path]) -> dict[str, Any]:
     """Read stored results and join them.
 
@@ -35,14 +57,13 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
     """
     joined: dict[str, Any] = {}
     for path in paths:
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            about, runs = result["about"], result["runs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no result of benchmarks.relaxation: {error}") from None
+        result = _read(path)
+        if "runs" not in result:
+            raise ValueError(f"{path} is a result of --speed: it stands alone in --table")
         if not joined:
             joined = result
             continue
+        about, runs = result["about"], result["runs"]
         for key in _SAME:
             if about.get(key) != joined["about"].get(key):
                 raise ValueError(

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     EVALUATION = 4  # dens evaluate: number of the batch
     CHECK = 5  # dens check: number of the draw
     RELAXATION = 6  # relaxation by denoising: number of the structure
+    STARTS = 7  # noise of what an evaluation relaxes: sigma in 1e-6 Å, number of the structure
 
     def generator(self, seed: int, *key: int) -> torch.Generator:
         """Make the generator of this stream for a seed and the key that its comment lists."""

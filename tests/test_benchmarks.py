@@ -7,6 +7,7 @@ import pytest
 from helpers.paths import ROOT
 
 PROGRAMS = [p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()]
+PROGRAMS += [p.parent.name for p in (ROOT / "benchmarks").glob("*/__main__.py")]
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))

@@ -15,6 +15,7 @@ KEYS = {  # the lengths of the keys that the code uses
     Stream.EVALUATION: (1,),
     Stream.CHECK: (1,),
     Stream.RELAXATION: (1,),
+    Stream.STARTS: (2,),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,8 +168,16 @@ def same_molecule(numbers: Tensor, pos: Tensor, reference: Tensor) -> bool | Non
     return None if expected is None else _smiles(numbers, pos) == expected
 
 
-def _smiles(numbers: Tensor, pos: Tensor) -> str | None:
-    """Perceive bonds and stereochemistry of a neutral molecule; None if that fails."""
+def perceive_molecule(numbers: Tensor, pos: Tensor) -> Any | None:
+    """Perceive the bonds of a neutral molecule as an RDKit ``Mol``; None if that fails.
+
+    Args:
+        numbers: (n_atoms,), atomic numbers.
+        pos: (n_atoms, 3), Å.
+
+    Raises:
+        ValueError: RDKit is not installed.
+    """
     try:
         from rdkit import Chem, rdBase
         from rdkit.Chem import rdDetermineBonds
@@ -185,6 +193,16 @@ def _smiles(numbers: Tensor, pos: Tensor) -> str | None:
         try:
             molecule = Chem.MolFromXYZBlock("\n".join([str(len(lines)), "", *lines, ""]))
             rdDetermineBonds.DetermineBonds(molecule, charge=0)
-            return Chem.MolToSmiles(molecule)
         except (ValueError, RuntimeError):  # RDKit's errors for valences that fit nothing
             return None
+    return molecule
+
+
+def _smiles(numbers: Tensor, pos: Tensor) -> str | None:
+    """Write the bonds and stereochemistry of a neutral molecule; None if none are perceived."""
+    molecule = perceive_molecule(numbers, pos)
+    if molecule is None:
+        return None
+    from rdkit import Chem
+
+    return Chem.MolToSmiles(molecule)

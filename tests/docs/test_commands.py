@@ -92,6 +92,16 @@ BASELINE_RUN, DENS_RUN = (
 DOWNLOAD = Run(says="wget", reason="downloads many GB; here wget does nothing", status=1)
 INSTALL = Run(reason="needs a network and a new environment; .ci/run has them")
 SLOW_BENCHMARK = "measures each arm in processes of their own, for minutes"
+SLOW_RELAXATIONS = "needs QM7 and a model that was trained on it; tests/ has toy models"
+RELAXED_QM7, RELAXED_SPEED, RELAXED_FIGURE = (
+    f"OMP_NUM_THREADS=1 python -m benchmarks.relaxation --data data/qm7/test {options}"
+    for options in (
+        "--starts --checkpoint CHECKPOINTS --baselines mmff94 gfn2 --baseline-every 10 "
+        "--out result.json",
+        "--checkpoint CHECKPOINT --every 10 --speed --baselines mmff94 gfn2",
+        "--starts --checkpoint CHECKPOINT --every 5 --figure relaxation.png",
+    )
+)
 
 TABLE = {
     # installation, data and training
@@ -219,6 +229,12 @@ TABLE = {
     ),
     "OMP_NUM_THREADS=1 python -m benchmarks.scaling --size S --plot scaling.png "
     "--out scaling.json": Run("--help", says="--plot", reason=SLOW_BENCHMARK),
+    RELAXED_QM7: Run("--help", says="--baselines", reason=SLOW_RELAXATIONS),
+    RELAXED_SPEED: Run("--help", says="--speed", reason=SLOW_RELAXATIONS),
+    RELAXED_FIGURE: Run("--help", says="--figure", reason=SLOW_RELAXATIONS),
+    "python -m benchmarks.relaxation --table docs/results/relaxation/qm7_*.json": Run(
+        says="GFN2-xTB"
+    ),
     "python -m benchmarks.data": Run(
         "--help", says="--data", reason="makes and converts 2,000 slabs"
     ),
@@ -244,6 +260,7 @@ class Workplace:
             (folder / name).symlink_to(ROOT / name)
         (folder / "docs").mkdir()
         shutil.copy(ROOT / "docs/results.md", folder / "docs")
+        shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
         self._make_sources()
         (diff,) = code_blocks(README.read_text(encoding="utf-8"), "diff")

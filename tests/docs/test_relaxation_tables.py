@@ -1,0 +1,43 @@
+"""Tables of relaxations in the documentation are those of the stored results.
+
+``python tests/docs/test_relaxation_tables.py`` writes them again, between
+``<!-- relaxation: FILES -->``, a pattern in docs/results/relaxation, and ``<!-- /relaxation -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.relaxation.table import format_files
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = DOCS / "results" / "relaxation"
+PAGES = sorted(DOCS.glob("*.md"))
+TABLE = re.compile(r"<!-- relaxation: (\S+) -->\n(.*?)<!-- /relaxation -->", re.DOTALL)
+
+
+def generate(marker: re.Match) -> str:
+    """Return the text between the markers of a table, markers included."""
+    table = format_files(sorted(RESULTS.glob(marker[1])))
+    return f"<!-- relaxation: {marker[1]} -->\n\n{table}\n\n<!-- /relaxation -->"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_results(page):
+    for marker in TABLE.finditer(page.read_text(encoding="utf-8")):
+        expected = generate(marker)
+        assert marker[0] == expected, "run: python tests/docs/test_relaxation_tables.py"
+
+
+def test_every_result_is_shown():
+    patterns = [m[1] for page in PAGES for m in TABLE.finditer(page.read_text(encoding="utf-8"))]
+    shown = {path for pattern in patterns for path in RESULTS.glob(pattern)}
+    assert shown == set(RESULTS.glob("*.json"))
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(TABLE.sub(generate, page.read_text(encoding="utf-8")), encoding="utf-8")

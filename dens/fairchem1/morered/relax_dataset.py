@@ -110,8 +110,8 @@ def _denoiser(trainer: Any, seed: int) -> MoreRedDenoiser:
             f"{' and '.join(sorted(missing))}: dens relax takes a pair of networks (model.heads)"
         )
     record = trainer.element_record
-    elements = None if record is None else record.elements()
-    network = Network(trainer._unwrapped_model, seed, elements)
+    trained = None if record is None else record.elements()
+    network = Network(trainer._unwrapped_model, seed, trained or None)  # none: before training
     return MoreRedDenoiser(network, trainer.objective.config.levels)
 
 

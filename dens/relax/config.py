@@ -12,6 +12,7 @@ from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
 RELAXED = 0.0235  # Å; noise of at most this level counts as none: 15 of the 1000 polynomial levels
+DAMPING = 0.5  # of models that do not say otherwise
 _PATIENCE = {"direct": 2, "jt": 10, "as": 10}  # calls
 _MAX_CALLS = 60
 _NUM_LEVELS = 1000
@@ -144,10 +145,11 @@ class RelaxSettings(BaseModel):
         unit="calls",
         ge=1,
     )
-    damping: float = setting(
-        "a number in [0, 1)",
-        "share of the predicted noise that a step of direct leaves",
-        default=0.5,
+    damping: float | None = setting(
+        "a number in [0, 1), or null",
+        f"share of the predicted noise that a step of direct leaves; null: that of the model, "
+        f"{DAMPING} for MoreRed, 0 for DeNS",
+        default=None,
         ge=0,
         lt=1,
     )
@@ -175,7 +177,7 @@ class RelaxSettings(BaseModel):
                         f"{name} = {getattr(self, name)} would be ignored: sampler itp counts its "
                         "level down to 0"
                     )
-        if self.sampler != "direct" and "damping" in self.model_fields_set:
+        if self.sampler != "direct" and self.damping is not None:
             raise ValueError(
                 f"damping = {self.damping} would be ignored: sampler is {self.sampler}, not direct"
             )

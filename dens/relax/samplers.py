@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dens.noise_levels import NoiseLevels
-from dens.relax.config import RelaxSettings
+from dens.relax.config import DAMPING, RelaxSettings
 
 # Why a structure stopped, and the sentence for users; all but the last two are convergence.
 Reason = Literal["relaxed", "plateau", "countdown", "max_calls", "not_finite"]
@@ -94,10 +94,22 @@ class Sampler:
 
     ``direct``, ``jt`` and ``as`` take the level anew from each call; ``itp`` takes that of the
     first call and counts down.
+
+    Attributes:
+        settings: the settings of the relaxation.
+        levels: the noise levels of the denoiser.
+        own_damping: the denoiser's damping, for settings without one.
     """
 
     settings: RelaxSettings
     levels: NoiseLevels
+    own_damping: float = DAMPING
+
+    @property
+    def damping(self) -> float:
+        """Share of the predicted noise that a step of direct leaves."""
+        given = self.settings.damping
+        return self.own_damping if given is None else given
 
     @property
     def is_random(self) -> bool:
@@ -114,7 +126,7 @@ class Sampler:
     ) -> Tensor:
         """Return the next positions, Å; arguments as of :func:`posterior_step`."""
         if unit_noise is None:
-            return direct_step(pos, noise, level, batch, self.levels, self.settings.damping)
+            return direct_step(pos, noise, level, batch, self.levels, self.damping)
         return posterior_step(pos, noise, level, batch, self.levels, unit_noise)
 
 

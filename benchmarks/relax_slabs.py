@@ -195,8 +195,8 @@ def stay(starts: list[Atoms]) -> list[End]:
     return [End(atoms.positions, 0, True, 0.0) for atoms in starts]
 
 
-def ways_of(name: str, path: Path) -> Iterator[Way]:
-    """List the ways to relax with a model."""
+def ways_of(name: str, path: Path, bfgs_too: bool) -> Iterator[Way]:
+    """List the ways to relax with a model, by default to the stop that its denoiser asks for."""
     denoiser = load_denoiser(path, cpu=True)
     if not isinstance(denoiser, ZeroForceDenoiser):
         for calls, limit in (("1 call", 1), ("3 calls", 3), ("to its stop", 60)):
@@ -211,6 +211,8 @@ def ways_of(name: str, path: Path) -> Iterator[Way]:
             settings = {"max_calls": limit, "damping": damping}
             run = partial(denoise, denoiser, asked, settings)
             yield Way(f"{name}, {calls}, damping {damping:g}", run)
+    if not bfgs_too:
+        return
     bfgs = Way(f"{name}, BFGS on its forces", partial(optimise, ModelForces(path)))
     yield bfgs
     settings = {"max_calls": 3, "damping": 0.0}
@@ -274,6 +276,7 @@ def main() -> None:
     )
     parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="Å")
     parser.add_argument("--labelled", type=Path, help="data to measure errors of forces on")
+    parser.add_argument("--without-bfgs", action="store_true", help="it takes most of the time")
     parser.add_argument("--first-n", type=int, help="structures to take")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
@@ -286,9 +289,11 @@ def main() -> None:
     models = [(name, Path(path)) for name, path in (m.split("=", 1) for m in arguments.model)]
     result = {"commit": commit(), "hardware": hardware("cpu"), "sids": [t.sid for t in targets]}
     result["forces_mae"], result["ways"] = {}, {}
-    ways = [Way("before", stay), *(way for model in models for way in ways_of(*model))]
+    bfgs_too = not arguments.without_bfgs
+    ways = [Way("before", stay), *(way for m in models for way in ways_of(*m, bfgs_too))]
+    ways += [Way("BFGS in EMT", partial(optimise, forces_in_emt))] * bfgs_too
     starts = [atoms for own in by_start.values() for atoms in own]
-    for way in [*ways, Way("BFGS in EMT", partial(optimise, forces_in_emt))]:
+    for way in ways:
         ends, n = way.run(starts), len(targets)
         result["ways"][way.name] = {
             name: measure(ends[i * n : (i + 1) * n], targets) for i, name in enumerate(by_start)

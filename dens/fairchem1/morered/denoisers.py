@@ -19,6 +19,7 @@ from dens.fairchem1.checkpoints.state import trained_elements
 from dens.fairchem1.config.methods.morered import parse_settings_of, predicted_by
 from dens.fairchem1.config.translate import is_foreign, translate_optim
 from dens.noise_levels import NoiseLevels
+from dens.relax.config import Defaults
 from dens.relax.objective import mean_over_free
 from dens.relax.structures import Denoised, Structures, centre
 
@@ -176,8 +177,9 @@ class ZeroForceDenoiser(NetworkDenoiser):
     """
 
     levels = _COUNTED
-    # a Newton step needs none: undamped, structures are nearer to their minima after as many calls
-    damping = 0.0
+    # Undamped, a Newton step, structures are nearer to their minima after as many calls. It is a
+    # cautious one, shorter than the way: small noise is not yet none. See docs/relaxation.md.
+    defaults = Defaults(damping=0.0, relaxed=0.008)
 
     def __init__(self, network: Network, dens: DeNSConfig) -> None:
         super().__init__(network)

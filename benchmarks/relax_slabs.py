@@ -23,26 +23,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.optimize import BFGS
-from fairchem.core.datasets.lmdb_dataset import data_list_collater
 
+from benchmarks.bfgs import End, ModelForces, forces_in_emt, labels_in_emt, optimise
 from benchmarks.measure import clock, commit, hardware
 from dens.constraints import fixed_atoms
 from dens.data.store.records import data_to_atoms
-from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.data.datasets import open_dataset
 from dens.fairchem1.morered.denoisers import NetworkDenoiser, ZeroForceDenoiser, load_denoiser
-from dens.graphs.model_input import check_atoms
 from dens.relax.atoms.relaxer import Relaxer
 from dens.relax.config import RelaxSettings
 from dens.relax.quality import distances
 
-FMAX = 0.05  # eV/Å
-STEPS = 100
 FIRST = "first frames"
-ForcesOf = Callable[[list[Atoms]], list[np.ndarray | None]]
 
 
 class Target(NamedTuple):
@@ -60,15 +52,6 @@ class Target(NamedTuple):
         return moved
 
 
-class End(NamedTuple):
-    """Where a relaxation ended, and what it took."""
-
-    pos: np.ndarray  # (n_atoms, 3) | Å
-    calls: int  # of the network, or of EMT
-    converged: bool
-    seconds: float
-
-
 @dataclass(frozen=True)
 class Way:
     """A way to relax structures."""
@@ -82,7 +65,9 @@ def read_targets(path: Path, count: int | None) -> list[Target]:
     targets = []
     for data in list(open_dataset(path))[:count]:
         atoms = data_to_atoms(data)
-        targets.append(Target(atoms, _labels(atoms)[0], data.pos_start.double().numpy(), data.sid))
+        targets.append(
+            Target(atoms, labels_in_emt(atoms)[0], data.pos_start.double().numpy(), data.sid)
+        )
     return targets
 
 
@@ -96,13 +81,6 @@ def starts_of(target: Target, noises: Sequence[float]) -> Iterator[tuple[str, At
     yield FIRST, target.at(target.start)
 
 
-def _labels(atoms: Atoms) -> tuple[float, np.ndarray]:
-    """Compute energy, eV, and forces without constraints, eV/Å, in EMT."""
-    copy = atoms.copy()
-    copy.calc = EMT()
-    return copy.get_potential_energy(), copy.get_forces(apply_constraint=False)
-
-
 def denoise(
     denoiser: NetworkDenoiser, asked: int, settings: dict, starts: list[Atoms]
 ) -> list[End]:
@@ -114,68 +92,6 @@ def denoise(
         End(r.atoms.positions, asked * r.relaxed.calls, r.relaxed.converged, seconds)
         for r in results
     ]
-
-
-def optimise(forces_of: ForcesOf, starts: list[Atoms]) -> list[End]:
-    """Run BFGS on all structures step by step, so that forces are computed in batches.
-
-    A structure stops where it leaves what the model can take.
-    """
-    begin, moved = clock("cpu"), [start.copy() for start in starts]
-    optimizers = [BFGS(atoms, logfile=None) for atoms in moved]
-    calls, converged = np.zeros(len(moved), int), np.zeros(len(moved), bool)
-    active = list(range(len(moved)))
-    for _ in range(STEPS + 1):
-        forces = dict(zip(active, forces_of([moved[i] for i in active]), strict=True))
-        calls[active] += 1
-        active = []
-        for i, found in forces.items():
-            if found is None:
-                continue
-            moved[i].calc = SinglePointCalculator(moved[i], forces=found)
-            converged[i] = np.linalg.norm(moved[i].get_forces(), axis=1).max() < FMAX
-            if not converged[i]:
-                optimizers[i].step()
-                active.append(i)
-        if not active:
-            break
-    seconds = (clock("cpu") - begin) / len(starts)
-    return [
-        End(atoms.positions, int(n), bool(done), seconds)
-        for atoms, n, done in zip(moved, calls, converged, strict=True)
-    ]
-
-
-def forces_in_emt(atoms: list[Atoms]) -> list[np.ndarray | None]:
-    """Compute forces one by one, eV/Å."""
-    return [_labels(one)[1] for one in atoms]
-
-
-class ModelForces:
-    """Forces of a checkpoint, eV/Å, for a batch of structures; None for those it cannot take."""
-
-    def __init__(self, path: Path) -> None:
-        self.calculator = load_calculator(path, cpu=True)
-
-    def __call__(self, atoms: list[Atoms]) -> list[np.ndarray | None]:
-        sound = [one for one in atoms if self._is_sound(one)]
-        found = iter(())
-        if sound:
-            graphs = [self.calculator.a2g.convert(one) for one in sound]
-            batch = data_list_collater(graphs, otf_graph=True)
-            out = self.calculator.trainer.predict(batch, per_image=False, disable_tqdm=True)
-            ends = np.cumsum([len(one) for one in sound])[:-1]
-            found = iter(np.split(out["forces"].double().numpy(force=True), ends))
-        kept = set(map(id, sound))
-        return [next(found) if id(one) in kept else None for one in atoms]
-
-    @staticmethod
-    def _is_sound(atoms: Atoms) -> bool:
-        try:
-            check_atoms(atoms, 119, None)
-        except ValueError:
-            return False
-        return True
 
 
 def polish(first: Way, second: Way, starts: list[Atoms]) -> list[End]:
@@ -234,7 +150,7 @@ def measure(ends: Sequence[End], targets: Sequence[Target]) -> dict[str, Any]:
             cell=torch.from_numpy(target.atoms.cell.array.copy())[None],
         ).rmsd.item()
         found["rmsd"].append(round(rmsd, 5))
-        found["energy"].append(round(_labels(target.at(end.pos))[0] - target.energy, 5))
+        found["energy"].append(round(labels_in_emt(target.at(end.pos))[0] - target.energy, 5))
     return {
         **found,
         "calls": [end.calls for end in ends],
@@ -268,9 +184,21 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     return "\n".join(rows)
 
 
+def format_result(result: dict[str, Any]) -> str:
+    """Format a result as text and a Markdown table."""
+    lines = [f"{len(result['sids'])} structures of `{result['data']}`, medians:"]
+    lines += ["", table(result["ways"])]
+    if errors := result["forces_mae"]:
+        named = ", ".join(f"{name} {value:.4f}" for name, value in errors.items())
+        lines += ["", f"MAE of forces, eV/Å: {named}."]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="of dens data demo --relaxed")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="of dens data demo --relaxed")
+    what.add_argument("--table", type=Path, nargs="+", help="only format results that --out wrote")
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME=FILE", help="repeat for several"
     )
@@ -280,6 +208,9 @@ def main() -> None:
     parser.add_argument("--first-n", type=int, help="structures to take")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.table:
+        print("\n\n".join(format_result(json.loads(p.read_text())) for p in arguments.table))
+        return
     torch.set_num_threads(1)
     targets = read_targets(arguments.data, arguments.first_n)
     by_start: dict[str, list[Atoms]] = {}
@@ -288,7 +219,8 @@ def main() -> None:
             by_start.setdefault(name, []).append(atoms)
     models = [(name, Path(path)) for name, path in (m.split("=", 1) for m in arguments.model)]
     result = {"commit": commit(), "hardware": hardware("cpu"), "sids": [t.sid for t in targets]}
-    result["forces_mae"], result["ways"] = {}, {}
+    result["data"] = arguments.data.name
+    result |= {"forces_mae": {}, "ways": {}}
     bfgs_too = not arguments.without_bfgs
     ways = [Way("before", stay), *(way for m in models for way in ways_of(*m, bfgs_too))]
     ways += [Way("BFGS in EMT", partial(optimise, forces_in_emt))] * bfgs_too
@@ -304,9 +236,7 @@ def main() -> None:
         if isinstance(load_denoiser(path, cpu=True), ZeroForceDenoiser):
             result["forces_mae"][name] = forces_mae(path, arguments.labelled)
     _write(arguments.out, result)
-    print(f"\n{len(targets)} structures, medians\n\n{table(result['ways'])}")
-    for name, value in result["forces_mae"].items():
-        print(f"{name}: forces MAE {value:.4f} eV/Å")
+    print(f"\n{format_result(result)}")
 
 
 def _write(path: Path | None, result: dict[str, Any]) -> None:

@@ -19,27 +19,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
 
 from dens.constraints import fixed_atoms
+from dens.data.equilibria.slabs import make_relaxed_demo
 from dens.data.sources.emt import (
     ADSORBATES,
     FACETS,
+    HELD_OUT_METAL,
+    METALS,
     contacts,
+    make_systems,
     reference_energy,
     run_frames,
-    start_structure,
 )
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
 from dens.files import atomic_folder
 
-METALS = ("Ni", "Cu", "Pd", "Pt", "Au", "Al")
-HELD_OUT_METAL = "Ag"
 MAX_FORCE = 20.0  # eV/Å, on a free atom; frames above are dropped
 MIN_CONTACT = 0.5  # pairs closer than this times the sum of their covalent radii overlap
 # split: (metals, frames taken from each system), in the order that seeds them
@@ -148,15 +148,10 @@ def _fill_split(
 ) -> Iterator[None]:
     """Add systems to the split until it has all its frames. Yields after each system."""
     metals, frames_per_system = SPLITS[name]
-    kinds = list(product(metals, FACETS, ADSORBATES))
-    np.random.default_rng(seed).shuffle(kinds)
+    systems = make_systems(metals, seed)
     while split.frames < n_frames:
-        sid = seed[1] * 1_000_000 + split.systems
-        metal, facet, adsorbate = kinds[split.systems % len(kinds)]
+        sid, atoms, metal, facet, rng = next(systems)
         split.systems += 1
-        # From 1 on: numpy takes (seed, index) and (seed, index, 0) as one seed.
-        rng = np.random.default_rng((*seed, split.systems))
-        atoms = start_structure(metal, facet, adsorbate, rng)
         reference = reference_energy(atoms, metal, facet)
         free = ~fixed_atoms(atoms)
         for frame in run_frames(atoms, rng, frames_per_system)[: n_frames - split.frames]:
@@ -195,11 +190,18 @@ Seed: {summary.seed}
 @click.command("demo")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same data.")
-def demo_command(out: Path, seed: int) -> None:
+@click.option(
+    "--relaxed",
+    is_flag=True,
+    help="Relaxed structures without labels, with their starts, to learn relaxation from.",
+)
+def demo_command(out: Path, seed: int, relaxed: bool) -> None:
     """Make the data of the demo in the folder OUT."""
+    what = "systems" if relaxed else "frames"
 
     def show(split: str, done: int, total: int) -> None:
-        click.echo(f"\r{split}: {done} of {total} frames", nl=done >= total, err=True)
+        click.echo(f"\r{split}: {done} of {total} {what}", nl=done >= total, err=True)
 
     shown = {"progress": show} if sys.stderr.isatty() else {}  # else it would flood a log
-    click.echo(make_demo_data(out, seed, **shown).table())
+    make = make_relaxed_demo if relaxed else make_demo_data
+    click.echo(make(out, seed, **shown).table())

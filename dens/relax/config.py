@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
-RELAXED = 0.0235  # Å; noise of at most this level counts as none: 15 of the 1000 polynomial levels
+
+class Defaults(NamedTuple):
+    """Settings that a model has defaults of its own for; these are MoreRed's."""
+
+    damping: float = 0.5
+    relaxed: float = 0.0235  # Å | noise that counts as none: 15 of the 1000 polynomial levels
+
+
+DEFAULTS = Defaults()
+
 _PATIENCE = {"direct": 2, "jt": 10, "as": 10}  # calls
 _MAX_CALLS = 60
 _NUM_LEVELS = 1000
@@ -132,7 +141,8 @@ class RelaxSettings(BaseModel):
     stop_level: int | None = setting(
         "an integer >= 0, or null",
         "a structure whose noise is at most of this level has converged; null: the highest level "
-        f"of at most {RELAXED} Å, 15 of 1000 polynomial ones (published: 0)",
+        f"of at most {DEFAULTS.relaxed} Å, 15 of 1000 polynomial ones (published: 0); of DeNS "
+        "0.008 Å",
         default=None,
         ge=0,
     )
@@ -144,10 +154,11 @@ class RelaxSettings(BaseModel):
         unit="calls",
         ge=1,
     )
-    damping: float = setting(
-        "a number in [0, 1)",
-        "share of the predicted noise that a step of direct leaves",
-        default=0.5,
+    damping: float | None = setting(
+        "a number in [0, 1), or null",
+        "share of the predicted noise that a step of direct leaves; null: "
+        f"{DEFAULTS.damping} for MoreRed, 0 for DeNS",
+        default=None,
         ge=0,
         lt=1,
     )
@@ -175,7 +186,7 @@ class RelaxSettings(BaseModel):
                         f"{name} = {getattr(self, name)} would be ignored: sampler itp counts its "
                         "level down to 0"
                     )
-        if self.sampler != "direct" and "damping" in self.model_fields_set:
+        if self.sampler != "direct" and self.damping is not None:
             raise ValueError(
                 f"damping = {self.damping} would be ignored: sampler is {self.sampler}, not direct"
             )
@@ -192,14 +203,18 @@ class RelaxSettings(BaseModel):
         """``patience``, or the sampler's own; None for itp, which does not need it."""
         return _PATIENCE.get(self.sampler) if self.patience is None else self.patience
 
-    def lowest_level(self, levels: NoiseLevels) -> int:
+    def lowest_level(self, levels: NoiseLevels, defaults: Defaults = DEFAULTS) -> int:
         """Return ``stop_level``, or the highest of ``levels`` that counts as no noise, at least 0.
+
+        Args:
+            levels: those of the model.
+            defaults: the model's.
 
         Raises:
             ConfigError: ``stop_level`` is no index of ``levels``.
         """
         if self.stop_level is None:
-            return max(0, sum(sigma <= RELAXED for sigma in levels.sigmas) - 1)
+            return max(0, sum(sigma <= defaults.relaxed for sigma in levels.sigmas) - 1)
         if self.stop_level >= len(levels):
             raise ConfigError(
                 f"stop_level must be < {len(levels)}, the number of noise levels of the model, "

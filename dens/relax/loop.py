@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dens.random import Stream
-from dens.relax.config import RelaxSettings
+from dens.relax.config import DEFAULTS, RelaxSettings
 from dens.relax.samplers import CONVERGED, REASONS, Reason, Sampler, StopRule, draw_unit_noise
 from dens.relax.samplers import estimate as estimate_relaxed
 from dens.relax.structures import Denoiser, Structure, Structures, centre
@@ -95,7 +95,8 @@ class RelaxLoop:
         keep_history: bool = False,
     ) -> None:
         self.denoiser, self.settings, self.seed = denoiser, settings, seed
-        self.sampler = Sampler(settings, denoiser.levels)
+        defaults = getattr(denoiser, "defaults", DEFAULTS)
+        self.sampler = Sampler(settings, denoiser.levels, defaults)
         self.stop_rule = StopRule(self.sampler)
         self.keep_history = keep_history
         named = enumerate(structures) if numbers is None else zip(numbers, structures, strict=True)

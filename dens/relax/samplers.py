@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dens.noise_levels import NoiseLevels
-from dens.relax.config import RelaxSettings
+from dens.relax.config import DEFAULTS, Defaults, RelaxSettings
 
 # Why a structure stopped, and the sentence for users; all but the last two are convergence.
 Reason = Literal["relaxed", "plateau", "countdown", "max_calls", "not_finite"]
@@ -94,10 +94,22 @@ class Sampler:
 
     ``direct``, ``jt`` and ``as`` take the level anew from each call; ``itp`` takes that of the
     first call and counts down.
+
+    Attributes:
+        settings: the settings of the relaxation.
+        levels: the noise levels of the denoiser.
+        defaults: the denoiser's, for settings that are not given.
     """
 
     settings: RelaxSettings
     levels: NoiseLevels
+    defaults: Defaults = DEFAULTS
+
+    @property
+    def damping(self) -> float:
+        """Share of the predicted noise that a step of direct leaves."""
+        given = self.settings.damping
+        return self.defaults.damping if given is None else given
 
     @property
     def is_random(self) -> bool:
@@ -114,7 +126,7 @@ class Sampler:
     ) -> Tensor:
         """Return the next positions, Å; arguments as of :func:`posterior_step`."""
         if unit_noise is None:
-            return direct_step(pos, noise, level, batch, self.levels, self.settings.damping)
+            return direct_step(pos, noise, level, batch, self.levels, self.damping)
         return posterior_step(pos, noise, level, batch, self.levels, unit_noise)
 
 
@@ -124,7 +136,8 @@ class StopRule:
     def __init__(self, sampler: Sampler) -> None:
         settings = sampler.settings
         self.counts_down = sampler.counts_down
-        self.stop_level = 0 if self.counts_down else settings.lowest_level(sampler.levels)
+        lowest = settings.lowest_level(sampler.levels, sampler.defaults)
+        self.stop_level = 0 if self.counts_down else lowest
         self.patience = settings.calls_without_progress
         self.limit = settings.call_limit
 

@@ -85,7 +85,8 @@ class Denoiser(Protocol):
     It brings positions into the form that its network reads, such as within the cell, and returns
     tensors on any device. Its noise need not be centred, and may be anything for fixed atoms.
     Structures are checked against the limits that it has as attributes, see
-    :class:`dens.relax.atoms.conversion.Limits`.
+    :class:`dens.relax.atoms.conversion.Limits`. An attribute ``defaults``, if it has one, is a
+    :class:`dens.relax.config.Defaults`.
     """
 
     levels: NoiseLevels

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from ase.build import molecule
 from helpers.paths import CONFIGS
 from helpers.structures import make_structure
 
@@ -15,6 +16,7 @@ import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem
 from dens.data.convert.md17 import convert_md17
 from dens.data.sources.md17 import MOLECULES
 from dens.data.store.lmdb import LmdbWriter
+from dens.data.store.records import add_start, atoms_to_data, data_to_atoms
 
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yml"))
 
@@ -62,7 +64,7 @@ def test_parts_belong_to_a_recipe():
     used = {include for name in FILES for include in includes(name)}
     assert not set(FILES) - set(RECIPES) - used
     groups = {Path(name).parts[0] for name in RECIPES}
-    assert groups == {"oc20", "oc22", "md17"}
+    assert groups == {"oc20", "oc22", "md17", "qm7"}
     assert len(RECIPES) >= 4 * len(MOLECULES) + 8
 
 
@@ -90,6 +92,9 @@ def make_data(root: Path, src: Path) -> None:
         (molecule,) = (m for m in MOLECULES if m.name == src.parts[2])
         make_md17(root, molecule)
         return
+    if src.parts[1] in ("qm7", "demo_relaxed"):
+        make_relaxed(root / src, is_open=src.parts[1] == "qm7")
+        return
     rng = np.random.default_rng(0)
     with LmdbWriter(root / src) as writer:
         for i in range(4):
@@ -100,6 +105,18 @@ def make_data(root: Path, src: Path) -> None:
                 data.y, data.nads, data.oc22 = data.y - 100, 1, 1
             elif "md" in str(src):
                 data.md = i % 2
+            writer.write(data)
+
+
+def make_relaxed(folder: Path, *, is_open: bool) -> None:
+    """Write structures without labels, with the positions that they were relaxed from."""
+    rng = np.random.default_rng(0)
+    with LmdbWriter(folder) as writer:
+        for i in range(4):
+            slab = data_to_atoms(make_structure(rng))
+            atoms = molecule("CH3OH") if is_open else slab
+            data = atoms_to_data(atoms, sid=i, fid=0, labels=False)
+            add_start(data, atoms.positions + rng.normal(scale=0.1, size=atoms.positions.shape))
             writer.write(data)
 
 
@@ -282,7 +299,12 @@ def test_published_values_of_md17(molecule):
         }
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "dens" in Path(name).name])
+LADDER = "oc20/eqv2_dens_relax_demo.yml"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if "dens" in Path(name).name and name != LADDER]
+)
 def test_baselines_differ_in_dens_only(name):
     path = Path(name)
     plain = load(str(path.with_name(path.name.replace("_dens", ""))))
@@ -296,3 +318,26 @@ def test_baselines_differ_in_dens_only(name):
         model["backbone"].pop("fast", None)  # the same model and results, computed faster
         model["backbone"].pop("model")
     assert config == plain
+
+
+def test_the_ladder_of_relaxation_differs_from_the_demo_in_its_noise_only():
+    ladder, demo = load(LADDER), load("oc20/eqv2_dens_demo.yml")
+    assert ladder["model"]["backbone"].pop("sigma_encoding") is True
+    assert {name: value for name, value in ladder["optim"].pop("dens").items() if value} == {
+        "prob": 0.5,
+        "denoising_coefficient": 20,
+        "sigma_low": 0.01,
+        "sigma_high": 0.3,
+        "num_sigmas": 30,
+    }
+    del demo["optim"]["dens"]
+    assert ladder == demo
+
+
+def test_morered_of_the_demo_has_the_model_of_the_demo():
+    ours, demo = load("oc20/eqv2_morered_demo.yml"), load("oc20/eqv2_demo.yml")
+    ours, demo = ours["model"]["backbone"], demo["model"]["backbone"]
+    own = {"model", "force_encoding", "fast"}
+    neighbours = {"enforce_max_neighbors_strictly", "max_neighbors", "avg_degree"}
+    differing = {name for name in ours.keys() | demo.keys() if ours.get(name) != demo.get(name)}
+    assert differing == own | neighbours

@@ -18,6 +18,8 @@ from helpers.program import run_program
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.data.demo import HELD_OUT_METAL, MAX_FORCE, METALS, make_demo_data
+from dens.data.equilibria import slabs
+from dens.data.equilibria.slabs import make_relaxed_demo
 
 SIZES = {"train_frames": 70, "val_frames": 15}
 
@@ -186,3 +188,43 @@ def test_command_makes_the_data_and_prints_the_table(tmp_path, monkeypatch):
         ["val_ood", "2"],
     ]
     assert "\r" not in output  # progress is for terminals
+
+
+# ---- equilibria ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def relaxed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("relaxed") / "out"
+    return make_relaxed_demo(out, seed=3, systems={"train": 2, "val_id": 1, "val_ood": 1})
+
+
+def test_equilibria_are_those_of_the_systems_of_the_demo(splits, relaxed):
+    """At rest in EMT, without labels, from the first frames of the labelled data."""
+    from fairchem.core.datasets.lmdb_dataset import LmdbDataset
+
+    n = 0
+    for name, records in splits.items():
+        firsts = {data.sid: data for data in records if data.fid == 0}
+        for data in LmdbDataset({"src": str(relaxed.path / name)}):
+            n += 1
+            assert "y" not in data
+            assert "force" not in data
+            free = (data.fixed == 0).numpy()
+            first = to_atoms(firsts[data.sid])
+            moved = first.positions - data.pos_start.numpy()
+            whole = np.linalg.solve(first.cell.array.T, moved.T).T
+            np.testing.assert_allclose(whole, whole.round(), atol=1e-5)
+            assert np.abs(to_atoms(data).get_forces()[free]).max() < 0.011
+            assert to_atoms(data).get_potential_energy() < first.get_potential_energy()
+            np.testing.assert_allclose(data.pos[~free], data.pos_start[~free], atol=1e-5)
+    assert n == sum(len(split.moved) for split in relaxed.splits.values()) == 4
+
+
+def test_equilibria_that_are_not_reached_are_counted(relaxed, tmp_path, monkeypatch):
+    reached = iter([False, True, True, True])
+    monkeypatch.setattr(slabs, "relax_to_equilibrium", lambda atoms: next(reached))
+    systems = {"train": 2, "val_id": 1, "val_ood": 1}
+    summary = make_relaxed_demo(tmp_path / "out", seed=3, systems=systems)
+    assert [split.dropped for split in summary.splits.values()] == [1, 0, 0]
+    assert relaxed.table() in (relaxed.path / "README.txt").read_text()

@@ -22,7 +22,7 @@ RELAX_ERRORS = [
     ({"sampler": "itp", "stop_level": 3}, "stop_level = 3 would be ignored: sampler itp"),
     ({"sampler": "itp", "patience": 3}, "patience = 3 would be ignored: sampler itp"),
     ({"sampler": "jt", "damping": 0.2}, "damping = 0.2 would be ignored: sampler is jt"),
-    ({"damping": 1.0}, "damping must be a number in [0, 1), got 1.0 (relax.damping)"),
+    ({"damping": 1.0}, "damping must be a number in [0, 1), or null, got 1.0 (relax.damping)"),
     ({"max_calls": 0}, "max_calls must be an integer >= 1, or null, got 0 (relax.max_calls)"),
 ]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import count, product
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from ase.optimize import FIRE
 
 from dens.constraints import fixed_atoms
 
+METALS = ("Ni", "Cu", "Pd", "Pt", "Au", "Al")
+HELD_OUT_METAL = "Ag"
 # facet: (builder, size); the bottom layers are fixed, the two upper ones free
 FACETS = {"111": (fcc111, (2, 3, 3)), "100": (fcc100, (2, 3, 3)), "110": (fcc110, (2, 2, 4))}
 # adsorbate: EMT's bond length, Å (None for a single atom)
@@ -29,6 +32,8 @@ START_CONTACT = 0.9
 
 RELAX_STEPS = 30
 RELAX_FMAX = 0.05  # eV/Å
+EQUILIBRIUM_FMAX = 0.01  # eV/Å
+EQUILIBRIUM_STEPS = 1000
 MD_STEPS = 30
 MD_TIMESTEP = 2.0 * units.fs
 MD_FRICTION = 0.02 / units.fs
@@ -45,13 +50,40 @@ class Frame(NamedTuple):
     forces: np.ndarray  # (n_atoms, 3), eV/Å, constraints not applied
 
 
-def run_frames(atoms: Atoms, rng: np.random.Generator, count: int) -> list[Frame]:
+class System(NamedTuple):
+    """A slab with an adsorbate to start from."""
+
+    sid: int
+    atoms: Atoms  # with EMT as its calculator
+    metal: str
+    facet: str
+    rng: np.random.Generator  # of what is done with the start
+
+
+def make_systems(metals: Sequence[str], seed: tuple[int, int]) -> Iterator[System]:
+    """Make the systems of a split without end, each a function of the seed and its number.
+
+    Args:
+        metals: of the slabs.
+        seed: of the data, and the number of the split.
+    """
+    kinds = list(product(metals, FACETS, ADSORBATES))
+    np.random.default_rng(seed).shuffle(kinds)
+    for number in count():
+        metal, facet, adsorbate = kinds[number % len(kinds)]
+        # From 1 on: numpy takes (seed, index) and (seed, index, 0) as one seed.
+        rng = np.random.default_rng((*seed, number + 1))
+        atoms = start_structure(metal, facet, adsorbate, rng)
+        yield System(seed[1] * 1_000_000 + number, atoms, metal, facet, rng)
+
+
+def run_frames(atoms: Atoms, rng: np.random.Generator, number: int) -> list[Frame]:
     """Run a relaxation, and molecular dynamics from its end; take half of the frames from each,
     evenly spaced in steps."""
     relaxation = [_snapshot(atoms, fid, False) for fid, _ in enumerate(_relax(atoms, RELAX_STEPS))]
     steps = _langevin(atoms, rng.uniform(*MD_TEMPERATURES), rng)
     dynamics = [_snapshot(atoms, fid, True) for fid, _ in enumerate(steps, start=len(relaxation))]
-    return [*_spread(relaxation, count // 2), *_spread(dynamics, count - count // 2)]
+    return [*_spread(relaxation, number // 2), *_spread(dynamics, number - number // 2)]
 
 
 def _snapshot(atoms: Atoms, fid: int, md: bool) -> Frame:
@@ -71,6 +103,12 @@ def _relax(atoms: Atoms, steps: int) -> Iterator[bool]:
     """Relax in place; yields at the start and after every step."""
     # FIRE needs no linear algebra, so the numbers do not depend on the number of threads
     return FIRE(atoms, logfile=None).irun(fmax=RELAX_FMAX, steps=steps)
+
+
+def relax_to_equilibrium(atoms: Atoms) -> bool:
+    """Relax in place until no force exceeds `EQUILIBRIUM_FMAX`; tell whether that was reached."""
+    optimizer = FIRE(atoms, logfile=None)
+    return bool(optimizer.run(fmax=EQUILIBRIUM_FMAX, steps=EQUILIBRIUM_STEPS))
 
 
 def _langevin(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Iterator[None]:

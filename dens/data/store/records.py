@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.geometry import wrap_positions
 from torch_geometric.data import Data
 
 from dens.constraints import fixed_atoms
-from dens.data.soundness import find_fault
+from dens.data.soundness import find_fault, periodic_directions
 
 # Fixed, because the highest protocol differs between Python versions.
 PICKLE_PROTOCOL = 4
@@ -138,6 +139,23 @@ def add_start(data: Data, start: np.ndarray) -> bool:
     data.pos_start = _float32(start)
     _check(data, f"structure sid={data.sid} fid={data.fid}", {"pos_start": "atom"})
     return bool(np.isfinite(start).all())
+
+
+def data_to_atoms(data: Data) -> Atoms:
+    """Make an ASE structure of a record; atoms that are ``fixed`` get a constraint.
+
+    It has no labels. Positions stay where they are, within the cell or not.
+    """
+    atoms = Atoms(
+        data.atomic_numbers.long().numpy(),
+        data.pos.double().numpy(),
+        cell=data.cell.view(3, 3).double().numpy() if "cell" in data else None,
+        pbc=periodic_directions(data.to_dict()),
+        tags=data.tags.numpy() if "tags" in data else None,
+    )
+    if "fixed" in data and (data.fixed != 0).any():
+        atoms.set_constraint(FixAtoms(mask=(data.fixed != 0).numpy()))
+    return atoms
 
 
 def pickle_record(data: Data) -> bytes:

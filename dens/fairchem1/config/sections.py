@@ -57,9 +57,12 @@ def check_keys(config: Mapping[str, Any], trainer: type) -> None:
         ConfigError: one line for each mistake.
     """
     lenient = _reads_more(trainer)
+    own = {"task.relax_opt": getattr(trainer, "relax_schema", schema.RELAX_OPT)}
     run_all(
         *(
-            partial(parse_settings, known, settings or {}, where, lenient=accepts_others)
+            partial(
+                parse_settings, own.get(where, known), settings or {}, where, lenient=accepts_others
+            )
             for where, settings, known, accepts_others in _list_sections(config, lenient)
         )
     )

@@ -13,12 +13,13 @@ from torch_geometric.data import Data
 
 from dens.denoising.config import DeNSConfig, parse_config
 from dens.denoising.corruption import set_fields
-from dens.fairchem1.checkpoints.layouts import EMBEDDING, Checkpoint, read
+from dens.fairchem1.checkpoints.layouts import Checkpoint, read
 from dens.fairchem1.checkpoints.model_sections import build
 from dens.fairchem1.checkpoints.state import trained_elements
 from dens.fairchem1.config.methods.morered import parse_settings_of, predicted_by
 from dens.fairchem1.config.translate import is_foreign, translate_optim
 from dens.noise_levels import NoiseLevels
+from dens.relax.config import Defaults
 from dens.relax.objective import mean_over_free
 from dens.relax.structures import Denoised, Structures, centre
 
@@ -30,29 +31,45 @@ class Network:
     """A trained network that is asked about structures, on the CPU or a GPU.
 
     Args:
-        checkpoint: the model and its weights.
-        where: the name of its file, for errors.
-        device: where to run it.
+        model: a hydra model of EquiformerV2, which is used as it is.
         seed: of the random frames of edges, on which the last digits of a result depend.
-
-    Raises:
-        ValueError: the checkpoint holds no config.
+        elements: the atomic numbers that were trained; None: not known.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, where: str, device: torch.device, seed: int = 0
+        self, model: nn.Module, seed: int = 0, elements: Sequence[int] | None = None
     ) -> None:
+        backbone = model.backbone
+        self.model, self.seed, self.elements = model, seed, elements
+        self.periodic: bool = backbone.use_pbc
+        self.cutoff: float = backbone.max_radius
+        self.n_numbers = len(backbone.sphere_embedding.weight)
+
+    @classmethod
+    def of_checkpoint(
+        cls, checkpoint: Checkpoint, where: str, device: torch.device, seed: int = 0
+    ) -> Network:
+        """Build the network of a checkpoint in evaluation mode.
+
+        Args:
+            checkpoint: the model and its weights.
+            where: the name of its file, for errors.
+            device: where to run it.
+            seed: see the class.
+
+        Raises:
+            ValueError: the checkpoint holds no config.
+        """
         if checkpoint.model is None:
             raise ValueError(f"{where} holds no config, without which its model cannot be built")
-        section = copy.deepcopy(checkpoint.model)
-        self.periodic: bool = section["backbone"].get("use_pbc", True)
-        self.cutoff: float = section["backbone"].get("max_radius", 5.0)
-        self.n_numbers = len(checkpoint.weights[EMBEDDING])
-        self.elements: Sequence[int] | None = trained_elements(checkpoint.content)
-        self.model: nn.Module = build(section)
-        self.model.load_state_dict(checkpoint.weights, strict=False)
-        self.model.to(device).eval()
-        self.device, self.seed = device, seed
+        model: nn.Module = build(copy.deepcopy(checkpoint.model))
+        model.load_state_dict(checkpoint.weights, strict=False)
+        return cls(model.to(device).eval(), seed, trained_elements(checkpoint.content))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.model.parameters()).device
 
     @torch.no_grad()
     def __call__(self, batch: Structures, **fields: Tensor) -> tuple[dict[str, Tensor], Data]:
@@ -160,6 +177,9 @@ class ZeroForceDenoiser(NetworkDenoiser):
     """
 
     levels = _COUNTED
+    # Undamped, a Newton step, structures are nearer to their minima after as many calls. It is a
+    # cautious one, shorter than the way: small noise is not yet none. See docs/relaxation.md.
+    defaults = Defaults(damping=0.0, relaxed=0.008)
 
     def __init__(self, network: Network, dens: DeNSConfig) -> None:
         super().__init__(network)
@@ -232,7 +252,7 @@ def load_denoiser(
             has = "predicts the level itself" if time_network else "is told the level"
             need = "no time checkpoint" if time_network else "a time checkpoint"
             raise ValueError(f"{path} {has}: it needs {need} (--time-checkpoint)")
-        network = Network(checkpoint, str(path), device, seed)
+        network = Network.of_checkpoint(checkpoint, str(path), device, seed)
         return MoreRedDenoiser(network, parse_settings_of(optim).levels, time_network)
     if time_path is not None:
         raise ValueError(
@@ -247,7 +267,7 @@ def load_denoiser(
         )
     dens = translate_optim(optim)["dens"] if is_foreign(optim) else optim.get("dens")
     settings = parse_config(dens, f"{path}: optim.dens")
-    return ZeroForceDenoiser(Network(checkpoint, str(path), device, seed), settings)
+    return ZeroForceDenoiser(Network.of_checkpoint(checkpoint, str(path), device, seed), settings)
 
 
 def _time_network(
@@ -259,4 +279,4 @@ def _time_network(
         raise ValueError(f"{path} predicts no level of noise: expected one with a dens.TimeHead")
     if parse_settings_of(other).levels != parse_settings_of(optim).levels:
         raise ValueError(f"{path} was trained with other noise levels (optim.morered)")
-    return Network(checkpoint, str(path), device, seed)
+    return Network.of_checkpoint(checkpoint, str(path), device, seed)

@@ -7,7 +7,14 @@ from typing import Any
 
 from fairchem.core.common.registry import registry
 
-from dens.fairchem1.config.methods.morered import check_model, check_targets, parse_settings_of
+from dens.fairchem1.config.methods.morered import (
+    RelaxOptions,
+    check_model,
+    check_relaxation,
+    check_targets,
+    parse_settings_of,
+)
+from dens.fairchem1.morered.relax_dataset import relax_dataset
 from dens.fairchem1.train.host import ObjectiveMixin
 from dens.fairchem1.train.optimizer import EpochTrainer
 from dens.relax.objective import MoreRedObjective
@@ -24,13 +31,18 @@ class MoreRedMixin(ObjectiveMixin):
     """
 
     objective_class = MoreRedObjective
-    config_checks = (check_model, check_targets)
+    config_checks = (check_model, check_targets, check_relaxation)
+    relax_schema = RelaxOptions
     default_metric = "noise_mse"
     objective: MoreRedObjective
 
     @classmethod
     def parse_objective(cls, optim: Mapping[str, Any]) -> MoreRedObjective:
         return MoreRedObjective(parse_settings_of(optim))
+
+    def run_relaxations(self) -> None:
+        """Relax the structures of ``dataset.relax``, see :func:`relax_dataset`."""
+        relax_dataset(self)
 
     def required_fields(self) -> dict[str, str]:
         if self.objective.config.pair_share == 0:

@@ -11,8 +11,8 @@ a number (fid) other than 0 have it in their name: ``a/run.traj``, ``a/run-1.tra
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,19 +67,34 @@ def trajectory_names(batch: Batch) -> list[str]:
     fids = getattr(batch, "fid", None)
     fids = [0] * len(batch.sid) if fids is None else fids
     sids, fids = (v.tolist() if isinstance(v, Tensor) else v for v in (batch.sid, fids))
-    names = [f"{sid}-{fid}" if fid else str(sid) for sid, fid in zip(sids, fids, strict=True)]
+    names = [frame_name(sid, fid) for sid, fid in zip(sids, fids, strict=True)]
+    check_trajectory_names(names)
+    return names
+
+
+def frame_name(sid: int | str, fid: int) -> str:
+    """Name a structure by its sid, and its fid if that is not 0."""
+    return f"{sid}-{fid}" if fid else str(sid)
+
+
+def check_trajectory_names(names: Sequence[str]) -> None:
+    """Refuse equal names of trajectories, or one that lies outside their folder.
+
+    Raises:
+        ConfigError: names the first such structure.
+    """
+    counts = Counter(names)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(
                 f"the sid {name!r} is no file name, so its trajectory would not lie in the folder "
                 "(task.relax_opt.traj_dir)"
             )
-        if names.count(name) > 1:
+        if counts[name] > 1:
             raise ConfigError(
                 f"two structures have the trajectory {name}: expected different sids or fids "
                 "(task.relax_opt.traj_dir)"
             )
-    return names
 
 
 def _has_trajectories(batch: Batch, traj_dir: str | Path | None) -> bool:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dens.fairchem1.config.rules import check_primary_metric, find_class, run_all
-from dens.relax.config import MoreRedConfig, parse_morered
+from dens.noise_levels import NoiseLevels
+from dens.relax.config import MoreRedConfig, RelaxSettings, parse_morered
 from dens.relax.objective import MoreRedObjective
-from dens.settings import ConfigError
+from dens.settings import ConfigError, parse_settings, setting
 
 _MADE = MoreRedObjective.makes
+# settings of fairchem's relaxations: what takes their place
+_OF_FORCES = {
+    "relaxation_steps": "counts calls, max_calls in task.relax_opt",
+    "relaxation_fmax": "knows no forces, see stop_level in task.relax_opt",
+    "relax_cell": "keeps the cell",
+    "relax_volume": "keeps the cell",
+}
 
 
 def parse_settings_of(optim: Mapping[str, Any]) -> MoreRedConfig:
@@ -70,6 +79,53 @@ def check_targets(config: Mapping[str, Any]) -> None:
         lambda: _check_losses(config),
         lambda: check_primary_metric(config.get("evaluation_metrics") or {}),
     )
+
+
+class RelaxOptions(RelaxSettings):
+    """Settings ``task.relax_opt`` of ``--mode run-relaxations`` with a MoreRed trainer."""
+
+    traj_dir: str | None = setting(
+        "a folder, or null",
+        "where the way of each structure is written; structures that are there already are read "
+        "instead of relaxed",
+        default=None,
+    )
+
+
+def parse_relaxation(task: Mapping[str, Any]) -> RelaxOptions:
+    """Read ``relax_opt`` of a ``task`` section; without any the defaults hold.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    return parse_settings(RelaxOptions, task.get("relax_opt") or {}, "task.relax_opt")
+
+
+def check_relaxation(config: Mapping[str, Any]) -> None:
+    """Refuse settings of relaxation that are wrong, or that are those of an optimizer on forces.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    task = config.get("task") or {}
+    problems = [
+        f"{name} would be ignored: relaxation by denoising {why} (task.{name})"
+        for name, why in _OF_FORCES.items()
+        if task.get(name)
+    ]
+    settings = parse_relaxation(task)
+    with suppress(ConfigError):  # another check reports wrong settings of training
+        levels = parse_settings_of(config.get("optim") or {}).levels
+        problems += _outside_of(levels, settings)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _outside_of(levels: NoiseLevels, settings: RelaxOptions) -> Iterator[str]:
+    try:
+        settings.lowest_level(levels)
+    except ConfigError as error:
+        yield f"{error} (task.relax_opt.stop_level)"
 
 
 def _check_losses(config: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def test_parts_belong_to_a_recipe():
     used = {include for name in FILES for include in includes(name)}
     assert not set(FILES) - set(RECIPES) - used
     groups = {Path(name).parts[0] for name in RECIPES}
-    assert groups == {"oc20", "oc22", "md17", "qm7"}
+    assert groups == {"oc20", "oc22", "md17", "qm7", "qm7x", "qm9"}
     assert len(RECIPES) >= 4 * len(MOLECULES) + 8
 
 
@@ -92,8 +92,8 @@ def make_data(root: Path, src: Path) -> None:
         (molecule,) = (m for m in MOLECULES if m.name == src.parts[2])
         make_md17(root, molecule)
         return
-    if src.parts[1] in ("qm7", "demo_relaxed"):
-        make_relaxed(root / src, is_open=src.parts[1] == "qm7")
+    if src.parts[1] in ("qm7", "qm7x", "qm9", "demo_relaxed"):
+        make_relaxed(root / src, is_open=src.parts[1] != "demo_relaxed")
         return
     rng = np.random.default_rng(0)
     with LmdbWriter(root / src) as writer:

@@ -18,7 +18,7 @@ from dens.settings import options_table
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = re.compile(r"<!-- table: ([\w.]+) -->\n(.*?)<!-- /table -->", re.DOTALL)
-SCHEMAS = {"DeNSConfig", "MonitorSettings", "StepSettings"}
+SCHEMAS = {"DeNSConfig", "MonitorSettings", "StepSettings", "MoreRedConfig", "RelaxSettings"}
 
 
 def generate(marker: re.Match) -> str:

@@ -175,7 +175,7 @@ def grown_elements(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
 
 def _noise_factor(trainer: Any, source: Checkpoint) -> float | None:
     """Return the factor from forces to noise, or None for a fresh noise head."""
-    if trainer.pretrained.noise_head == "fresh":
+    if trainer.pretrained.noise_head == "fresh" or trainer.objective.section != "dens":
         return None
     return -float(source.scale("forces")) / (_STIFFNESS * trainer.dens.noise_scale)
 

@@ -26,6 +26,7 @@ from helpers.labelled import slabs, write_oc20
 from helpers.paths import CONFIGS, DOCS, README, ROOT
 
 from dens.data.demo import make_demo_data
+from dens.data.equilibria.slabs import make_relaxed_demo
 
 FEW = (
     "--dataset.train.first_n=16 --dataset.val.first_n=4 --optim.scheduler_params.warmup_epochs=1 "
@@ -103,6 +104,16 @@ RELAXED_QM7, RELAXED_SPEED, RELAXED_FIGURE = (
     )
 )
 
+MORERED_DEMO = "fairchem main.py --config configs/oc20/eqv2_morered_demo.yml --identifier morered"
+RELAXED_DEMO = (
+    "fairchem main.py --mode run-relaxations --config configs/oc20/eqv2_morered_demo.yml "
+    "--checkpoint checkpoints/*-morered/checkpoint.pt"
+)
+RELAX_SLABS = (
+    "OMP_NUM_THREADS=1 python -m benchmarks.relax_slabs --data data/demo_relaxed/val_id "
+    "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
+)
+
 TABLE = {
     # installation, data and training
     "pip install '.[fairchem1]'": INSTALL,
@@ -114,6 +125,11 @@ TABLE = {
     ),
     "dens data demo data/demo": Run(
         says="data/demo already exists", status=2, reason="takes a minute; tests/data make less"
+    ),
+    "dens data demo data/demo_relaxed --relaxed": Run(
+        says="data/demo_relaxed already exists",
+        status=2,
+        reason="takes minutes; tests/data make less",
     ),
     "dens data download --task s2ef --split 2M --ref-energy --num-workers 8 "
     "--data-path data/oc20": DOWNLOAD,
@@ -235,6 +251,23 @@ TABLE = {
     "python -m benchmarks.relaxation --table docs/results/relaxation/qm7_*.json": Run(
         says="GFN2-xTB"
     ),
+    "fairchem main.py --config configs/oc20/eqv2_dens_relax_demo.yml --identifier ladder": Run(
+        FEW, needs=(TRAIN,), makes="checkpoints/*-ladder/checkpoint.pt"
+    ),
+    MORERED_DEMO: Run(
+        "--optim.max_epochs=2 --logger=tensorboard",
+        needs=(TRAIN,),
+        makes="checkpoints/*-morered/checkpoint.pt",
+    ),
+    RELAXED_DEMO: Run(
+        needs=(MORERED_DEMO,),
+        says="average_distance_within_threshold",
+        makes="results/*/relaxed_positions.npz",
+    ),
+    RELAX_SLABS: Run("--help", says="--labelled", reason="needs trained models; takes minutes"),
+    "python -m benchmarks.relax_slabs --table docs/results/relaxation/slabs_val_id.json": Run(
+        says="morered"
+    ),
     "python -m benchmarks.data": Run(
         "--help", says="--data", reason="makes and converts 2,000 slabs"
     ),
@@ -262,6 +295,10 @@ class Workplace:
         shutil.copy(ROOT / "docs/results.md", folder / "docs")
         shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
+        systems = {"train": 8, "val_id": 2, "val_ood": 1}
+        make_relaxed_demo(folder / "data/demo_relaxed", systems=systems)
+        results = folder / "docs/results/relaxation"
+        shutil.copytree(ROOT / "docs/results/relaxation", results, dirs_exist_ok=True)
         self._make_sources()
         (diff,) = code_blocks(README.read_text(encoding="utf-8"), "diff")
         stock = (CONFIGS / "oc20/eqv2_demo.yml").read_text(encoding="utf-8")

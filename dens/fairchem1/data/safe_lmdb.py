@@ -83,11 +83,15 @@ def rename(data: Data, key_mapping: Mapping[str, str | list[str]]) -> Data:
     """Rename the fields of a record as fairchem does, but say what is wrong.
 
     Raises:
-        BadRecord: a new name is that of a field with another value.
+        BadRecord: a new name is that of a field with another value, which keeps that name.
     """
+    freed = set()  # names that entries before have taken from their fields
     for old, new in key_mapping.items():
-        for name in [new] if isinstance(new, str) else new:
-            if name == old or old not in data or name not in data:
+        names = [new] if isinstance(new, str) else new
+        if old in data and old not in names:
+            freed.add(old)
+        for name in names:
+            if name == old or name in freed or old not in data or name not in data:
                 continue
             if not np.array_equal(*(np.asarray(data[key]).ravel() for key in (old, name))):
                 raise BadRecord(

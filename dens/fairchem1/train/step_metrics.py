@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 import torch
 
 from dens.data.batches import select_structures
 from dens.fairchem1.config.rules import metric_names
-from dens.metrics import LOSS_TERM, Ratio
+from dens.metrics import LOSS_TERM, Ratio, find_metric
 from dens.objective import Objective
 from dens.patching import replaced
 from dens.ranks import sum_over_ranks
+
+_NONE_YET = -1.0  # fairchem's best metric before the first evaluation, if higher is better
 
 
 class TrainingMetrics:
@@ -72,3 +75,16 @@ class TrainingMetrics:
             metrics = super()._compute_metrics(part_out, part, evaluator, {})
         found = {name: metrics[name] for name in metric_names(wanted)}
         return {name: Ratio(m["total"], m["numel"]) for name, m in found.items()}
+
+    def update_best(self, primary_metric, val_metrics, disable_eval_tqdm: bool = True) -> None:
+        """Save the best checkpoint, with errors and losses of any name taken as better if lower.
+
+        fairchem takes a metric as better if higher, unless its name has "mae" in it.
+        """
+        name = primary_metric
+        if "mae" not in name and find_metric(name).better == "lower":
+            name = f"mae: {primary_metric}"  # under which fairchem takes it as meant
+            val_metrics = {**val_metrics, name: val_metrics[primary_metric]}
+            if self.best_val_metric == _NONE_YET:
+                self.best_val_metric = math.inf
+        super().update_best(name, val_metrics, disable_eval_tqdm)

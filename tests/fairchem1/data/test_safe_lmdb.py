@@ -26,7 +26,7 @@ from dens.data.store.lmdb import LmdbWriter, open_lmdb
 from dens.data.store.records import atoms_to_data
 from dens.data.survey.samples import FolderReader, LmdbFolder
 from dens.fairchem1 import DeNSTrainer
-from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS, use_safe_formats
+from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS, rename, use_safe_formats
 from dens.safe.pickles import BadRecord
 from dens.settings import ConfigError
 
@@ -417,3 +417,15 @@ def test_training_names_bad_records_or_skips_them(tmp_path, workers):
     assert trainer.train_loader.dataset.dataset.bad_records == 2
     assert trainer.step == 8
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_a_field_may_take_the_name_that_another_gives_up():
+    """From the start of a relaxation to its end: in the order of key_mapping."""
+    data = Data(pos=torch.zeros(2, 3), pos_start=torch.ones(2, 3))
+    renamed = rename(data, {"pos": "pos_relaxed", "pos_start": "pos"})
+    assert renamed.pos.eq(1).all()
+    assert renamed.pos_relaxed.eq(0).all()
+    assert "pos_start" not in renamed
+    data = Data(pos=torch.zeros(2, 3), pos_start=torch.ones(2, 3))
+    with pytest.raises(BadRecord, match="it has both pos_start and pos"):
+        rename(data, {"pos_start": "pos", "pos": "pos_relaxed"})

@@ -168,3 +168,23 @@ def test_time_of_a_structure_is_the_mean_over_free_atoms(dataset):
     found = mean_over_free(values, batch)
     for i, value in enumerate(found):
         assert value == values[(batch.batch == i) & (batch.fixed == 0)].mean()
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("noise_mse", [0.5, 0.4, 0.6], [0.5, 0.4]),
+        ("loss", [0.5, 0.4, 0.6], [0.5, 0.4]),
+        ("time_mae", [0.5, 0.4, 0.6], [0.5, 0.4]),
+        ("forces_cosine_similarity", [0.5, 0.4, 0.6], [0.5, 0.6]),
+    ],
+)
+def test_the_best_checkpoint_is_of_the_lowest_error(dataset, metric, values, best):
+    """fairchem takes the highest of all metrics whose names lack "mae"."""
+    trainer, saved = MoreRedTrainer(**morered_config(dataset)), []
+    trainer.best_val_metric = 1e9 if "mae" in metric else -1.0  # as fairchem begins
+    trainer.save = lambda metrics, **_: saved.append(metrics[metric]["metric"])
+    for value in values:
+        trainer.update_best(metric, {metric: {"metric": value}})
+    assert saved == best
+    assert trainer.best_val_metric == best[-1]

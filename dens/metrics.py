@@ -9,6 +9,7 @@ NOISE_MAE, NOISE_COSINE = "denoising_pos_mae", "denoising_pos_cosine"
 NOISE_EXPLAINED = "denoising_pos_explained_variance"
 NOISY_ENERGY_MAE, NOISY_FORCES_MAE = "denoising_energy_mae", "denoising_forces_mae"
 LEVEL_MAE = "denoising_level_mae"
+RELAXED_RMSD, RELAX_CALLS = "relaxed_rmsd", "relax_calls"
 GRADIENT_SHARE, LOSS_TERM = "gradient_share_", "loss_"  # families: the name of a loss term follows
 
 GROUPS = ("S2EF", "Denoising", "Optimisation", "System")
@@ -65,6 +66,8 @@ _ROWS = (
     ),
     Metric(NOISY_FORCES_MAE, "force MAE beside corrupted atoms", "eV/Å", "lower", "Denoising"),
     Metric(LEVEL_MAE, "noise level MAE", "Å", "lower", "Denoising", short="level"),
+    Metric(RELAXED_RMSD, "RMSD after relaxation", "Å", "lower", "Denoising", short="RMSD"),
+    Metric(RELAX_CALLS, "calls of a relaxation", "", "lower", "Denoising"),
     Metric("lr", "learning rate", group="Optimisation"),
     Metric("grad_norm", "gradient norm", group="Optimisation"),
     Metric("corrupted_fraction", "corrupted fraction", group="Optimisation"),

@@ -15,6 +15,7 @@ from dens.fairchem1.config.methods.morered import (
     parse_settings_of,
 )
 from dens.fairchem1.morered.relax_dataset import relax_dataset
+from dens.fairchem1.morered.validation import relaxation_errors
 from dens.fairchem1.train.host import ObjectiveMixin
 from dens.fairchem1.train.optimizer import EpochTrainer
 from dens.relax.objective import MoreRedObjective
@@ -39,6 +40,12 @@ class MoreRedMixin(ObjectiveMixin):
     @classmethod
     def parse_objective(cls, optim: Mapping[str, Any]) -> MoreRedObjective:
         return MoreRedObjective(parse_settings_of(optim))
+
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
+        metrics = super().validate(split, disable_tqdm)
+        if self.monitor is not None:
+            self.log(relaxation_errors(self, getattr(self, f"{split}_loader").dataset), split)
+        return metrics
 
     def run_relaxations(self) -> None:
         """Relax the structures of ``dataset.relax``, see :func:`relax_dataset`."""

@@ -49,7 +49,7 @@ class DenoisingValidation:
         the objective tells anything.
         """
         probes = self.host.objective.probes(self.sigmas, dataset[0]) if len(dataset) else []
-        chosen = self._chosen(len(dataset), len(probes)) if probes else []
+        chosen = self.chosen(len(dataset), len(probes)) if probes else []
         if not chosen:
             return {}, None
         collector = Collector(self.host) if self._figures_due() else None
@@ -61,7 +61,7 @@ class DenoisingValidation:
                 collector.add_clean(batch for _, batch in self._batches(dataset, chosen))
         return errors, None if collector is None else collector.gather(self.sigmas, errors)
 
-    def _chosen(self, n: int, n_probes: int) -> list[int]:
+    def chosen(self, n: int, n_probes: int) -> list[int]:
         """Choose this rank's structures, equally many on each rank; repeat some if too few."""
         rank, size = self.schedule.rank, self.schedule.ranks
         here = -(-self.settings.structures(n, n_probes) // size)

@@ -11,7 +11,11 @@ from kill_and_resume import compare
 
 from dens.fairchem1 import DeNSTrainer, MoreRedTrainer
 from dens.fairchem1.config.settle import settle
+from dens.fairchem1.morered.denoisers import MoreRedDenoiser, Network
+from dens.relax.evaluation import noisy_starts
+from dens.relax.loop import relax_structures
 from dens.relax.objective import mean_over_free
+from dens.relax.structures import Structure
 from dens.settings import ConfigError
 
 
@@ -103,6 +107,25 @@ def test_validation_has_the_same_noise_every_time(dataset):
         "denoising_pos_mae", "denoising_pos_cosine", "denoising_pos_explained_variance",
         "denoising_level_mae",
     }  # fmt: skip
+
+
+def test_relaxations_of_a_validation_are_those_of_a_plain_loop(dataset):
+    """One by one, in another batch size; the weights are the averaged ones."""
+    optim = {"eval_batch_size": 4, "watch": {"denoising_structures": 3}}
+    trainer, logged = MoreRedTrainer(**morered_config(dataset, optim=optim)), {}
+    trainer.log = lambda values, split: logged.update(values)
+    trainer.validate("val", disable_tqdm=True)
+    network = Network(trainer._unwrapped_model.eval())
+    denoiser = MoreRedDenoiser(network, trainer.objective.config.levels)
+    after = []
+    for number in (0, 4, 7):  # of 8, evenly
+        data = trainer.val_dataset[number]
+        cell, fixed = data.cell[0].double(), data.fixed != 0
+        structure = Structure(data.atomic_numbers.long(), data.pos.double(), cell, fixed)
+        starts = noisy_starts([structure], 0.1, 0, [number])
+        (relaxed,) = relax_structures(starts, denoiser, numbers=[number])
+        after.append((relaxed.pos - structure.pos)[~fixed].square().sum(1).mean().sqrt().item())
+    assert logged["relaxed_rmsd/sigma=0.10"] == pytest.approx(np.mean(after), rel=1e-3)
 
 
 def test_prediction_leaves_structures_alone(dataset):

@@ -1,4 +1,4 @@
-"""Relax structures of the validation set during training: whether the noise that is learned helps."""
+"""Relax noisy structures of the validation set during training, to see whether that works."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def relaxation_errors(trainer: Any, dataset: Any) -> dict[str, float]:
     starts = noisy_starts(structures, sigma, seed, chosen) if chosen else []
     with trainer.evaluating():
         relaxed = relax_structures(starts, denoiser, seed=seed, numbers=chosen)
-    totals = torch.zeros(3, dtype=torch.float64)
+    totals = [0.0, 0.0, 0.0]
     if chosen:
         measured = measure(structures, starts, relaxed)
-        totals = torch.stack(
-            [measured.after.sum(), measured.calls.sum(), torch.tensor(len(chosen))]
-        )
-    after, calls, number = sum_over_ranks(totals.double().to(trainer.device)).tolist()
+        totals = [measured.after.sum().item(), measured.calls.sum().item(), len(chosen)]
+    totals = torch.tensor(totals, dtype=torch.float64, device=trainer.device)
+    after, calls, number = sum_over_ranks(totals).tolist()
     if not number:
         return {}
     errors = {RELAXED_RMSD: after / number, RELAX_CALLS: calls / number}

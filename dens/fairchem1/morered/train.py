@@ -15,7 +15,7 @@ from dens.fairchem1.config.methods.morered import (
     parse_settings_of,
 )
 from dens.fairchem1.morered.relax_dataset import relax_dataset
-from dens.fairchem1.morered.validation import relaxation_errors
+from dens.fairchem1.morered.relax_validation import relaxation_errors
 from dens.fairchem1.train.host import ObjectiveMixin
 from dens.fairchem1.train.optimizer import EpochTrainer
 from dens.relax.objective import MoreRedObjective

@@ -55,7 +55,7 @@ class MoreRedHead(TimeHead):
             AS and ITP, beside a :class:`TimeHead` of its own).
 
     Raises:
-        ConfigError: another value of ``time``.
+        ConfigError: another value of ``time``; in the forward pass: a time that is not given.
     """
 
     def __init__(self, backbone, time: str = "predicted") -> None:
@@ -76,7 +76,12 @@ class MoreRedHead(TimeHead):
         out = super().forward(data, emb) if "time" in self.predicts else {}
         told = getattr(data, "told_time", None)  # by a sampler that counts the level down
         if told is None:
-            told = out["time"] if out else data.time
+            told = out["time"] if out else getattr(data, "time", None)
+        if told is None:
+            raise ConfigError(
+                "this network is told the noise level (time: given) and cannot find it: use it in "
+                "dens relax with --time-checkpoint"
+            )
         time = mean_over_free(told.view(-1), data)
         scalars = self.embed(time[:, None])[data.batch]
         noise = self.noise(data, {**emb, "node_embedding": _add_scalars(emb, scalars)})["noise"]

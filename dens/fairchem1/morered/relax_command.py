@@ -10,7 +10,7 @@ from typing import Any
 import ase.io
 import click
 from ase import Atoms
-from ase.io.formats import UnknownFileTypeError, filetype
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from dens.fairchem1.checkpoints.calculator import load_calculator
@@ -100,7 +100,8 @@ def relax_command(
     """
     if fmax is not None and polish is None:
         raise ConfigError(f"--fmax {fmax:g} is for --polish, which is missing")
-    _check_out(out, files)
+    jobs, complaints = read_jobs(files)
+    _check_out(out, files, len(jobs))
     given = {name: value for name, value in settings.items() if value is not None}
     relaxer = load_relaxer(
         checkpoint, time_path=time_checkpoint, seed=seed, raw=raw, cpu=cpu, **given
@@ -110,7 +111,6 @@ def relax_command(
         if not isinstance(relaxer.denoiser, ZeroForceDenoiser):
             raise ConfigError(f"--polish needs forces, which {checkpoint} does not predict")
         calculator = load_calculator(checkpoint, raw=raw, cpu=cpu, seed=seed)
-    jobs, complaints = read_jobs(files)
     relax_jobs(relaxer, jobs, trajectories)
     done = [job for job in jobs if job.relaxed is not None]
     for job in done:
@@ -216,16 +216,22 @@ def format_table(jobs: Sequence[Job]) -> str:
     return "\n".join(rows)
 
 
-def _check_out(out: Path, files: Sequence[Path]) -> None:
+def _check_out(out: Path, files: Sequence[Path], n_structures: int) -> None:
     """Refuse a file to write of an unknown format, or one that is read."""
     if out.exists() and any(path.exists() and out.samefile(path) for path in files):
         raise ConfigError(f"--out must be another file than those that are read, got {out}")
-    try:
-        filetype(str(out), read=False)
-    except UnknownFileTypeError:
-        raise ConfigError(f"--out {out} is of no format that ASE writes") from None
     if out.is_dir():
         raise ConfigError(f"--out must be a file, got the folder {out}")
+    try:
+        found = ioformats.get(filetype(str(out), read=False))
+    except UnknownFileTypeError:
+        found = None
+    if found is None or not found.can_write:
+        raise ConfigError(f"--out {out} is of no format that ASE writes")
+    if found.single and n_structures > 1:
+        raise ConfigError(
+            f"--out {out} takes one structure, got {n_structures}: such as .xyz, .traj"
+        )
 
 
 def _write(out: Path, jobs: Sequence[Job]) -> None:

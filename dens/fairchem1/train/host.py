@@ -20,6 +20,7 @@ from dens.data.checked import checked
 from dens.fairchem1.checkpoints.start import Pretrained, load_from, take_pretrained
 from dens.fairchem1.checkpoints.state import ElementRecord
 from dens.fairchem1.config.read import SPLITS
+from dens.fairchem1.config.rules import metric_names
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
@@ -45,8 +46,7 @@ from dens.settings import ConfigError
 class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     """Mixin that trains an objective with a fairchem trainer; it is a ``Host`` of its monitor.
 
-    Subclasses say what a method needs of config, model and data: :meth:`parse_objective`,
-    :meth:`required_fields` and what they extend of fairchem's own methods.
+    Subclasses say what a method needs: :meth:`parse_objective`, :meth:`required_fields`, ...
 
     Raises:
         ConfigError: wrong settings, before any data are read; data without a field that the
@@ -147,11 +147,13 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             target.setdefault("train_on_free_atoms", True)
             target.setdefault("eval_on_free_atoms", True)
         if self.evaluation_metrics.get("primary_metric") is None:
-            self.evaluation_metrics["primary_metric"] = self.default_metric
+            names = metric_names(self.evaluation_metrics.get("metrics") or {})
+            default = (*names, self.default_metric)[0 if self.default_metric not in names else -1]
+            self.evaluation_metrics["primary_metric"] = default
             if distutils.is_master():
                 logging.warning(
-                    "evaluation_metrics.primary_metric is not set: the best checkpoint is the one "
-                    f"with the lowest {self.default_metric}"
+                    f"evaluation_metrics.primary_metric is not set: {default} decides which is the "
+                    "best checkpoint"
                 )
 
     def load_datasets(self) -> None:
@@ -207,8 +209,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             self.logger.log(values, step=self.step, split=split)
 
     def log_figures(self, data: FigureData, split: str) -> None:
-        if hasattr(self.logger, "log_figures"):
-            self.logger.log_figures(data, self.step, split)
+        getattr(self.logger, "log_figures", lambda *_: None)(data, self.step, split)
 
     def validating(self) -> AbstractContextManager:
         """Corrupt the batches of evaluation mode too in a ``with`` block, if the objective does."""
@@ -230,8 +231,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             if self._validating and self.objective.in_validation:
                 self.corrupt_batch(batch, self._draws(batch))
             with self.precision():
-                out = super()._forward(batch)
-            return self.in_full(out)
+                return self.in_full(super()._forward(batch))
         self.begin_step()
         self.corrupt_batch(batch, self._draws(batch))
         self._counts = self._count_on_all_ranks(batch)

@@ -53,8 +53,6 @@ class Collector:
         for batch in batches:
             batch = batch.to(self.host.device)
             values, rows = self.host.predict_batch(batch)
-            if "forces" not in rows:
-                return
             free = rows["forces"]
             self._keep(
                 forces=batch.forces[free],

@@ -57,7 +57,7 @@ class DenoisingValidation:
         with self.host.evaluating(), torch.random.fork_rng(gpus):
             torch.manual_seed(self.schedule.seed)
             errors = self._errors(probes, dataset, chosen, collector)
-            if collector is not None:
+            if collector is not None and not self.host.objective.makes:  # else without forces
                 collector.add_clean(batch for _, batch in self._batches(dataset, chosen))
         return errors, None if collector is None else collector.gather(self.sigmas, errors)
 

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from ase.geometry import find_mic
+import torch
 
 from dens.data.survey.samples import Sample
+from dens.relax.quality import distances
 
 _QUANTILES = {"median": 0.5, "90 %": 0.9, "largest": 1.0}
 
 
 def displacement(sample: Sample) -> float:
-    r"""Return the root mean square displacement between a structure and its start, in Å.
+    """Return the root mean square displacement of free atoms between a structure and its start, Å.
 
-    .. math:: d = \min_R \sqrt{\tfrac1n \sum_i |p_i - R q_i|^2}
-
-    over the free atoms: about the common centre unless an atom is fixed, and after the best
-    rotation R of open structures; across the faces of a cell by the nearest image.
+    See :func:`dens.relax.quality.displacement` for what counts as rigid motion.
     """
-    pos, start = sample.pos[sample.free], sample.start[sample.free]
-    if sample.cell is not None:
-        start = pos + find_mic(start - pos, sample.cell)[0]
-    if not sample.free.all():
-        return _rms(pos - start)
-    pos, start = pos - pos.mean(axis=0), start - start.mean(axis=0)
-    if sample.cell is not None:
-        return _rms(pos - start)
-    u, _, v = np.linalg.svd(start.T @ pos)  # Kabsch: doi:10.1107/S0567739476001873
-    flip = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ v)) or 1.0])
-    return _rms(pos - start @ u @ flip @ v)
-
-
-def _rms(steps: np.ndarray) -> float:
-    return float(np.sqrt(np.square(steps).sum(axis=1).mean()))
+    pos, start = (torch.as_tensor(x, dtype=torch.float64) for x in (sample.pos, sample.start))
+    cell = None if sample.cell is None else torch.as_tensor(sample.cell, dtype=torch.float64)[None]
+    batch, natoms = torch.zeros(len(pos), dtype=torch.long), torch.tensor([len(pos)])
+    fixed = torch.as_tensor(~sample.free)
+    return distances(start, pos, batch, natoms, fixed=fixed, cell=cell).rmsd.item()
 
 
 class Displacements:

@@ -111,13 +111,13 @@ def needed_fields(config: Mapping[str, Any], split: str | None) -> dict[str, str
         outputs = config.get("outputs") or {}
         names = [name for term in config.get("loss_functions") or [] for name in term]
         made = MoreRedObjective.makes if "morered" in (config.get("optim") or {}) else ()
-        labels = [name for name in names if name not in made]
         targets = {name: outputs.get(name) or {} for name in names}
-        levels = {name: targets[name].get("level", "system") for name in labels}
+        known = {name: target.get("level", "system") for name, target in targets.items()}
         free_only = [name for name in names if targets[name].get("train_on_free_atoms", True)]
         if not names:  # an older layout
-            levels, free_only = {name: USUAL[name] for name in LABELS}, list(LABELS)
-        if split == "train" and any(targets[n].get("level") == "atom" for n in free_only):
+            known, free_only = {name: USUAL[name] for name in LABELS}, list(LABELS)
+        levels = {name: level for name, level in known.items() if name not in made}
+        if split == "train" and any(known[name] == "atom" for name in free_only):
             levels["fixed"] = "atom"
     model = config.get("model") or {}
     backbone = model.get("backbone", model) if isinstance(model, Mapping) else {}

@@ -12,6 +12,7 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import yaml
@@ -24,9 +25,11 @@ from helpers.documents import PAGES, apply_diff, code_blocks, commands
 from helpers.equilibria import write_equilibria
 from helpers.labelled import slabs, write_oc20
 from helpers.paths import CONFIGS, DOCS, README, ROOT
+from helpers.written import read
 
 from dens.data.demo import make_demo_data
 from dens.data.equilibria.slabs import make_relaxed_demo
+from dens.data.store.records import data_to_atoms
 
 FEW = (
     "--dataset.train.first_n=16 --dataset.val.first_n=4 --optim.scheduler_params.warmup_epochs=1 "
@@ -75,6 +78,11 @@ RELAXATIONS = (
     "dens data convert relaxations/ --labels none --pairs first-last --split by-system "
     "--out data/relaxations"
 )
+QM7 = (
+    "dens data convert qm7.npz --labels none --pairs pos_mmff94 --split by-system "
+    "--group-key smiles --fractions train=0.82,val=0.03,test=0.15 --out data/qm7"
+)
+TRAIN_QM7 = "fairchem main.py --config configs/qm7/eqv2_morered.yml --identifier qm7"
 EXPORT = "dens export checkpoint.pt --out eqv2.pt"
 BASELINE_RUN, DENS_RUN = (
     f"fairchem --config configs/oc20/eqv2_{name}.yml --timestamp-id {run} --seed 0 "
@@ -183,6 +191,24 @@ TABLE = {
     ),
     "dens data qm9 dsgdb9nsd.xyz.tar.bz2 --uncharacterized uncharacterized.txt --out data/qm9": Run(
         says="1 structures of the 1 listed as uncharacterized: left out"
+    ),
+    # relaxation
+    QM7: Run(says="40 structures with a start (pos_start); 0 have none"),
+    TRAIN_QM7: Run(
+        "--optim.scheduler_params.warmup_epochs=1 --optim.max_epochs=2 --logger=tensorboard",
+        needs=(TRAIN, QM7),
+        says="relaxed_rmsd/sigma=0.10",
+        makes="checkpoints/*-qm7/checkpoint.pt",
+    ),
+    "dens relax start.xyz --checkpoint checkpoints/*-qm7/checkpoint.pt --out relaxed.traj": Run(
+        needs=(TRAIN_QM7,), says="relaxed.traj: 12 structures", makes="relaxed.traj"
+    ),
+    "dens relax slab.traj --checkpoint checkpoint.pt --out relaxed_slab.traj": Run(
+        needs=(TRAIN,), says="relaxed_slab.traj: 1 structures", makes="relaxed_slab.traj"
+    ),
+    "dens relax slab.traj --checkpoint checkpoint.pt --polish bfgs --fmax 0.05 "
+    "--out polished.traj": Run(
+        "--fmax 50", needs=(TRAIN,), says="polished.traj: 1 structures", makes="polished.traj"
     ),
     # launcher and long runs
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "
@@ -319,6 +345,8 @@ class Workplace:
         write_calculations(self.folder / "calculations")
         shutil.copytree(self.folder / "trajectories", self.folder / "relaxations")
         write_equilibria(self.folder)
+        slab = data_to_atoms(read(self.folder / "data/demo/val_id")[0])
+        ase.io.write(self.folder / "slab.traj", slab)
         for name in ("s2ef_train_all", "s2ef_md"):
             lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
             write_oc20(self.folder / name, 0, slabs(3), lines)

@@ -36,11 +36,11 @@ from dens.runs.monitor.training import TrainingMonitor
 class NoMonitor:
     """Stand-in for the trainer's monitor that measures nothing."""
 
-    def step(self, batch: Any) -> None: ...
+    def step(self, batch: Any, *, counts: bool = True) -> None: ...
 
     def gradients(self, terms: dict) -> None: ...
 
-    def after_validation(self, split: str) -> None: ...
+    def after_validation(self, split: str, dataset: Any) -> None: ...
 
 
 def train_step(trainer, batch) -> None:
@@ -94,7 +94,7 @@ def measure_evaluations(trainer, monitor: TrainingMonitor, evaluations: int) -> 
     trainer.logger, trainer.monitor = None, NoMonitor()
     arms = {
         "evaluation": lambda: trainer.validate("val", disable_tqdm=True),
-        "denoising": lambda: monitor.validation("val"),
+        "denoising": lambda: monitor.validation(trainer.val_loader.dataset),
     }
     found: dict[str, list] = {name: [] for name in arms}
     for number in range(evaluations + 1):
@@ -135,9 +135,9 @@ def run(config: dict[str, Any], steps: int, evaluations: int) -> dict[str, Any]:
         trainer = context.trainer
         trainer.config["cmd"]["logs_dir"] = folder
         log = RunLog(WandBLogger(trainer.config), folder, trainer.config, to_wandb=True)
-        monitor = TrainingMonitor(trainer)
+        monitor = trainer.make_monitor()
         n = len(trainer.val_dataset)
-        structures = monitor.settings.structures(n, len(monitor.validation.sigmas))
+        structures = monitor.settings.structures(n, 2 * len(monitor.validation.sigmas))
         found = measure_steps(trainer, log, monitor, steps)
         result = summary(found, measure_evaluations(trainer, monitor, evaluations), structures, n)
         wandb.finish()

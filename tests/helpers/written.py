@@ -10,6 +10,8 @@ def read(path: Path) -> list:
     """Read the records with fairchem's loader."""
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset
 
+    import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+
     dataset = LmdbDataset({"src": str(path)})
     return [dataset[i] for i in range(len(dataset))]
 

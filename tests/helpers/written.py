@@ -8,9 +8,8 @@ from pathlib import Path
 
 def read(path: Path) -> list:
     """Read the records with fairchem's loader."""
+    import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies its imports
     from fairchem.core.datasets.lmdb_dataset import LmdbDataset
-
-    import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 
     dataset = LmdbDataset({"src": str(path)})
     return [dataset[i] for i in range(len(dataset))]

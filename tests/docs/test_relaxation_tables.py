@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.relax_slabs import format_result
 from benchmarks.relaxation.table import format_files
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,7 +23,11 @@ TABLE = re.compile(r"<!-- relaxation: (\S+) -->\n(.*?)<!-- /relaxation -->", re.
 
 def generate(marker: re.Match) -> str:
     """Return the text between the markers of a table, markers included."""
-    table = format_files(sorted(RESULTS.glob(marker[1])))
+    paths = sorted(RESULTS.glob(marker[1]))
+    if marker[1].startswith("slabs"):
+        table = "\n\n".join(format_result(json.loads(path.read_text())) for path in paths)
+    else:
+        table = format_files(paths)
     return f"<!-- relaxation: {marker[1]} -->\n\n{table}\n\n<!-- /relaxation -->"
 
 

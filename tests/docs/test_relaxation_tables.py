@@ -1,6 +1,6 @@
 """Tables of relaxations in the documentation are those of the stored results.
 
-``python tests/docs/test_relaxation_tables.py`` writes them again, between
+``PYTHONPATH=. python tests/docs/test_relaxation_tables.py`` writes them again, between
 ``<!-- relaxation: FILES -->``, a pattern in docs/results/relaxation, and ``<!-- /relaxation -->``.
 """
 
@@ -35,7 +35,9 @@ def generate(marker: re.Match) -> str:
 def test_tables_are_those_of_the_results(page):
     for marker in TABLE.finditer(page.read_text(encoding="utf-8")):
         expected = generate(marker)
-        assert marker[0] == expected, "run: python tests/docs/test_relaxation_tables.py"
+        assert marker[0] == expected, (
+            "run: PYTHONPATH=. python tests/docs/test_relaxation_tables.py"
+        )
 
 
 def test_every_result_is_shown():

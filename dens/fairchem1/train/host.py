@@ -30,7 +30,6 @@ from dens.fairchem1.train.step_metrics import TrainingMetrics
 from dens.fairchem1.train.steps import ReproducibleSteps
 from dens.fields import SAMPLE_ID
 from dens.objective import Objective, Prediction, Progress
-from dens.patching import replaced
 from dens.process import keep_freed_memory
 from dens.random import Stream
 from dens.ranks import sum_over_ranks, world_size
@@ -60,7 +59,6 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     monitor: TrainingMonitor | None = None  # until data and model are loaded
     pretrained: Pretrained
     checkpoint_notices: tuple[str, ...] = ()
-    _validating = False
     _loss_values: dict[str, float]  # terms of the step's loss, averaged over ranks
 
     def __init__(self, *, model: dict, optimizer: dict, task: dict, **kwargs: Any) -> None:
@@ -210,10 +208,6 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
 
     def log_figures(self, data: FigureData, split: str) -> None:
         getattr(self.logger, "log_figures", lambda *_: None)(data, self.step, split)
-
-    def validating(self) -> AbstractContextManager:
-        """Corrupt the batches of evaluation mode too in a ``with`` block, if the objective does."""
-        return replaced(self, _validating=True)
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
         with self.validating():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -25,6 +27,7 @@ class TrainingMetrics:
     """
 
     objective: Objective
+    _validating = False
     _loss_values: dict[str, float]  # the loss terms of the present step, set by the trainer
 
     def _compute_metrics(self, out, batch, evaluator, metrics=None) -> dict:
@@ -75,6 +78,15 @@ class TrainingMetrics:
             metrics = super()._compute_metrics(part_out, part, evaluator, {})
         found = {name: metrics[name] for name in metric_names(wanted)}
         return {name: Ratio(m["total"], m["numel"]) for name, m in found.items()}
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Corrupt the batches of evaluation mode too in a ``with`` block, if the objective does."""
+        self._validating = True
+        try:
+            yield
+        finally:
+            self._validating = False
 
     def update_best(self, primary_metric, val_metrics, disable_eval_tqdm: bool = True) -> None:
         """Save the best checkpoint, with errors and losses of any name taken as better if lower.

@@ -1,4 +1,4 @@
-"""What a training method and a host know of each other: Objective, Target and Host.
+"""Interface between a training method and its host: Objective, Target and Host.
 
 A method (DeNS, MoreRed) says what a batch becomes and what is learned from it; a host (the trainer
 of a framework) runs the steps. Neither knows the other's insides.
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """What an output of the model should be, for which rows, and how that enters the loss."""
+    """Target of an output of the model: values, the rows that count, weight and error."""
 
     name: str  # of the output, and of the loss term
     value: Tensor  # (rows, components) | in units of the output
@@ -159,7 +159,7 @@ class Objective(ABC):
 
 
 class Host(Protocol):
-    """What monitoring and evaluation may ask of a trainer."""
+    """Interface of a trainer for monitoring and evaluation."""
 
     objective: Objective
     progress: Progress

@@ -110,7 +110,8 @@ def needed_fields(config: Mapping[str, Any], split: str | None) -> dict[str, str
     if split in ("train", "val"):
         outputs = config.get("outputs") or {}
         names = [name for term in config.get("loss_functions") or [] for name in term]
-        made = MoreRedObjective.makes if "morered" in (config.get("optim") or {}) else ()
+        makes_own = MoreRedObjective.section in (config.get("optim") or {})
+        made = MoreRedObjective.makes if makes_own else ()
         targets = {name: outputs.get(name) or {} for name in names}
         known = {name: target.get("level", "system") for name, target in targets.items()}
         free_only = [name for name in names if targets[name].get("train_on_free_atoms", True)]

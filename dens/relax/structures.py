@@ -73,7 +73,7 @@ class Structures:
 
 
 class Denoised(NamedTuple):
-    """What a denoiser finds: the noise of each atom, and the level of each structure's noise."""
+    """Output of a denoiser: the noise of each atom, the level of each structure's noise."""
 
     noise: Tensor  # (n_atoms, 3) | in units of the level's sigma
     level: Tensor  # (n_structures,) long | index t

@@ -34,7 +34,7 @@ SYSTEMS = {"train": 324, "val_id": 20, "val_ood": 20}  # of train, two of each k
 
 @dataclass
 class RelaxedSplit:
-    """What became of the relaxations of a split."""
+    """Outcome of the relaxations of a split."""
 
     dropped: int = 0  # not converged
     moved: list[float] = field(default_factory=list)  # Å | root mean square over free atoms

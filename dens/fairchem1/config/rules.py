@@ -59,6 +59,19 @@ def refuse_ignored(config: Mapping[str, Any], section: str | None) -> None:
         )
 
 
+def head_classes(model: Mapping[str, Any]) -> dict[str, type]:
+    """Look up the classes of the heads of a ``model`` section, by the names of the heads.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    heads = model.get("heads") or {}
+    return {
+        name: find_class("model", head.get("module"), f"model.heads.{name}.module")
+        for name, head in heads.items()
+    }
+
+
 def find_class(kind: str, name: Any, key: str) -> type:
     """Look up the ``trainer`` or ``model`` class that the config names at ``key``.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from fairchem.core.common import gp_utils
 from fairchem.core.common.registry import registry
@@ -22,7 +25,10 @@ class TimeHead(nn.Module, HeadInterface):
     free atoms (arXiv:2404.10935).
     """
 
-    predicts = ("time",)
+    @classmethod
+    def outputs_with(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the outputs of a head with these settings of a config."""
+        return ("time",)
 
     def __init__(self, backbone) -> None:
         super().__init__()
@@ -58,14 +64,18 @@ class MoreRedHead(TimeHead):
         ConfigError: another value of ``time``; in the forward pass: a time that is not given.
     """
 
+    @classmethod
+    def outputs_with(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("noise",) if settings.get("time") == "given" else ("noise", "time")
+
     def __init__(self, backbone, time: str = "predicted") -> None:
         super().__init__(backbone)
         if time not in ("predicted", "given"):
             raise ConfigError(
                 f"time must be 'predicted' or 'given', got {time!r} (model.heads.*.time)"
             )
-        self.predicts = ("noise", "time") if time == "predicted" else ("noise",)
-        if time == "given":
+        self.is_told = time == "given"
+        if self.is_told:
             del self.time
         channels = backbone.sphere_channels
         self.embed = nn.Sequential(nn.Linear(1, channels), nn.SiLU(), nn.Linear(channels, channels))
@@ -73,7 +83,7 @@ class MoreRedHead(TimeHead):
 
     def forward(self, data, emb) -> dict[str, Tensor]:
         """Predict ``{"noise": (n_atoms, 3)}``, and ``time``, (n_atoms, 1), unless it is given."""
-        out = super().forward(data, emb) if "time" in self.predicts else {}
+        out = {} if self.is_told else super().forward(data, emb)
         told = getattr(data, "told_time", None)  # by a sampler that counts the level down
         if told is None:
             told = out["time"] if out else getattr(data, "time", None)

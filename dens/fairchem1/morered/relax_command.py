@@ -16,7 +16,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.morered.denoisers import ZeroForceDenoiser
 from dens.fairchem1.morered.load import load_relaxer
-from dens.relax.atoms.conversion import convert_each, moved_copy
+from dens.relax.atoms.conversion import convert_each, moved_copy, relaxed_copy
 from dens.relax.atoms.relaxer import Relaxer
 from dens.relax.config import RelaxSettings
 from dens.relax.loop import Relaxed, RelaxLoop
@@ -170,8 +170,7 @@ def relax_jobs(relaxer: Relaxer, jobs: Sequence[Job], trajectories: Path | None 
     )
     for i, relaxed in loop:
         jobs[i].relaxed = relaxed
-        start, jobs[i].atoms = jobs[i].atoms, moved_copy(jobs[i].atoms, relaxed.pos)
-        jobs[i].atoms.info |= _notes(relaxed)
+        start, jobs[i].atoms = jobs[i].atoms, relaxed_copy(jobs[i].atoms, relaxed)
         if trajectories is not None:
             steps = [moved_copy(start, pos) for pos in (*relaxed.history, relaxed.pos)]
             trajectories.mkdir(parents=True, exist_ok=True)
@@ -180,10 +179,6 @@ def relax_jobs(relaxer: Relaxer, jobs: Sequence[Job], trajectories: Path | None 
 
 def _stem(name: str) -> str:
     return Path(name).name.replace("@", "_").replace(".", "_")
-
-
-def _notes(relaxed: Relaxed) -> dict[str, Any]:
-    return {"relax_converged": relaxed.converged, "relax_calls": relaxed.calls}
 
 
 def _polish(job: Job, optimizer: type, calculator: Any, fmax: float) -> None:

@@ -27,7 +27,13 @@ from dens.fairchem1.train.relaxation import check_trajectory_names, frame_name
 from dens.fields import SAMPLE_ID
 from dens.files import atomic_file
 from dens.ranks import gather_objects, is_master, sum_over_ranks
-from dens.relax.atoms.conversion import Limits, convert_each, moved_copy
+from dens.relax.atoms.conversion import (
+    Limits,
+    convert_each,
+    moved_copy,
+    read_outcome,
+    relaxed_copy,
+)
 from dens.relax.loop import Relaxed, RelaxLoop
 from dens.relax.quality import distances, share_within
 from dens.relax.structures import Structure
@@ -52,7 +58,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Result:
-    """What the master needs of a relaxed structure."""
+    """Result of a relaxed structure, as it is sent to the master."""
 
     number: int
     name: str
@@ -153,8 +159,7 @@ def _read_trajectories(jobs: Sequence[_Job], folder: Path | None) -> list[str]:
         if not np.array_equal(last.numbers, job.atoms.numbers):
             errors.append(f"{path} is of another structure (task.relax_opt.traj_dir)")
         job.pos = torch.from_numpy(last.positions)
-        job.converged = bool(last.info.get("relax_converged", False))
-        job.calls = int(last.info.get("relax_calls", 0))
+        job.converged, job.calls = read_outcome(last)
     return errors
 
 
@@ -213,9 +218,8 @@ def _relax(
 
 def _write_trajectory(path: Path, job: _Job, relaxed: Relaxed) -> None:
     """Write the positions of each call and the result, or start and result alone."""
-    way = [*(relaxed.history or [torch.from_numpy(job.atoms.positions)]), relaxed.pos]
-    frames = [moved_copy(job.atoms, pos) for pos in way]
-    frames[-1].info |= {"relax_converged": relaxed.converged, "relax_calls": relaxed.calls}
+    way = relaxed.history or [torch.from_numpy(job.atoms.positions)]
+    frames = [*(moved_copy(job.atoms, pos) for pos in way), relaxed_copy(job.atoms, relaxed)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         ase.io.write(file, frames, format="traj")

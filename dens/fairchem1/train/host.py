@@ -146,7 +146,9 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             target.setdefault("eval_on_free_atoms", True)
         if self.evaluation_metrics.get("primary_metric") is None:
             names = metric_names(self.evaluation_metrics.get("metrics") or {})
-            default = (*names, self.default_metric)[0 if self.default_metric not in names else -1]
+            default = self.default_metric
+            if names and default not in names:
+                default = names[0]
             self.evaluation_metrics["primary_metric"] = default
             if distutils.is_master():
                 logging.warning(
@@ -207,7 +209,8 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             self.logger.log(values, step=self.step, split=split)
 
     def log_figures(self, data: FigureData, split: str) -> None:
-        getattr(self.logger, "log_figures", lambda *_: None)(data, self.step, split)
+        if hasattr(self.logger, "log_figures"):
+            self.logger.log_figures(data, self.step, split)
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
         with self.validating():

@@ -15,14 +15,16 @@ from torch import Tensor
 from dens.constraints import fixed_atoms, has_other_constraints
 from dens.graphs.boundaries import CUTOFF, describe_vacuum, settle_boundaries
 from dens.graphs.model_input import check_atoms
+from dens.relax.loop import Relaxed
 from dens.relax.structures import Denoiser, Structure
 
+_CONVERGED, _CALLS = "relax_converged", "relax_calls"  # keys of info
 _MAX_ERRORS = 20
 _ADVICE = "set its pbc to True if the cell is that of a crystal, to False if the structure is open"
 
 
 class Limits(NamedTuple):
-    """What a model can take."""
+    """Limits of the structures that a model can take."""
 
     elements: Sequence[int] | None = None  # atomic numbers that were trained; None: not known
     n_numbers: int = 119  # atomic numbers must be below it
@@ -121,3 +123,15 @@ def moved_copy(atoms: Atoms, pos: Tensor) -> Atoms:
     copy = atoms.copy()
     move_atoms(copy, pos)
     return copy
+
+
+def relaxed_copy(atoms: Atoms, relaxed: Relaxed) -> Atoms:
+    """Copy a structure to where its relaxation ended, with the outcome in ``info``."""
+    copy = moved_copy(atoms, relaxed.pos)
+    copy.info |= {_CONVERGED: relaxed.converged, _CALLS: relaxed.calls}
+    return copy
+
+
+def read_outcome(atoms: Atoms) -> tuple[bool, int]:
+    """Read from a structure of :func:`relaxed_copy` whether it converged, and in how many calls."""
+    return bool(atoms.info.get(_CONVERGED, False)), int(atoms.info.get(_CALLS, 0))

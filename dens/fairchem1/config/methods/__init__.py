@@ -1,1 +1,1 @@
-"""What each method of training asks of a config."""
+"""Checks of a config that belong to one method of training."""

@@ -1,4 +1,4 @@
-"""What DeNS asks of a config: its settings, a model with its parts, a loss of forces."""
+"""Checks of a config for DeNS: its settings, a model with its parts, a loss of forces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from dens.denoising.config import DeNSConfig, parse_config
-from dens.fairchem1.config.rules import check_primary_metric, find_class, run_all
+from dens.fairchem1.config.rules import check_primary_metric, find_class, head_classes, run_all
 from dens.settings import ConfigError
 
 
@@ -53,12 +53,8 @@ def check_model_classes(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{key} = {name!r} would ignore optim.dens: use dens.EquiformerV2Backbone ({key})"
         )
-    heads = model.get("heads") or {}
-    classes = [
-        find_class("model", head.get("module"), f"model.heads.{head_name}.module")
-        for head_name, head in heads.items()
-    ]
-    if not any(getattr(head, "predicts_noise", False) for head in classes):
+    heads = head_classes(model)
+    if not any(getattr(head, "predicts_noise", False) for head in heads.values()):
         raise ConfigError(
             "model.heads has no noise head, so optim.dens could not be trained: add "
             f"noise: {{module: dens.NoiseHead}} to {', '.join(heads) or 'it'} (model.heads)"

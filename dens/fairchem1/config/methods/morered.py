@@ -1,4 +1,4 @@
-"""What MoreRed asks of a config: a backbone without forces, its heads, losses of their outputs."""
+"""Checks of a config for MoreRed: a backbone without forces, heads, losses of their outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from dens.fairchem1.config.rules import check_primary_metric, find_class, run_all
+from dens.fairchem1.config.rules import check_primary_metric, find_class, head_classes, run_all
 from dens.noise_levels import NoiseLevels
 from dens.relax.config import MoreRedConfig, RelaxSettings, parse_morered
 from dens.relax.objective import MoreRedObjective
@@ -23,7 +23,7 @@ _OF_FORCES = {
 
 
 def parse_settings_of(optim: Mapping[str, Any]) -> MoreRedConfig:
-    """Read the MoreRed settings of an ``optim`` section; without any the defaults hold.
+    """Read the MoreRed settings of an ``optim`` section.
 
     Raises:
         ConfigError: they are missing or invalid.
@@ -43,7 +43,6 @@ def check_model(config: Mapping[str, Any]) -> None:
         ConfigError: names the key of the class or setting.
     """
     model = config.get("model") or {}
-    heads = model.get("heads") or {}
     if "backbone" not in model:
         raise ConfigError(
             "model must be hydra with a backbone and a head dens.MoreRedHead or dens.TimeHead, got "
@@ -56,11 +55,8 @@ def check_model(config: Mapping[str, Any]) -> None:
         problems.append(
             "force_encoding must be false: MoreRed knows no forces (model.backbone.force_encoding)"
         )
-    classes = [
-        find_class("model", head.get("module"), f"model.heads.{name}.module")
-        for name, head in heads.items()
-    ]
-    if not any(hasattr(head, "predicts") for head in classes):
+    heads = head_classes(model)
+    if not any(hasattr(head, "outputs_with") for head in heads.values()):
         problems.append(
             "model.heads has no head of MoreRed: add morered: {module: dens.MoreRedHead} to "
             f"{', '.join(heads) or 'it'} (model.heads)"
@@ -158,19 +154,8 @@ def predicted_by(model: Mapping[str, Any]) -> list[str]:
     """List the outputs of the heads of MoreRed that a ``model`` section names."""
     found = []
     for head in (model.get("heads") or {}).values():
-        try:
+        with suppress(ConfigError):  # another check reports an unknown class
             cls = find_class("model", head.get("module"), "model.heads")
-        except ConfigError:
-            continue
-        if issubclass(cls, _head()):
-            given = head.get("time") == "given"
-            found += ["noise"] if given else ["noise", "time"]
-        elif hasattr(cls, "predicts"):
-            found += cls.predicts
+            if hasattr(cls, "outputs_with"):
+                found += cls.outputs_with(head)
     return found
-
-
-def _head() -> type:
-    from dens.fairchem1.morered.heads import MoreRedHead
-
-    return MoreRedHead

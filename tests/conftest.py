@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import helpers.interpreter  # noqa: F401  # isort: skip  # before torch_geometric, which imports Triton
 import os
 import socket
 import sys

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dens.fast.activation import separable_s2
-from dens.fast.edges import rotate_in, rotate_out
 from dens.fast.layout import OrderMajor
+from dens.fast.ops import EdgeLists, rotate_in, rotate_out, separable_s2
 from dens.fast.products import complex_linear, linear_by_degree, softmax_by_target
 
 
@@ -27,11 +26,20 @@ class Edges(NamedTuple):
     distance: Tensor  # (n_edges, n_basis), length in a radial basis
     rotation: Tensor  # (n_edges, rows, (lmax + 1)^2), into the frame of the edge, order-major
     back: Tensor  # rotation times the layout's rescaling; its transpose leads out of the frame
+    # the edges of each target and of each source, among all atoms; found where needed if None
+    lists: tuple[EdgeLists, EdgeLists] | None = None
 
     def select(self, kept: Tensor) -> Edges:
         """Select the edges marked in ``kept``: (n_edges,) bool."""
         number = kept.nonzero().squeeze(1)
-        return Edges(*(tensor.index_select(0, number) for tensor in self))
+        return Edges(*(tensor.index_select(0, number) for tensor in self[:-1]))
+
+    def incoming(self, out: slice) -> EdgeLists | None:
+        """Return the edges of each target in ``out``."""
+        if self.lists is None:
+            return None
+        order, starts = self.lists[0]
+        return EdgeLists(order, starts[out.start : out.stop + 1])
 
     def back_to(self, degree: int, layout: OrderMajor) -> Edges:
         """Reduce ``back`` to the rows and columns that lead to one degree."""
@@ -57,7 +65,9 @@ def attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice
     for fc, part in zip(_orders(conv), others, strict=True):
         messages.append(complex_linear(part.flatten(1), fc.weight))
     messages = torch.cat(messages, dim=1).unflatten(1, (len(p.layout.rows), -1))
-    summed = rotate_out(messages, weights, edges.back, target, n_out)
+    degrees = tuple(degree for degree, _ in p.layout.coefficients)
+    incoming = edges.incoming(out)
+    summed = rotate_out(messages, weights, edges.back, target, n_out, degrees, incoming)
     return linear_by_degree(summed, p.proj.weight, p.proj.bias)
 
 
@@ -79,7 +89,8 @@ def vector_attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out
     lowest = torch.cat([real[:width], imaginary[:width]])
     parts.append(complex_linear(one.flatten(1), lowest))
     messages = torch.cat(parts, dim=1).unflatten(1, (3, -1))
-    summed = rotate_out(messages, weights, edges.back, target, n_out)
+    incoming = edges.incoming(out)
+    summed = rotate_out(messages, weights, edges.back, target, n_out, (1, 1, 1), incoming)
     return F.linear(summed, p.proj.weight[1])
 
 
@@ -113,7 +124,8 @@ def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
     """Compute each edge's hidden features, attention weights and target in ``out``; its size."""
     conv = p.so2_conv_1
     radial = radial_function(p, conv.rad_func.net, numbers, edges)
-    zero, *others = rotate_in(x, radial, edges.rotation, edges.source, edges.target, p.layout)
+    args = edges.source, edges.target, p.layout, edges.lists
+    zero, *others = rotate_in(x, radial, edges.rotation, *args)
     channels, rows = p.hidden_channels, len(p.layout.rows)
     zero = conv.fc_m0(zero)
     n_logits = zero.shape[1] - channels * (p.layout.degrees[0] + 1)
@@ -122,7 +134,7 @@ def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
         complex_linear(y.flatten(1), fc.weight) for y, fc in zip(others, _orders(conv), strict=True)
     ]
     hidden = torch.cat([zero, *parts], dim=1).unflatten(1, (rows, channels))
-    hidden = separable_s2(gate, hidden, p.to_grid, p.from_grid)
+    hidden = separable_s2(gate, hidden, p.to_grid, p.from_grid, p.layout)
     target, n_out = edges.target - out.start, out.stop - out.start
     return hidden, _weights(p, logits, target, n_out), target, n_out
 

@@ -28,11 +28,15 @@ def chunks(n: int, size: int) -> Iterator[tuple[slice, int]]:
 
 def autocast_type(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast tensors to the dtype of matrix products: autocast's if it is on, else their own."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(tensors[0].device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) for t in tensors)
+    return tuple(t.to(output_type(t)) for t in tensors)
+
+
+def output_type(x: Tensor) -> torch.dtype:
+    """Choose the dtype of a matrix product of a tensor: autocast's if it is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class FusedFunction(torch.autograd.Function):

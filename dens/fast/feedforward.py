@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dens.fast.activation import grid_mlp
+from dens.fast.ops import grid_mlp
 from dens.fast.products import linear_by_degree
 
 

@@ -29,6 +29,7 @@ from dens.denoising.corruption import denoising_fields
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
+from dens.fast.ops import EdgeLists, backend_of, list_edges
 from dens.ranks import zero_gradient
 
 # settings of the backbone, with the values that the fast path covers
@@ -99,9 +100,10 @@ def _embedding(like: SO3_Embedding | nn.Module, values: Tensor) -> SO3_Embedding
     return out
 
 
-def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor) -> Edges:
+def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor, n_atoms: int) -> Edges:
     rotation = module.SO3_rotation[0]
-    return Edges(*edge_index, distance, rotation.to_frames, rotation.from_frames)
+    lists = rotation.lists(edge_index, n_atoms)
+    return Edges(*edge_index, distance, rotation.to_frames, rotation.from_frames, lists)
 
 
 def _all_atoms(x: SO3_Embedding) -> Tensor:
@@ -113,12 +115,25 @@ def _all_atoms(x: SO3_Embedding) -> Tensor:
 
 
 class _Rotation(SO3_Rotation):
-    """Rotation that also keeps the Wigner matrices in order-major layout, for all layers."""
+    """Rotation that also keeps what all layers share, the Wigner matrices in order-major layout.
+
+    And, where a backend sums over the edges of each atom, the lists of these.
+    """
 
     def set_wigner(self, rot_mat3x3):
         super().set_wigner(rot_mat3x3)
         self.to_frames = self.wigner[:, self.rows]
         self.from_frames = self.to_frames * self.rescale.to(self.to_frames.dtype)[:, None]
+        self.listed = None
+
+    def lists(self, edge_index: Tensor, n_atoms: int) -> tuple[EdgeLists, EdgeLists] | None:
+        """List the edges of each target and of each source, once for a graph."""
+        if backend_of(edge_index.device) != "triton":
+            return None
+        if self.listed is None or self.listed[0] is not edge_index:
+            found = tuple(list_edges(edge_index[side], n_atoms) for side in (1, 0))
+            self.listed = edge_index, found
+        return self.listed[1]
 
 
 class _Gaussians(GaussianSmearing):
@@ -133,7 +148,7 @@ class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
     """Edge-degree embedding from the columns of m = 0 alone, as the others are zero."""
 
     def forward(self, atomic_numbers, edge_distance, edge_index, num_nodes, node_offset=0):
-        edges = _edges(self, edge_index, edge_distance)
+        edges = _edges(self, edge_index, edge_distance, len(atomic_numbers))
         radial = radial_function(self, self.rad_func.net, atomic_numbers, edges)
         radial = radial.unflatten(1, (self.m_0_num_coefficients, -1))
         back = edges.back[:, : self.m_0_num_coefficients].transpose(1, 2)
@@ -146,7 +161,7 @@ class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
 class _Attention(SO2EquivariantGraphAttention):
     def forward(self, x, atomic_numbers, edge_distance, edge_index, node_offset=0):
         targets = slice(node_offset, node_offset + len(x.embedding))
-        edges = _edges(self, edge_index, edge_distance)
+        edges = _edges(self, edge_index, edge_distance, len(atomic_numbers))
         return _embedding(x, attention(self, _all_atoms(x), atomic_numbers, edges, targets))
 
 
@@ -208,7 +223,8 @@ class VectorHead(EqV2VectorHead):
         if not self.fast:
             return super().forward(data, emb)
         x, graph = emb["node_embedding"], emb["graph"]
-        edges = _edges(self.force_block, graph.edge_index, graph.edge_distance)
+        n_atoms = len(graph.atomic_numbers_full)
+        edges = _edges(self.force_block, graph.edge_index, graph.edge_distance, n_atoms)
         edges = edges.back_to(1, self.force_block.layout)
         fields = denoising_fields(data) if self.training else None
         if fields is not None:

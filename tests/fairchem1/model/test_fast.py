@@ -22,7 +22,7 @@ from dens.denoising.corruption import attach, corrupt
 from dens.denoising.loss import dens_loss
 from dens.fairchem1.model import fast as fast_module
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
-from dens.fast import chunks
+from dens.fast import chunks, ops
 from dens.random import make_generator
 
 setup_imports()
@@ -123,6 +123,22 @@ def test_outputs_gradients_and_random_numbers(settings, ratio, train):
         models = pair(torch.float64, **settings)
         stock, fast = (results(m, in_double(batch), train) for m in map(geometry_in_single, models))
     assert_same(stock, fast, 1e-10)
+
+
+@pytest.mark.parametrize("settings", [PUBLISHED, {"activation_checkpoint": True}], ids=str)
+def test_kernels_in_a_model(settings):
+    """Compare Triton's kernels, in its interpreter where there is no GPU, with fairchem's modules."""
+    pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
+    if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and not torch.cuda.is_available():
+        pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+    batch = in_double(corrupted(make_batch(2)))
+    settings = {**settings, "sphere_channels": 8, "attn_hidden_channels": 4, "num_layers": 1}
+    with double():
+        stock, fast = map(geometry_in_single, pair(torch.float64, **settings))
+        expected = results(stock, batch)
+        with ops.using("triton"):
+            found = results(fast, batch)
+    assert_same(expected, found, 1e-10)
 
 
 def grown(model) -> None:

@@ -1,0 +1,95 @@
+"""Compile the Triton kernels for Hopper, on a machine without a GPU: registers, spills, instructions.
+
+    python -m benchmarks.kernels_sm90
+
+Sizes are those of the OC20 recipes: 128 channels, 64 hidden ones, a grid of 18 x 18 points.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dens.fast.layout import OrderMajor
+from dens.fast.triton import activation, edges
+
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
+
+
+def signature(kernel, number: str) -> dict[str, str]:
+    """Types of a kernel's arguments, by their names; ``number``: that of the features."""
+    types = {"n": "i32", **dict.fromkeys(("C", "V", "BN"), "constexpr")}
+    numbers = {**dict.fromkeys(("u", "g", "rotation", "dots"), "*fp32")}
+    indices = ("source", "target", "order", "starts")
+    return {
+        name: types.get(name)
+        or ("*i64" if name.split("_")[-1] in indices else numbers.get(name, f"*{number}"))
+        for name in kernel.arg_names
+    }
+
+
+def compiled(kernel, constants: dict[str, int], number: str, **options):
+    """Compile a kernel for compute capability 9.0."""
+    types = signature(kernel, number)
+    # what Triton finds at run time: addresses are multiples of 16 bytes
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(types.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(kernel, types, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def usage(built) -> dict[str, int]:
+    """Read registers, stack and counts of instructions off a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        texts = [
+            subprocess.run([TOOL, option, file.name], capture_output=True, text=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        ]
+    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", texts[0])}
+    return found | {name: len(re.findall(rf"\b{name}\b", texts[1])) for name in COUNTED}
+
+
+def cases():
+    """Yield name, kernel, constants and options of all kernels."""
+    for size, lmax in (("M", 4), ("L", 6)):
+        layout = OrderMajor(lmax, 2)
+        both = zip(
+            activation.kernels(layout, 18, "float32"),
+            (activation.FORWARD, activation.BACKWARD),
+            strict=True,
+        )
+        for kernel, how in both:
+            yield size, kernel, {"C": 64, "BN": how["BN"]}, {"num_warps": how["num_warps"]}
+        degrees = tuple(degree for degree, _ in layout.coefficients)
+        for kernel in edges.kernels_in(layout, "float32"):
+            yield size, kernel, {"C": 128, "BN": 128}, edges.EDGE
+        for rows in (degrees, (1, 1, 1)):
+            for kernel in edges.kernels_out(rows, "float32"):
+                yield size, kernel, {"C": 128, "V": 16, "BN": 128}, edges.EDGE
+
+
+def main() -> None:
+    print("| kernel | features | registers | stack | " + " | ".join(COUNTED) + " |")
+    print("|---" * (4 + len(COUNTED)) + "|")
+    for size, kernel, constants, options in cases():
+        for number in ("fp32", "bf16"):
+            found = usage(compiled(kernel, constants, number, **options))
+            counts = " | ".join(str(found[name]) for name in COUNTED)
+            name = f"{size} {kernel.fn.__name__}"
+            print(f"| {name} | {number} | {found['REG']} | {found['STACK']} | {counts} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

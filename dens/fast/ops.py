@@ -1,0 +1,179 @@
+"""Operations of EquiformerV2 on edges and grids, each by the fastest backend of its device.
+
+The backend ``eager`` (:mod:`dens.fast.eager`) is plain PyTorch, ``triton``
+(:mod:`dens.fast.triton`) are kernels for NVIDIA GPUs. :mod:`dens.fast.reference` holds the plain
+form of each operation.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dens.fast.chunks import autocast_type
+from dens.fast.eager import activation, edges
+from dens.fast.layout import OrderMajor
+
+BACKENDS = ("eager", "triton")
+_chosen: list[str] = []  # not of a context or thread: backward passes run in another one
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Use one backend within a ``with`` block, whatever the device.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    _chosen.append(backend)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def backend_of(device: torch.device) -> str:
+    """Choose the backend for tensors on a device."""
+    if _chosen:
+        return _chosen[-1]
+    return "triton" if device.type == "cuda" and _has_triton() else "eager"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class EdgeLists(NamedTuple):
+    """Edges of each atom: those of atom i are ``order[starts[i] : starts[i + 1]]``."""
+
+    order: Tensor  # (n_edges,) int64
+    starts: Tensor  # (n_atoms + 1,) int64
+
+
+def list_edges(atoms: Tensor, n_atoms: int) -> EdgeLists:
+    """List the edges of each atom.
+
+    Args:
+        atoms: (n_edges,) int64, an atom of each edge.
+    """
+    ordered, order = atoms.sort(stable=True)
+    numbers = torch.arange(n_atoms + 1, device=atoms.device)
+    return EdgeLists(order, torch.searchsorted(ordered, numbers))
+
+
+def separable_s2(
+    gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor, layout: OrderMajor
+) -> Tensor:
+    r"""Apply SiLU to a function on the sphere, and to separate scalars in place of its mean.
+
+    .. math:: y_{l>0} = F\,\mathrm{silu}(T x), \qquad y_{0} = \mathrm{silu}(g)
+
+    Args:
+        gate: (n, channels), g.
+        x: (n, rows, channels), coefficients, row 0 being l = 0.
+        to_grid: (points, rows), T.
+        from_grid: (points, rows), the transpose of F.
+        layout: of the rows.
+
+    Returns:
+        (n, rows, channels).
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.activation import separable_s2 as fused
+
+        return fused(*autocast_type(gate, x), to_grid, from_grid, layout)
+    return activation.separable_s2(gate, x, to_grid, from_grid)
+
+
+def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
+    r"""Apply SiLU, a linear layer and SiLU at every point of the sphere.
+
+    .. math:: y = F\,\mathrm{silu}(\mathrm{silu}(T x)\,W^T)
+
+    Linear layers before and after commute with T and F and are cheaper on coefficients.
+
+    Args:
+        x: (n, rows, channels), coefficients.
+        weight: (hidden, channels), W.
+        to_grid: (points, rows), T.
+        from_grid: (points, rows), the transpose of F.
+
+    Returns:
+        (n, rows, hidden), with row 0 (l = 0) left zero.
+    """
+    return activation.grid_mlp(x, weight, to_grid, from_grid)
+
+
+def rotate_in(
+    x: Tensor,
+    radial: Tensor,
+    rotation: Tensor,
+    source: Tensor,
+    target: Tensor,
+    layout: OrderMajor,
+    lists: tuple[EdgeLists, EdgeLists] | None = None,
+) -> tuple[Tensor, ...]:
+    r"""Rotate the features of each edge's atoms into its frame, and multiply by radial weights.
+
+    .. math:: y_e = w_e \odot D_e\,[x_{s(e)}, x_{t(e)}]
+
+    Of all tensors with a row per edge, only the weights are kept for the backward pass.
+
+    Args:
+        x: (n_atoms, (lmax + 1)^2, channels).
+        radial: (n_edges, sum(layout.degrees) * 2 channels), w, for both signs of m.
+        rotation: (n_edges, rows, (lmax + 1)^2), D with order-major rows.
+        source, target: (n_edges,) int64.
+        lists: the edges of each target and of each source, if they are known.
+
+    Returns:
+        for m = 0: (n_edges, (lmax + 1) * 2 channels); for each m > 0: (n_edges, 2,
+        (lmax - m + 1) * 2 channels), +m before -m.
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.edges import rotate_in as fused
+
+        lists = lists or tuple(list_edges(atoms, len(x)) for atoms in (target, source))
+        return fused(x, radial, rotation, source, target, layout, lists)
+    return edges.rotate_in(x, radial, rotation, source, target, layout)
+
+
+def rotate_out(
+    values: Tensor,
+    weights: Tensor,
+    rotation: Tensor,
+    target: Tensor,
+    n_atoms: int,
+    degrees: tuple[int, ...],
+    incoming: EdgeLists | None = None,
+) -> Tensor:
+    r"""Rotate weighted messages out of the edges' frames, and sum them at the target atoms.
+
+    .. math:: y_i = \sum_{e: t(e) = i} D_e^T\,(\alpha_e \odot v_e)
+
+    Args:
+        values: (n_edges, rows, heads * channels), v.
+        weights: (n_edges, heads), alpha, each for ``channels`` consecutive features.
+        rotation: (n_edges, rows, n_out), D, rescaled, without mixing of degrees.
+        target: (n_edges,) int64.
+        degrees: of the rows.
+        incoming: the edges of each target, if they are known.
+
+    Returns:
+        (n_atoms, n_out, heads * channels).
+    """
+    if backend_of(values.device) == "triton":
+        from dens.fast.triton.edges import rotate_out as fused
+
+        incoming = incoming or list_edges(target, n_atoms)
+        return fused(values, weights, rotation, target, n_atoms, degrees, incoming)
+    return edges.rotate_out(values, weights, rotation, target, n_atoms)

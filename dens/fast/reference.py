@@ -1,0 +1,45 @@
+"""Plain forms of the operations in :mod:`dens.fast.ops`, against which every backend is tested."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dens.fast.layout import OrderMajor
+
+
+def separable_s2(gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
+    """Activate every point of the grid, and the gate."""
+    grid = F.silu(torch.einsum("pr,nrc->npc", to_grid, x))
+    y = torch.einsum("pr,npc->nrc", from_grid, grid)
+    return torch.cat([F.silu(gate)[:, None], y[:, 1:]], dim=1)
+
+
+def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
+    """Apply SiLU, a linear layer and SiLU to every point of the grid."""
+    grid = F.silu(F.linear(F.silu(torch.einsum("pr,nrc->npc", to_grid, x)), weight))
+    y = torch.einsum("pr,npc->nrc", from_grid, grid)
+    return torch.cat([torch.zeros_like(y[:, :1]), y[:, 1:]], dim=1)
+
+
+def rotate_in(
+    x: Tensor, radial: Tensor, rotation: Tensor, source: Tensor, target: Tensor, layout: OrderMajor
+) -> tuple[Tensor, ...]:
+    """Rotate both atoms' features into the edge's frame, and multiply by radial weights."""
+    rotated = torch.bmm(rotation, torch.cat([x[source], x[target]], dim=2))
+    outs, width = [], rotated.shape[2]
+    weights = radial.split([count * width for count in layout.degrees], dim=1)
+    for m, (part, weight) in enumerate(zip(rotated.split(layout.sizes, 1), weights, strict=True)):
+        out = part.unflatten(1, (2 if m else 1, -1)).flatten(2) * weight[:, None]
+        outs.append(out if m else out[:, 0])
+    return tuple(outs)
+
+
+def rotate_out(
+    values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
+) -> Tensor:
+    """Rotate weighted messages out of the edges' frames, and sum them at the targets."""
+    weighted = values.unflatten(2, (weights.shape[1], -1)) * weights[:, None, :, None]
+    messages = torch.bmm(rotation.transpose(1, 2), weighted.flatten(2))
+    return messages.new_zeros(n_atoms, *messages.shape[1:]).index_add(0, target, messages)

@@ -1,0 +1,117 @@
+"""Contract of the fast operations: every backend equals the plain form, forward and backward.
+
+Triton's kernels run in its interpreter, on the CPU, or on the GPU where there is one.
+"""
+
+import math
+from contextlib import nullcontext
+
+import numpy
+import pytest
+import torch
+from e3nn import o3
+
+from dens.fast import ops, reference
+from dens.fast.layout import OrderMajor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# of the tensors; bfloat16: of autocast, with tensors in float32
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
+OPERATIONS = ["separable_s2", "grid_mlp", "rotate_in", "rotate_out", "rotate_out, one degree"]
+LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
+
+
+@pytest.fixture(params=ops.BACKENDS)
+def backend(request):
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
+        if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
+            pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+    with ops.using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=LAYOUTS, ids=lambda pair: f"lmax {pair[0]}, mmax {pair[1]}")
+def layout(request):
+    return OrderMajor(*request.param)
+
+
+def grid(layout: OrderMajor, side: int) -> list[torch.Tensor]:
+    """Matrices to and from a grid of ``side`` latitudes and longitudes: (points, rows)."""
+    beta = math.pi * (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    alpha = 2 * math.pi * torch.arange(side, dtype=torch.float64) / side
+    points = o3.angles_to_xyz(alpha.expand(side, side), beta[:, None].expand(side, side))
+    harmonics = o3.spherical_harmonics(list(range(layout.lmax + 1)), points.view(-1, 3), False)
+    to_grid = harmonics[:, layout.rows].contiguous()
+    return [to_grid, (to_grid * beta.sin().repeat_interleave(side)[:, None] / side).contiguous()]
+
+
+def rotations(layout: OrderMajor, n: int) -> torch.Tensor:
+    angles = 3 * torch.rand(3, n, dtype=torch.float64)
+    irreps = o3.Irreps([(1, (degree, 1)) for degree in range(layout.lmax + 1)])
+    return irreps.D_from_angles(*angles)[:, layout.rows].contiguous()
+
+
+def edges(n_atoms: int, n_edges: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edges in no order; the last atom has none."""
+    return tuple(torch.randint(n_atoms - 1, (2, n_edges)))
+
+
+def case(name: str, layout: OrderMajor) -> tuple[tuple, dict]:
+    """Arguments of an operation, those with gradients first, and those of its backends only."""
+    rows, channels = len(layout.rows), 6
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64)
+
+    if name == "separable_s2":
+        args = randn(3, channels), randn(3, rows, channels), *grid(layout, 2 * layout.lmax + 3)
+        return args, {"layout": layout}
+    if name == "grid_mlp":
+        full = OrderMajor(layout.lmax, layout.lmax)
+        args = randn(3, len(full.rows), channels), randn(4, channels), *grid(full, 9)
+        return args, {}
+    source, target = edges(4, 7)
+    weights = 2 * channels * sum(layout.degrees)
+    if name == "rotate_in":
+        x = randn(4, (layout.lmax + 1) ** 2, channels)
+        return (x, randn(7, weights), rotations(layout, 7), source, target, layout), {}
+    values, degrees = randn(7, rows, channels), tuple(degree for degree, _ in layout.coefficients)
+    rotation = rotations(layout, 7)
+    if name == "rotate_out, one degree":
+        keep, degrees = layout.rows_of_degree(1), (1, 1, 1)
+        values, rotation = values[:, keep], rotation[:, keep, 1:4].contiguous()
+    return (values, randn(7, 3), rotation, target, 4), {"degrees": degrees}
+
+
+def results(operation, args, dtype) -> list[torch.Tensor]:
+    """Return outputs and gradients in float64."""
+    autocast = dtype == torch.bfloat16
+    kept = torch.float32 if autocast else dtype
+    args = [
+        a.to(DEVICE, kept if a.is_floating_point() else None) if torch.is_tensor(a) else a
+        for a in args
+    ]
+    leaves = [a.requires_grad_() for a in args[:2]]
+    with torch.autocast(DEVICE, dtype) if autocast else nullcontext():
+        outs = operation(*args)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
+    return [t.double().cpu() for t in (*outs, *torch.autograd.grad(outs, leaves, grads))]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_backend_computes_the_plain_form(name, dtype, layout, backend):
+    torch.manual_seed(0)
+    args, more = case(name, layout)
+    expected = results(getattr(reference, name.split(",")[0]), args, torch.float64)
+    found = results(lambda *a: getattr(ops, name.split(",")[0])(*a, **more), args, dtype)
+    for value, truth in zip(found, expected, strict=True):
+        assert (value - truth).norm() <= TOLERANCES[dtype] * truth.norm()
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of eager, triton, got 'cuda'"):
+        ops.using("cuda").__enter__()

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for Hopper, on a machine without a GPU: registers, spills, instructions.
+"""Compile the Triton kernels for Hopper without a GPU: registers, spills, instructions.
 
     python -m benchmarks.kernels_sm90
 
@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton import activation, edges
+from dens.fast.triton import blocks, grid_activation, rotate_in, rotate_out
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
@@ -66,18 +66,18 @@ def cases():
     for size, lmax in (("M", 4), ("L", 6)):
         layout = OrderMajor(lmax, 2)
         both = zip(
-            activation.kernels(layout, 18, "float32"),
-            (activation.FORWARD, activation.BACKWARD),
+            grid_activation.kernels(layout, 18, "float32"),
+            (grid_activation.FORWARD, grid_activation.BACKWARD),
             strict=True,
         )
         for kernel, how in both:
             yield size, kernel, {"C": 64, "BN": how["BN"]}, {"num_warps": how["num_warps"]}
         degrees = tuple(degree for degree, _ in layout.coefficients)
-        for kernel in edges.kernels_in(layout, "float32"):
-            yield size, kernel, {"C": 128, "BN": 128}, edges.EDGE
+        for kernel in rotate_in.kernels(layout, "float32"):
+            yield size, kernel, {"C": 128, "BN": 128}, blocks.EDGE
         for rows in (degrees, (1, 1, 1)):
-            for kernel in edges.kernels_out(rows, "float32"):
-                yield size, kernel, {"C": 128, "V": 16, "BN": 128}, edges.EDGE
+            for kernel in rotate_out.kernels(rows, "float32"):
+                yield size, kernel, {"C": 128, "V": 16, "BN": 128}, blocks.EDGE
 
 
 def main() -> None:
@@ -88,7 +88,9 @@ def main() -> None:
             found = usage(compiled(kernel, constants, number, **options))
             counts = " | ".join(str(found[name]) for name in COUNTED)
             name = f"{size} {kernel.fn.__name__}"
-            print(f"| {name} | {number} | {found['REG']} | {found['STACK']} | {counts} |", flush=True)
+            print(
+                f"| {name} | {number} | {found['REG']} | {found['STACK']} | {counts} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def separable_s2(
         (n, rows, channels).
     """
     if backend_of(x.device) == "triton":
-        from dens.fast.triton.activation import separable_s2 as fused
+        from dens.fast.triton.grid_activation import separable_s2 as fused
 
         return fused(*autocast_type(gate, x), to_grid, from_grid, layout)
     return activation.separable_s2(gate, x, to_grid, from_grid)
@@ -140,7 +140,7 @@ def rotate_in(
         (lmax - m + 1) * 2 channels), +m before -m.
     """
     if backend_of(x.device) == "triton":
-        from dens.fast.triton.edges import rotate_in as fused
+        from dens.fast.triton.rotate_in import rotate_in as fused
 
         lists = lists or tuple(list_edges(atoms, len(x)) for atoms in (target, source))
         return fused(x, radial, rotation, source, target, layout, lists)
@@ -172,7 +172,7 @@ def rotate_out(
         (n_atoms, n_out, heads * channels).
     """
     if backend_of(values.device) == "triton":
-        from dens.fast.triton.edges import rotate_out as fused
+        from dens.fast.triton.rotate_out import rotate_out as fused
 
         incoming = incoming or list_edges(target, n_atoms)
         return fused(values, weights, rotation, target, n_atoms, degrees, incoming)

@@ -1,7 +1,7 @@
 """Compile kernels whose loops over coefficients are written out, from generated source.
 
-A thread keeps the coefficients of its columns in registers, so that every loop over coefficients must
-be unrolled for a layout; the source of a kernel is therefore generated for one layout.
+A thread keeps the coefficients of its columns in registers, so that every loop over coefficients
+must be unrolled: the source of a kernel is generated for one layout.
 """
 
 from __future__ import annotations

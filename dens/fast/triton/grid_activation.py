@@ -56,13 +56,12 @@ class _Writer:
         if self.dtype == "float64" or interpreted():
             return f"s = tl.sigmoid({value})"
         # two instructions of the special function unit, some 1e-7 off
-        return f"s = libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(tl.minimum(-{value}, 80.0)))"
+        power = f"libdevice.fast_expf(tl.minimum(-{value}, 80.0))"
+        return f"s = libdevice.fast_dividef(1.0, 1.0 + {power})"
 
     def load(self, name: str, pointer: str) -> list[str]:
-        return [
-            f"{name}{i} = tl.load({pointer} + start + {i} * C, mask=exists, other=0.0).to(tl.{self.dtype})"
-            for i in self.rows
-        ]
+        place, to = f"{pointer} + start", f"mask=exists, other=0.0).to(tl.{self.dtype})"
+        return [f"{name}{i} = tl.load({place} + {i} * C, {to}" for i in self.rows]
 
     def store(self, pointer: str, first: int) -> list[str]:
         return [

@@ -25,7 +25,8 @@ COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
 
 def signature(kernel, number: str) -> dict[str, str]:
     """Types of a kernel's arguments, by their names; ``number``: that of the features."""
-    types = {"n": "i32", **dict.fromkeys(("C", "V", "BN"), "constexpr")}
+    types = dict.fromkeys(("n", "gate_stride", "x_stride"), "i32")
+    types |= dict.fromkeys(("C", "V", "BN"), "constexpr")
     numbers = {**dict.fromkeys(("u", "g", "rotation", "dots"), "*fp32")}
     indices = ("source", "target", "order", "starts")
     return {
@@ -72,10 +73,9 @@ def cases():
         )
         for kernel, how in both:
             yield size, kernel, {"C": 64, "BN": how["BN"]}, {"num_warps": how["num_warps"]}
-        degrees = tuple(degree for degree, _ in layout.coefficients)
         for kernel in rotate_in.kernels(layout, "float32"):
             yield size, kernel, {"C": 128, "BN": 128}, blocks.EDGE
-        for rows in (degrees, (1, 1, 1)):
+        for rows in (layout.degrees_by_order, ((1,), (1, 1))):
             for kernel in rotate_out.kernels(rows, "float32"):
                 yield size, kernel, {"C": 128, "V": 16, "BN": 128}, blocks.EDGE
 

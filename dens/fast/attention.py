@@ -60,14 +60,12 @@ def attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice
         (atoms in ``out``, (lmax + 1)^2, out channels).
     """
     hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
-    conv, (zero, *others) = p.so2_conv_2, hidden.split(p.layout.sizes, dim=1)
-    messages = [conv.fc_m0(zero.flatten(1))]
+    conv, (zero, *others) = p.so2_conv_2, hidden
+    messages = [conv.fc_m0(zero)]
     for fc, part in zip(_orders(conv), others, strict=True):
-        messages.append(complex_linear(part.flatten(1), fc.weight))
-    messages = torch.cat(messages, dim=1).unflatten(1, (len(p.layout.rows), -1))
-    degrees = tuple(degree for degree, _ in p.layout.coefficients)
-    incoming = edges.incoming(out)
-    summed = rotate_out(messages, weights, edges.back, target, n_out, degrees, incoming)
+        messages.append(complex_linear(part, fc.weight))
+    args = edges.back, target, n_out, p.layout.degrees_by_order, edges.incoming(out)
+    summed = rotate_out(messages, weights, *args)
     return linear_by_degree(summed, p.proj.weight, p.proj.bias)
 
 
@@ -80,17 +78,16 @@ def vector_attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out
         edges: reduced to degree 1 by :meth:`Edges.back_to`.
     """
     hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
-    zero, one = hidden.split(p.layout.sizes, dim=1)[:2]
+    zero, one = hidden[:2]
     conv = p.so2_conv_2
     width = conv.fc_m0.out_features // p.layout.degrees[0]  # of one degree
     degree_1 = slice(width, 2 * width)  # of l = 0, 1, ...
-    parts = [F.linear(zero.flatten(1), conv.fc_m0.weight[degree_1], conv.fc_m0.bias[degree_1])]
+    messages = [F.linear(zero, conv.fc_m0.weight[degree_1], conv.fc_m0.bias[degree_1])]
     real, imaginary = _orders(conv)[0].weight.chunk(2)  # l = 1, 2, ...
     lowest = torch.cat([real[:width], imaginary[:width]])
-    parts.append(complex_linear(one.flatten(1), lowest))
-    messages = torch.cat(parts, dim=1).unflatten(1, (3, -1))
-    incoming = edges.incoming(out)
-    summed = rotate_out(messages, weights, edges.back, target, n_out, (1, 1, 1), incoming)
+    messages.append(complex_linear(one, lowest))
+    args = edges.back, target, n_out, ((1,), (1, 1)), edges.incoming(out)
+    summed = rotate_out(messages, weights, *args)
     return F.linear(summed, p.proj.weight[1])
 
 
@@ -126,15 +123,14 @@ def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
     radial = radial_function(p, conv.rad_func.net, numbers, edges)
     args = edges.source, edges.target, p.layout, edges.lists
     zero, *others = rotate_in(x, radial, edges.rotation, *args)
-    channels, rows = p.hidden_channels, len(p.layout.rows)
+    channels = p.hidden_channels
     zero = conv.fc_m0(zero)
     n_logits = zero.shape[1] - channels * (p.layout.degrees[0] + 1)
     logits, gate, zero = zero.split([n_logits, channels, channels * p.layout.degrees[0]], dim=1)
     parts = [
         complex_linear(y.flatten(1), fc.weight) for y, fc in zip(others, _orders(conv), strict=True)
     ]
-    hidden = torch.cat([zero, *parts], dim=1).unflatten(1, (rows, channels))
-    hidden = separable_s2(gate, hidden, p.to_grid, p.from_grid, p.layout)
+    hidden = separable_s2(gate, [zero, *parts], p.to_grid, p.from_grid, p.layout)
     target, n_out = edges.target - out.start, out.stop - out.start
     return hidden, _weights(p, logits, target, n_out), target, n_out
 

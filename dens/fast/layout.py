@@ -51,6 +51,11 @@ class OrderMajor:
             for degree, _ in self.coefficients
         ]
 
+    @property
+    def degrees_by_order(self) -> tuple[tuple[int, ...], ...]:
+        """The degrees of the rows of each order."""
+        return tuple(tuple(range(m, self.lmax + 1)) * (2 if m else 1) for m in range(self.mmax + 1))
+
     def rows_of_degree(self, degree: int) -> list[int]:
         """Return the rows of one degree."""
         return [row for row, (l_row, _) in enumerate(self.coefficients) if l_row == degree]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -71,27 +71,32 @@ def list_edges(atoms: Tensor, n_atoms: int) -> EdgeLists:
 
 
 def separable_s2(
-    gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor, layout: OrderMajor
-) -> Tensor:
+    gate: Tensor,
+    x: Sequence[Tensor],
+    to_grid: Tensor,
+    from_grid: Tensor,
+    layout: OrderMajor,
+) -> tuple[Tensor, ...]:
     r"""Apply SiLU to a function on the sphere, and to separate scalars in place of its mean.
 
     .. math:: y_{l>0} = F\,\mathrm{silu}(T x), \qquad y_{0} = \mathrm{silu}(g)
 
     Args:
         gate: (n, channels), g.
-        x: (n, rows, channels), coefficients, row 0 being l = 0.
+        x: coefficients of each order: (n, layout.sizes[m] * channels), the first being l = 0.
         to_grid: (points, rows), T.
         from_grid: (points, rows), the transpose of F.
-        layout: of the rows.
 
     Returns:
-        (n, rows, channels).
+        those of y, like ``x``.
     """
-    if backend_of(x.device) == "triton":
+    if backend_of(gate.device) == "triton":
         from dens.fast.triton.grid_activation import separable_s2 as fused
 
-        return fused(*autocast_type(gate, x), to_grid, from_grid, layout)
-    return activation.separable_s2(gate, x, to_grid, from_grid)
+        return fused(*autocast_type(gate, *x), to_grid=to_grid, from_grid=from_grid, layout=layout)
+    joined = torch.cat(list(x), dim=1).unflatten(1, (len(layout.rows), -1))
+    y = activation.separable_s2(gate, joined, to_grid, from_grid)
+    return tuple(part.flatten(1) for part in y.split(layout.sizes, dim=1))
 
 
 def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
@@ -148,12 +153,12 @@ def rotate_in(
 
 
 def rotate_out(
-    values: Tensor,
+    values: Sequence[Tensor],
     weights: Tensor,
     rotation: Tensor,
     target: Tensor,
     n_atoms: int,
-    degrees: tuple[int, ...],
+    degrees: tuple[tuple[int, ...], ...],
     incoming: EdgeLists | None = None,
 ) -> Tensor:
     r"""Rotate weighted messages out of the edges' frames, and sum them at the target atoms.
@@ -161,19 +166,20 @@ def rotate_out(
     .. math:: y_i = \sum_{e: t(e) = i} D_e^T\,(\alpha_e \odot v_e)
 
     Args:
-        values: (n_edges, rows, heads * channels), v.
+        values: v of each order: (n_edges, rows * heads * channels).
         weights: (n_edges, heads), alpha, each for ``channels`` consecutive features.
-        rotation: (n_edges, rows, n_out), D, rescaled, without mixing of degrees.
+        rotation: (n_edges, all rows, n_out), D, rescaled, which does not mix degrees.
         target: (n_edges,) int64.
-        degrees: of the rows.
+        degrees: of the rows of each order.
         incoming: the edges of each target, if they are known.
 
     Returns:
         (n_atoms, n_out, heads * channels).
     """
-    if backend_of(values.device) == "triton":
+    if backend_of(weights.device) == "triton":
         from dens.fast.triton.rotate_out import rotate_out as fused
 
         incoming = incoming or list_edges(target, n_atoms)
         return fused(values, weights, rotation, target, n_atoms, degrees, incoming)
-    return edges.rotate_out(values, weights, rotation, target, n_atoms)
+    joined = torch.cat(list(values), dim=1).unflatten(1, (sum(map(len, degrees)), -1))
+    return edges.rotate_out(joined, weights, rotation, target, n_atoms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,11 +11,15 @@ from torch.nn import functional as F
 from dens.fast.layout import OrderMajor
 
 
-def separable_s2(gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
+def separable_s2(
+    gate: Tensor, x: Sequence[Tensor], to_grid: Tensor, from_grid: Tensor, layout: OrderMajor
+) -> tuple[Tensor, ...]:
     """Activate every point of the grid, and the gate."""
-    grid = F.silu(torch.einsum("pr,nrc->npc", to_grid, x))
+    joined = torch.cat(list(x), dim=1).unflatten(1, (len(layout.rows), -1))
+    grid = F.silu(torch.einsum("pr,nrc->npc", to_grid, joined))
     y = torch.einsum("pr,npc->nrc", from_grid, grid)
-    return torch.cat([F.silu(gate)[:, None], y[:, 1:]], dim=1)
+    y = torch.cat([F.silu(gate)[:, None], y[:, 1:]], dim=1)
+    return tuple(part.flatten(1) for part in y.split(layout.sizes, dim=1))
 
 
 def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
@@ -37,9 +43,10 @@ def rotate_in(
 
 
 def rotate_out(
-    values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
+    values: Sequence[Tensor], weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
 ) -> Tensor:
     """Rotate weighted messages out of the edges' frames, and sum them at the targets."""
-    weighted = values.unflatten(2, (weights.shape[1], -1)) * weights[:, None, :, None]
+    joined = torch.cat(list(values), dim=1).unflatten(1, (rotation.shape[1], -1))
+    weighted = joined.unflatten(2, (weights.shape[1], -1)) * weights[:, None, :, None]
     messages = torch.bmm(rotation.transpose(1, 2), weighted.flatten(2))
     return messages.new_zeros(n_atoms, *messages.shape[1:]).index_add(0, target, messages)

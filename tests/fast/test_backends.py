@@ -3,6 +3,7 @@
 Triton's kernels run in its interpreter, on the CPU, or on the GPU where there is one.
 """
 
+import functools
 import math
 from contextlib import nullcontext
 
@@ -10,6 +11,7 @@ import numpy
 import pytest
 import torch
 from e3nn import o3
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dens.fast import ops, reference
 from dens.fast.layout import OrderMajor
@@ -57,45 +59,44 @@ def edges(n_atoms: int, n_edges: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(n_atoms - 1, (2, n_edges)))
 
 
-def case(name: str, layout: OrderMajor) -> tuple[tuple, dict]:
-    """Arguments of an operation, those with gradients first, and those of its backends only."""
-    rows, channels = len(layout.rows), 6
+def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
+    """Arguments of an operation: those with gradients, the others, and those of backends only."""
+    channels = 6
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
     if name == "separable_s2":
-        args = randn(3, channels), randn(3, rows, channels), *grid(layout, 2 * layout.lmax + 3)
-        return args, {"layout": layout}
+        x = [randn(3, size * channels) for size in layout.sizes]
+        return [randn(3, channels), x], (*grid(layout, 2 * layout.lmax + 3), layout), {}
     if name == "grid_mlp":
         full = OrderMajor(layout.lmax, layout.lmax)
-        args = randn(3, len(full.rows), channels), randn(4, channels), *grid(full, 9)
-        return args, {}
+        return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9)), {}
     source, target = edges(4, 7)
-    weights = 2 * channels * sum(layout.degrees)
+    rotation, orders = rotations(layout, 7), layout.degrees_by_order
     if name == "rotate_in":
         x = randn(4, (layout.lmax + 1) ** 2, channels)
-        return (x, randn(7, weights), rotations(layout, 7), source, target, layout), {}
-    values, degrees = randn(7, rows, channels), tuple(degree for degree, _ in layout.coefficients)
-    rotation = rotations(layout, 7)
+        radial = randn(7, 2 * channels * sum(layout.degrees))
+        return [x, radial], (rotation, source, target, layout), {}
     if name == "rotate_out, one degree":
-        keep, degrees = layout.rows_of_degree(1), (1, 1, 1)
-        values, rotation = values[:, keep], rotation[:, keep, 1:4].contiguous()
-    return (values, randn(7, 3), rotation, target, 4), {"degrees": degrees}
+        orders = ((1,), (1, 1))
+        rotation = rotation[:, layout.rows_of_degree(1), 1:4].contiguous()
+    values = [randn(7, len(order) * channels) for order in orders]
+    return [values, randn(7, 3)], (rotation, target, 4), {"degrees": orders}
 
 
-def results(operation, args, dtype) -> list[torch.Tensor]:
+def results(operation, inputs, others, dtype) -> list[torch.Tensor]:
     """Return outputs and gradients in float64."""
     autocast = dtype == torch.bfloat16
     kept = torch.float32 if autocast else dtype
-    args = [
-        a.to(DEVICE, kept if a.is_floating_point() else None) if torch.is_tensor(a) else a
-        for a in args
-    ]
-    leaves = [a.requires_grad_() for a in args[:2]]
+    inputs, others = tree_map_only(
+        torch.Tensor,
+        lambda t: t.to(DEVICE, kept if t.is_floating_point() else None),
+        (inputs, others),
+    )
+    leaves = [t.requires_grad_() for t in tree_leaves(inputs)]
     with torch.autocast(DEVICE, dtype) if autocast else nullcontext():
-        outs = operation(*args)
-    outs = outs if isinstance(outs, tuple) else (outs,)
+        outs = tree_leaves(operation(*inputs, *others))
     generator = torch.Generator().manual_seed(2)
     grads = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
     return [t.double().cpu() for t in (*outs, *torch.autograd.grad(outs, leaves, grads))]
@@ -105,9 +106,10 @@ def results(operation, args, dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_backend_computes_the_plain_form(name, dtype, layout, backend):
     torch.manual_seed(0)
-    args, more = case(name, layout)
-    expected = results(getattr(reference, name.split(",")[0]), args, torch.float64)
-    found = results(lambda *a: getattr(ops, name.split(",")[0])(*a, **more), args, dtype)
+    inputs, others, more = case(name, layout)
+    plain, fast = (getattr(module, name.split(",")[0]) for module in (reference, ops))
+    expected = results(plain, inputs, others, torch.float64)
+    found = results(functools.partial(fast, **more), inputs, others, dtype)
     for value, truth in zip(found, expected, strict=True):
         assert (value - truth).norm() <= TOLERANCES[dtype] * truth.norm()
 

@@ -35,7 +35,7 @@ class _Writer:
     """Writer of the kernels of one grid: ``side`` latitudes and ``side`` longitudes."""
 
     def __init__(self, layout: OrderMajor, side: int, dtype: str) -> None:
-        self.orders = [m for _, m in layout.coefficients]
+        self.orders, self.sizes = [m for _, m in layout.coefficients], layout.sizes
         self.waves = [0, *(s * m for m in range(1, layout.mmax + 1) for s in (1, -1))]
         self.side, self.dtype = side, dtype
 
@@ -59,14 +59,23 @@ class _Writer:
         power = f"libdevice.fast_expf(tl.minimum(-{value}, 80.0))"
         return f"s = libdevice.fast_dividef(1.0, 1.0 + {power})"
 
+    def place(self, name: str, row: int) -> str:
+        """The address of a row of the column, in the tensor of its order."""
+        order = abs(self.orders[row])
+        stride = f"{name}_stride" if name == "x" and not order else f"{self.sizes[order]} * C"
+        row -= sum(self.sizes[:order])
+        return f"{name}{order} + edge * {stride} + {row} * C + channel"
+
     def load(self, name: str, pointer: str) -> list[str]:
-        place, to = f"{pointer} + start", f"mask=exists, other=0.0).to(tl.{self.dtype})"
-        return [f"{name}{i} = tl.load({place} + {i} * C, {to}" for i in self.rows]
+        end = f"mask=exists, other=0.0).to(tl.{self.dtype})"
+        return [f"{name}{i} = tl.load({self.place(pointer, i)}, {end}" for i in self.rows]
 
     def store(self, pointer: str, first: int) -> list[str]:
-        return [
-            f"tl.store({pointer} + start + {i} * C, t{i}, mask=exists)" for i in self.rows[first:]
-        ]
+        rows = self.rows[first:]
+        return [f"tl.store({self.place(pointer, i)}, t{i}, mask=exists)" for i in rows]
+
+    def names(self, name: str) -> str:
+        return ", ".join(f"{name}{m}" for m in range(len(self.sizes)))
 
     def fourier(self, table: str, values: str, name: str) -> list[str]:
         """Fourier coefficients of a column along a latitude."""
@@ -120,7 +129,7 @@ class _Writer:
         body = [
             "column = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)",
             "exists = column < n",
-            f"start = (column // C) * ({len(self.orders)} * C) + column % C",
+            "edge, channel = column // C, column % C",
             *loads,
             *(f"t{i} = {zeros}" for i in self.rows),
             f"for b in range({self.side}):",
@@ -130,7 +139,8 @@ class _Writer:
         ]
         sums = [f"y{_wave(m)} = {zeros}" for m in self.waves]
         body += [*indented([*tables, *sums, *latitude]), *ends]
-        arguments = f"{pointers}, u, g, n, C: tl.constexpr, BN: tl.constexpr"
+        strides = "gate_stride, x_stride"
+        arguments = f"{pointers}, u, g, n, {strides}, C: tl.constexpr, BN: tl.constexpr"
         return compile_kernel(name, arguments, body)
 
 
@@ -142,25 +152,28 @@ def _wave(m: int) -> str:
 def kernels(layout: OrderMajor, side: int, dtype: str) -> tuple:
     """Compile the kernels of both directions, with sums in ``dtype`` (float32 or float64)."""
     w = _Writer(layout, side, dtype)
-    scalar = [f"z = tl.load(gate + column, mask=exists, other=0.0).to(tl.{dtype})", w.sigmoid("z")]
+    scalar = [
+        f"z = tl.load(gate + edge * gate_stride + channel, mask=exists, other=0.0).to(tl.{dtype})",
+        w.sigmoid("z"),
+    ]
     forward = w.kernel(
         "s2_forward",
-        "gate, x, out",
-        w.load("x", "x"),
+        f"gate, {w.names('x')}, {w.names('out')}",
+        w.load("f", "x"),
         [
-            *w.fourier("u", "x", "k"),
+            *w.fourier("u", "f", "k"),
             *w.longitudes("k", "v_k * s"),
             *(f"t{i} += g{i} * y{_wave(w.orders[i])}" for i in w.rows[1:]),
         ],
-        [*w.store("out", 1), *scalar, "tl.store(out + start, z * s, mask=exists)"],
+        [*w.store("out", 1), *scalar, f"tl.store({w.place('out', 0)}, z * s, mask=exists)"],
     )
     slope = "{0} * s * (1 + {1} * (1 - s))"
     backward = w.kernel(
         "s2_backward",
-        "gate, x, grad_out, grad_gate, grad_x",
-        w.load("x", "x") + w.load("d", "grad_out"),
+        f"gate, {w.names('x')}, {w.names('grad_out')}, grad_gate, {w.names('grad_x')}",
+        w.load("f", "x") + w.load("d", "grad_out"),
         [
-            *w.fourier("u", "x", "k"),
+            *w.fourier("u", "f", "k"),
             *w.fourier("g", "d", "w"),
             *w.longitudes("kw", slope.format("v_w", "v_k")),
             *(f"t{i} += u{i} * y{_wave(w.orders[i])}" for i in w.rows),
@@ -215,33 +228,40 @@ tables = _Tables()
 
 class _SeparableS2(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, x, u, g, layout):
-        gate, x = gate.contiguous(), x.contiguous()
-        ctx.save_for_backward(gate, x, u, g)
+    def forward(ctx, u, g, layout, gate, *x):
+        # the first order may be a part of a wider output
+        gate, x = _rows(gate), [_rows(x[0]), *(part.contiguous() for part in x[1:])]
+        ctx.save_for_backward(u, g, gate, *x)
         ctx.kernels = kernels(layout, len(u), str(u.dtype).removeprefix("torch."))
-        out = torch.empty_like(x)
-        _launch(ctx.kernels[0], FORWARD, x, gate, x, out, u, g)
-        return out
+        outs = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in x]
+        _launch(ctx.kernels[0], FORWARD, gate, x[0], gate, *x, *outs, u, g)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):
-        gate, x, u, g = ctx.saved_tensors
-        grad_gate, grad_x = torch.empty_like(gate), torch.empty_like(x)
-        tensors = gate, x, grad_out.contiguous(), grad_gate, grad_x
-        _launch(ctx.kernels[1], BACKWARD, x, *tensors, u, g)
-        return grad_gate, grad_x, None, None, None
+    def backward(ctx, *grad_outs):
+        u, g, gate, *x = ctx.saved_tensors
+        grads = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in (gate, *x)]
+        tensors = gate, *x, *(grad.contiguous() for grad in grad_outs), *grads
+        _launch(ctx.kernels[1], BACKWARD, gate, x[0], *tensors, u, g)
+        return None, None, None, *grads
 
 
-def _launch(kernel, how: dict, x: Tensor, *tensors: Tensor) -> None:
-    columns = x.shape[0] * x.shape[2]
+def _rows(x: Tensor) -> Tensor:
+    """Return a tensor whose rows are contiguous each."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _launch(kernel, how: dict, gate: Tensor, zero: Tensor, *tensors: Tensor) -> None:
+    columns = gate.numel()
     if columns:
-        kernel[(triton.cdiv(columns, how["BN"]),)](*tensors, columns, C=x.shape[2], **how)
+        blocks = (triton.cdiv(columns, how["BN"]),)
+        kernel[blocks](*tensors, columns, gate.stride(0), zero.stride(0), C=gate.shape[1], **how)
 
 
 def separable_s2(
-    gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor, layout: OrderMajor
-) -> Tensor:
+    gate: Tensor, *x: Tensor, to_grid: Tensor, from_grid: Tensor, layout: OrderMajor
+) -> tuple[Tensor, ...]:
     """Compute :func:`dens.fast.ops.separable_s2`; sums are in float32, or in float64 of such."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return _SeparableS2.apply(gate, x, *tables(to_grid, from_grid, layout, dtype), layout)
+    dtype = torch.promote_types(gate.dtype, torch.float32)
+    return _SeparableS2.apply(*tables(to_grid, from_grid, layout, dtype), layout, gate, *x)

@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dens.fast.chunks import output_type
+from dens.fast.chunks import autocast_type
 from dens.fast.triton.blocks import BlockWriter, per_atom, per_edge, sum_type
 from dens.fast.triton.source import compile_kernel
 
 
 @functools.cache
-def kernels(rows: tuple[int, ...], dtype: str) -> tuple:
-    """Compile the kernels of :func:`rotate_out`: forward, and gradients."""
-    w, n = BlockWriter(rows, dtype), len(rows)
+def kernels(degrees: tuple[tuple[int, ...], ...], dtype: str) -> tuple:
+    """Compile the forward kernel, and that of the gradients, for rows of these degrees."""
+    w = BlockWriter(tuple(d for order in degrees for d in order), dtype)
+    places = [(m, len(order), i) for m, order in enumerate(degrees) for i in range(len(order))]
     weight = w.load("w", "weights + e * (C // V) + c // V")
 
-    def value(name: str, i: int) -> str:
-        return f"{name} + (e * {n} + {i}) * C + c"
+    def value(name: str, row: int) -> str:
+        order, count, i = places[row]
+        return f"{name}{order} + (e * {count} + {i}) * C + c"
+
+    def names(name: str) -> str:
+        return ", ".join(f"{name}{m}" for m in range(len(degrees)))
 
     one = [weight]
     for degree in w.degrees:
@@ -46,11 +51,14 @@ def kernels(rows: tuple[int, ...], dtype: str) -> tuple:
 
     sizes = "C: tl.constexpr, V: tl.constexpr, BN: tl.constexpr"
     lists = "incoming_order, incoming_starts"
+    values, grads = names("values"), names("grad_values")
     return (
-        compile_kernel("rotate_out", f"values, weights, rotation, {lists}, out, {sizes}", forward),
+        compile_kernel(
+            "rotate_out", f"{values}, weights, rotation, {lists}, out, {sizes}", forward
+        ),
         compile_kernel(
             "rotate_out_grads",
-            f"values, weights, rotation, target, grad_out, grad_values, dots, {sizes}",
+            f"{values}, weights, rotation, target, grad_out, {grads}, dots, {sizes}",
             backward,
         ),
     )
@@ -58,35 +66,36 @@ def kernels(rows: tuple[int, ...], dtype: str) -> tuple:
 
 class _RotateOut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, weights, rotation, target, n_atoms, rows, incoming, dtype):
-        values, weights, rotation = values.contiguous(), weights.contiguous(), rotation.contiguous()
-        ctx.save_for_backward(values, weights, rotation, target)
-        ctx.kernels = kernels(rows, sum_type(values))
-        out = values.new_empty(n_atoms, rotation.shape[2], values.shape[2], dtype=dtype)
-        sizes = _heads(values, weights)
-        per_atom(
-            ctx.kernels[0], n_atoms, sizes["C"], values, weights, rotation, *incoming, out, **sizes
-        )
+    def forward(ctx, weights, rotation, target, n_atoms, degrees, incoming, *values):
+        values = [part.contiguous() for part in values]
+        weights, rotation = weights.contiguous(), rotation.contiguous()
+        ctx.save_for_backward(weights, rotation, target, *values)
+        ctx.kernels = kernels(degrees, sum_type(weights))
+        ctx.sizes = _sizes(values[0], len(degrees[0]), weights)
+        channels = ctx.sizes["C"]
+        out = values[0].new_empty(n_atoms, rotation.shape[2], channels)
+        tensors = *values, weights, rotation, *incoming, out
+        per_atom(ctx.kernels[0], n_atoms, channels, *tensors, **ctx.sizes)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        values, weights, rotation, target = ctx.saved_tensors
-        grad_values, sizes = torch.empty_like(values), _heads(values, weights)
-        dots = values.new_empty(len(values), sizes["C"], dtype=getattr(torch, sum_type(values)))
-        tensors = values, weights, rotation, target, grad_out.contiguous(), grad_values, dots
-        per_edge(ctx.kernels[1], len(values), sizes["C"], *tensors, **sizes)
+        weights, rotation, target, *values = ctx.saved_tensors
+        grads, channels = [torch.empty_like(part) for part in values], ctx.sizes["C"]
+        dots = weights.new_empty(len(weights), channels, dtype=getattr(torch, sum_type(weights)))
+        tensors = *values, weights, rotation, target, grad_out.contiguous(), *grads, dots
+        per_edge(ctx.kernels[1], len(weights), channels, *tensors, **ctx.sizes)
         grad_weights = dots.unflatten(1, (weights.shape[1], -1)).sum(2).to(weights.dtype)
-        return grad_values, grad_weights, *[None] * 6
+        return grad_weights, *[None] * 5, *grads
 
 
-def _heads(values: Tensor, weights: Tensor) -> dict[str, int]:
-    channels = values.shape[2]
+def _sizes(zero: Tensor, rows: int, weights: Tensor) -> dict[str, int]:
+    channels = zero.shape[1] // rows
     return {"C": channels, "V": channels // weights.shape[1]}
 
 
 def rotate_out(values, weights, rotation, target, n_atoms, degrees, incoming):
     """Compute :func:`dens.fast.ops.rotate_out`; sums are in float32, or in float64 of such."""
-    dtype = output_type(values)
-    return _RotateOut.apply(values, weights, rotation, target, n_atoms, degrees, incoming, dtype)
+    args = weights, rotation, target, n_atoms, degrees, incoming
+    return _RotateOut.apply(*args, *autocast_type(*values))

@@ -13,21 +13,22 @@ import tempfile
 from pathlib import Path
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton import blocks, grid_activation, rotate_in, rotate_out
+from dens.fast.triton import attention_logits, blocks, grid_activation, rotate_in, rotate_out
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
 
 
-def signature(kernel, number: str) -> dict[str, str]:
+def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
     """Types of a kernel's arguments, by their names; ``number``: that of the features."""
-    types = dict.fromkeys(("n", "gate_stride", "x_stride"), "i32")
-    types |= dict.fromkeys(("C", "V", "BN"), "constexpr")
-    numbers = {**dict.fromkeys(("u", "g", "rotation", "dots"), "*fp32")}
+    types = dict.fromkeys(("n", "stride", "gate_stride", "x_stride"), "i32")
+    types |= dict.fromkeys(constants, "constexpr")
+    numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums"), "*fp32")
     indices = ("source", "target", "order", "starts")
     return {
         name: types.get(name)
@@ -38,7 +39,7 @@ def signature(kernel, number: str) -> dict[str, str]:
 
 def compiled(kernel, constants: dict[str, int], number: str, **options):
     """Compile a kernel for compute capability 9.0."""
-    types = signature(kernel, number)
+    types = signature(kernel, constants, number)
     # what Triton finds at run time: addresses are multiples of 16 bytes
     attributes = {
         (i,): [["tt.divisibility", 16]]
@@ -78,6 +79,10 @@ def cases():
         for rows in (layout.degrees_by_order, ((1,), (1, 1))):
             for kernel in rotate_out.kernels(rows, "float32"):
                 yield size, kernel, {"C": 128, "V": 16, "BN": 128}, blocks.EDGE
+    sizes = {"H": 8, "A": 64, "HEADS": 8, "CHANNELS": 64, "DTYPE": tl.float32}
+    for kernel in (attention_logits.forward, attention_logits.backward):
+        constants = {"EPS": 1e-5, "SLOPE": 0.2, **sizes}
+        yield "logits,", kernel, constants, {"num_warps": attention_logits.WARPS}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import EdgeLists, rotate_in, rotate_out, separable_s2
+from dens.fast.ops import EdgeLists, attention_logits, rotate_in, rotate_out, separable_s2
 from dens.fast.products import complex_linear, linear_by_degree, softmax_by_target
 
 
@@ -137,8 +137,12 @@ def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
 
 def _weights(p: nn.Module, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
     """Compute the attention weights: (n_edges, heads)."""
-    logits = p.alpha_act(p.alpha_norm(logits.unflatten(1, (p.num_heads, -1))))
-    # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask
-    dotted = torch.einsum("eha,ha->eh", logits, p.alpha_dot)
+    if isinstance(p.alpha_norm, nn.LayerNorm):
+        norm = p.alpha_norm
+        args = norm.weight, norm.bias, p.alpha_dot, norm.eps, p.alpha_act.alpha
+        dotted = attention_logits(logits, *args)
+    else:
+        active = p.alpha_act(logits.unflatten(1, p.alpha_dot.shape))
+        dotted = torch.einsum("eha,ha->eh", active, p.alpha_dot)
     weights = softmax_by_target(dotted, target, n_out)
     return weights if p.alpha_dropout is None else p.alpha_dropout(weights)

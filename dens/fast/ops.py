@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dens.fast.chunks import autocast_type
 from dens.fast.eager import activation, edges
@@ -183,3 +184,34 @@ def rotate_out(
         return fused(values, weights, rotation, target, n_atoms, degrees, incoming)
     joined = torch.cat(list(values), dim=1).unflatten(1, (sum(map(len, degrees)), -1))
     return edges.rotate_out(joined, weights, rotation, target, n_atoms)
+
+
+def attention_logits(
+    x: Tensor, weight: Tensor, bias: Tensor, dot: Tensor, eps: float, slope: float
+) -> Tensor:
+    r"""Compute attention logits from each head's scalars.
+
+    .. math:: z_{eh} = \sum_a d_{ha}\,\mathrm{act}(\mathrm{norm}(x_{eh})_a), \qquad
+        \mathrm{act}(y) = s\,y + (1 - s)\,y\,\sigma(y)
+
+    The norm is a layer norm over the channels a, and act the smooth leaky ReLU of EquiformerV2.
+
+    Args:
+        x: (n_edges, heads * channels).
+        weight, bias: (channels,), of the norm.
+        dot: (heads, channels), d.
+        eps: of the norm.
+        slope: s, that of act far below zero.
+
+    Returns:
+        (n_edges, heads).
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.attention_logits import attention_logits as fused
+
+        return fused(x, weight, bias, dot, eps, slope)
+    normal = F.layer_norm(x.unflatten(1, dot.shape), weight.shape, weight, bias, eps)
+    linear = (1 + slope) / 2 * normal
+    active = linear + (1 - slope) / 2 * normal * (2 * torch.sigmoid(normal) - 1)
+    # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask
+    return torch.einsum("eha,ha->eh", active, dot)

@@ -50,3 +50,11 @@ def rotate_out(
     weighted = joined.unflatten(2, (weights.shape[1], -1)) * weights[:, None, :, None]
     messages = torch.bmm(rotation.transpose(1, 2), weighted.flatten(2))
     return messages.new_zeros(n_atoms, *messages.shape[1:]).index_add(0, target, messages)
+
+
+def attention_logits(
+    x: Tensor, weight: Tensor, bias: Tensor, dot: Tensor, eps: float, slope: float
+) -> Tensor:
+    """Normalise and activate each head's scalars, and multiply them with the head's vector."""
+    y = F.layer_norm(x.unflatten(1, dot.shape), weight.shape, weight, bias, eps)
+    return ((slope * y + (1 - slope) * y * torch.sigmoid(y)) * dot).sum(2)

@@ -19,7 +19,14 @@ from dens.fast.layout import OrderMajor
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the tensors; bfloat16: of autocast, with tensors in float32
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
-OPERATIONS = ["separable_s2", "grid_mlp", "rotate_in", "rotate_out", "rotate_out, one degree"]
+OPERATIONS = [
+    "separable_s2",
+    "grid_mlp",
+    "rotate_in",
+    "rotate_out",
+    "rotate_out, one degree",
+    "attention_logits",
+]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
 
@@ -72,6 +79,8 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
     if name == "grid_mlp":
         full = OrderMajor(layout.lmax, layout.lmax)
         return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9)), {}
+    if name == "attention_logits":
+        return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2), {}
     source, target = edges(4, 7)
     rotation, orders = rotations(layout, 7), layout.degrees_by_order
     if name == "rotate_in":

@@ -126,7 +126,7 @@ def test_outputs_gradients_and_random_numbers(settings, ratio, train):
 
 
 def test_kernels_in_a_model():
-    """Compare Triton's kernels, in its interpreter where there is no GPU, with fairchem's modules."""
+    """Compare a model on Triton's kernels with one of fairchem's modules."""
     pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
     if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and not torch.cuda.is_available():
         pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")

@@ -101,8 +101,6 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     args.batches = [_batch(text, args.tiny) for text in args.batches]
     if missing := sorted(set(args.sizes) - {size for size, _ in args.batches}):
         raise ValueError(f"--batches has no number of structures for {', '.join(missing)}")
-    if not args.cpu and not torch.cuda.is_available():
-        raise ValueError("no GPU is visible: --cpu --tiny tries the stages on a CPU")
     return args
 
 
@@ -165,6 +163,8 @@ def main() -> None:
     if stages[0].table:
         print("\n\n".join(format_result(json.loads(p.read_text())) for p in stages[0].table))
         return
+    if not torch.cuda.is_available() and not all(args.cpu for args in stages):
+        sys.exit("error: no GPU is visible: --cpu --tiny tries the stages on a CPU")
     setup_imports()
     if any(args.cpu for args in stages):
         torch.set_num_threads(1)

@@ -125,6 +125,8 @@ class Inputs:
 
     def __init__(self, s: dict, device: str) -> None:
         self.s, self.device = s, device
+        # the same for all candidates
+        self.rotations, self.grid = cache(self._rotations), cache(self._grid)
         self.layout = OrderMajor(s["lmax"], s["mmax"])
         widths = [GAUSSIANS + 2 * s["edge_channels"], *[s["edge_channels"]] * 2, s["W"]]
         self.net = RadialFunction(widths).net.to(device)
@@ -141,14 +143,12 @@ class Inputs:
     def _sources(self, n: int) -> Tensor:
         return torch.randint(self.s["N"], (n,), device=self.device)
 
-    @cache  # noqa: B019 - it goes with the stage
     def _rotations(self, n: int) -> Tensor:
         q = torch.linalg.qr(torch.randn(n, 3, 3))[0]  # a GPU is slow at this
         rotation = SO3_Rotation(self.s["lmax"])
         rotation.set_wigner((q * torch.det(q)[:, None, None]).to(self.device))
         return rotation.wigner[:, self.layout.rows].contiguous()
 
-    @cache  # noqa: B019
     def _grid(self, mmax: int, order_major: bool) -> dict[str, Tensor]:
         grid = SO3_Grid(self.s["lmax"], mmax, "component", self.s["side"])
         rows = self.layout.reduced_rows if order_major else slice(None)
@@ -158,21 +158,21 @@ class Inputs:
 
     def s2(self, n: int) -> dict:
         gate, x = self.randn(n, self.s["H"]), self.randn(n, self.s["r"], self.s["H"])
-        return {"gate": gate, "x": x, **self._grid(self.s["mmax"], True)}
+        return {"gate": gate, "x": x, **self.grid(self.s["mmax"], True)}
 
     def grid_mlp(self, n: int) -> dict:
         width = self.s["F"]
         x, weight = self.randn(n, self.s["R"], width), self.randn(width, width) / width**0.5
-        return {"x": x, "weight": weight, **self._grid(self.s["lmax"], False)}
+        return {"x": x, "weight": weight, **self.grid(self.s["lmax"], False)}
 
     def rotate_in(self, n: int) -> dict:
         x, radial = self.randn(self.s["N"], self.s["R"], self.s["C"]), self.randn(n, self.s["W"])
         ends = {"source": self._sources(n), "target": self._targets(n)}
-        return {"x": x, "radial": radial, "rotation": self._rotations(n), **ends}
+        return {"x": x, "radial": radial, "rotation": self.rotations(n), **ends}
 
     def rotate_out(self, n: int) -> dict:
         values = self.randn(n, self.s["r"], self.s["V"])
-        edges = {"rotation": self._rotations(n), "target": self._targets(n)}
+        edges = {"rotation": self.rotations(n), "target": self._targets(n)}
         return {"values": values, "weights": self.randn(n, self.s["heads"]), **edges}
 
     def so2(self, n: int) -> dict:

@@ -121,6 +121,7 @@ RELAX_SLABS = (
     "OMP_NUM_THREADS=1 python -m benchmarks.relax_slabs --data data/demo_relaxed/val_id "
     "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
 )
+GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
 
 TABLE = {
     # installation, data and training
@@ -294,6 +295,14 @@ TABLE = {
     "python -m benchmarks.relax_slabs --table docs/results/relaxation/slabs_val_id.json": Run(
         says="morered"
     ),
+    "python -m benchmarks.gpu smoke -- step --sizes M L -- kernels --ops s2": Run(
+        "--help", says="--backends", reason="needs a GPU; the next one runs on a CPU"
+    ),
+    GPU_KERNELS: Run(makes="results/gpu/kernels.json"),
+    "python -m benchmarks.gpu --table results/gpu/kernels.json": Run(
+        needs=(GPU_KERNELS,), says="rotate_in"
+    ),
+    "python -m benchmarks.floors --size M --structures 16": Run(says="SO(2) convolution 2"),
     "python -m benchmarks.data": Run(
         "--help", says="--data", reason="makes and converts 2,000 slabs"
     ),

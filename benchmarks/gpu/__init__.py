@@ -1,0 +1,1 @@
+"""Training steps, their kernels and single operations, measured on a GPU: docs/performance.md."""

@@ -32,7 +32,8 @@ from fairchem.core.common.utils import setup_imports
 from benchmarks.arms import SIZES
 from benchmarks.gpu import kernels, numbers, profiles, smoke, steps
 from benchmarks.gpu.candidates import OPERATIONS
-from benchmarks.gpu.harness import BACKENDS, PRECISIONS, Stage
+from benchmarks.gpu.harness import PRECISIONS, Stage
+from dens.fast.ops import BACKENDS
 
 STAGES = {
     "smoke": smoke,

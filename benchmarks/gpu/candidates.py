@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from benchmarks.floors import GAUSSIANS
 from benchmarks.gpu.harness import with_backend
-from dens.fast.activation import grid_mlp, separable_s2
+from dens.fast import ops, reference
 from dens.fast.attention import Edges, radial_function
-from dens.fast.edges import rotate_in, rotate_out
 from dens.fast.layout import OrderMajor
-from dens.fast.products import complex_linear
+from dens.fast.ops import list_edges
+from dens.fast.products import complex_linear, three_products
 
 # name of an operation: its name in benchmarks.floors
 OPERATIONS = {
@@ -29,6 +29,7 @@ OPERATIONS = {
     "rotate_in": "rotate in",
     "rotate_out": "rotate out",
     "grid_mlp": "grid MLP",
+    "logits": "attention weights",
     "so2": "SO(2) convolution 1",
     "radial": "radial function",
 }
@@ -65,30 +66,42 @@ class Operation:
 def make_operations(s: dict, device: str, backends: list[str]) -> list[Operation]:
     """Make the operations at the shapes ``s`` of :func:`benchmarks.floors.shapes`."""
     inputs, edges = Inputs(s, device), s["E"]
-    frame, sums = {"layout": inputs.layout}, {"n_atoms": s["N"]}
+    orders = range(len(inputs.layout.sizes))
 
-    def each(function: Callable, **fixed) -> dict[str, Callable]:
-        return {name: with_backend(name, partial(function, **fixed)) for name in backends}
+    def each(function: Callable) -> dict[str, Callable]:
+        return {name: with_backend(name, function) for name in backends}
+
+    def both(name: str, call: Callable, lists: bool = False) -> tuple[Callable, dict]:
+        """The plain form of an operation and its backends, called by ``call``."""
+        plain = partial(call, getattr(reference, name))
+        return partial(_without_lists, plain) if lists else plain, each(
+            partial(call, getattr(ops, name))
+        )
 
     return [
-        Operation("s2", edges, inputs.s2, ["gate", "x"], 2, _plain_s2, each(separable_s2)),
+        Operation(
+            "s2",
+            edges,
+            inputs.s2,
+            ["gate", *(f"x{m}" for m in orders)],
+            1 + len(orders),
+            *both("separable_s2", partial(_s2, inputs.layout)),
+        ),
         Operation(
             "rotate_in",
             edges,
             inputs.rotate_in,
             ["radial", "x"],
             1,
-            partial(_plain_in, **frame),
-            each(rotate_in, **frame),
+            *both("rotate_in", partial(_rotate_in, inputs.layout), lists=True),
         ),
         Operation(
             "rotate_out",
             edges,
             inputs.rotate_out,
-            ["values", "weights"],
-            1,
-            partial(_plain_out, **sums),
-            each(rotate_out, **sums),
+            [*(f"values{m}" for m in orders), "weights"],
+            len(orders),
+            *both("rotate_out", partial(_rotate_out, inputs.layout, s["N"]), lists=True),
         ),
         Operation(
             "grid_mlp",
@@ -96,8 +109,15 @@ def make_operations(s: dict, device: str, backends: list[str]) -> list[Operation
             inputs.grid_mlp,
             ["x", "weight"],
             1,
-            _plain_grid_mlp,
-            each(grid_mlp),
+            *both("grid_mlp", lambda function, **tensors: function(**tensors)),
+        ),
+        Operation(
+            "logits",
+            edges,
+            inputs.logits,
+            ["x", "weight", "bias", "dot"],
+            1,
+            *both("attention_logits", partial(_logits, 1e-5, 0.2)),
         ),
         Operation(
             "so2",
@@ -106,7 +126,7 @@ def make_operations(s: dict, device: str, backends: list[str]) -> list[Operation
             ["zero", "one", "both", "w0", "w1", "w2"],
             3,
             partial(_so2, _fairchems_linear),
-            {"ours": partial(_so2, complex_linear)},
+            {"ours": partial(_so2, complex_linear), "three": partial(_so2, three_products)},
         ),
         Operation(
             "radial",
@@ -157,8 +177,13 @@ class Inputs:
         return dict(zip(names, (m.contiguous().to(self.device) for m in matrices), strict=True))
 
     def s2(self, n: int) -> dict:
-        gate, x = self.randn(n, self.s["H"]), self.randn(n, self.s["r"], self.s["H"])
-        return {"gate": gate, "x": x, **self.grid(self.s["mmax"], True)}
+        x = {f"x{m}": self.randn(n, k * self.s["H"]) for m, k in enumerate(self.layout.sizes)}
+        return {"gate": self.randn(n, self.s["H"]), **x, **self.grid(self.s["mmax"], True)}
+
+    def logits(self, n: int) -> dict:
+        heads, channels = self.s["heads"], self.s["A"] // self.s["heads"]
+        found = {name: self.randn(channels) for name in ("weight", "bias")}
+        return {"x": self.randn(n, self.s["A"]), **found, "dot": self.randn(heads, channels)}
 
     def grid_mlp(self, n: int) -> dict:
         width = self.s["F"]
@@ -168,12 +193,15 @@ class Inputs:
     def rotate_in(self, n: int) -> dict:
         x, radial = self.randn(self.s["N"], self.s["R"], self.s["C"]), self.randn(n, self.s["W"])
         ends = {"source": self._sources(n), "target": self._targets(n)}
+        ends["lists"] = [list_edges(ends[name], len(x)) for name in ("target", "source")]
         return {"x": x, "radial": radial, "rotation": self.rotations(n), **ends}
 
     def rotate_out(self, n: int) -> dict:
-        values = self.randn(n, self.s["r"], self.s["V"])
         edges = {"rotation": self.rotations(n), "target": self._targets(n)}
-        return {"values": values, "weights": self.randn(n, self.s["heads"]), **edges}
+        edges["lists"] = list_edges(edges["target"], self.s["N"])
+        sizes = enumerate(self.layout.sizes)
+        values = {f"values{m}": self.randn(n, k * self.s["V"]) for m, k in sizes}
+        return {**values, "weights": self.randn(n, self.s["heads"]), **edges}
 
     def so2(self, n: int) -> dict:
         s, found = self.s, {}
@@ -222,32 +250,27 @@ class _Radial(nn.Module):
         return radial_function(self, self.net, numbers, edges)
 
 
-def _plain_s2(gate, x, to_grid, from_grid):
-    y = F.silu(torch.einsum("pr,nrc->npc", to_grid, x))
-    y = torch.einsum("pr,npc->nrc", from_grid, y)
-    return torch.cat([F.silu(gate)[:, None], y[:, 1:]], dim=1)
+def _without_lists(plain: Callable, lists, **tensors):
+    return plain(**tensors)
 
 
-def _plain_grid_mlp(x, weight, to_grid, from_grid):
-    y = F.silu(F.linear(F.silu(torch.einsum("pr,nrc->npc", to_grid, x)), weight))
-    y = torch.einsum("pr,npc->nrc", from_grid, y)
-    return torch.cat([torch.zeros_like(y[:, :1]), y[:, 1:]], dim=1)
+def _s2(layout, function, gate, to_grid, from_grid, **x):
+    return function(gate, list(x.values()), to_grid, from_grid, layout)
 
 
-def _plain_in(x, radial, rotation, source, target, layout):
-    both = torch.bmm(rotation, torch.cat([x[source], x[target]], dim=2))
-    weights = radial.split([count * both.shape[2] for count in layout.degrees], dim=1)
-    outs = []
-    for m, (part, w) in enumerate(zip(both.split(layout.sizes, dim=1), weights, strict=True)):
-        out = part.reshape(len(part), 2 if m else 1, -1) * w[:, None]
-        outs.append(out if m else out.squeeze(1))
-    return outs
+def _rotate_in(layout, function, x, radial, rotation, source, target, **lists):
+    return function(x, radial, rotation, source, target, layout, **lists)
 
 
-def _plain_out(values, weights, rotation, target, n_atoms):
-    weights = weights.repeat_interleave(values.shape[2] // weights.shape[1], dim=1)
-    messages = torch.bmm(rotation.transpose(1, 2), values * weights[:, None])
-    return messages.new_zeros(n_atoms, *messages.shape[1:]).index_add(0, target, messages)
+def _rotate_out(layout, n_atoms, function, weights, rotation, target, lists=None, **values):
+    args = list(values.values()), weights, rotation, target, n_atoms
+    if lists is None:
+        return function(*args)
+    return function(*args, layout.degrees_by_order, lists)
+
+
+def _logits(eps, slope, function, **tensors):
+    return function(**tensors, eps=eps, slope=slope)
 
 
 def _so2(product, zero, one, both, w0, w1, w2):

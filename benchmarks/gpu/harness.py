@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.floors import CEILINGS
 from benchmarks.measure import commit, hardware
+from dens.fast.ops import using
 
-BACKENDS = ("eager",)
 PRECISIONS = ("fp32", "tf32", "bf16")
 TINY = {
     "num_layers": 1,
@@ -34,19 +34,11 @@ TINY = {
 }
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Compute the operations of the fast path by one backend."""
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    yield
-
-
 def with_backend(name: str, function: Callable) -> Callable:
     """Return ``function``, called under one backend."""
 
     def run(*args, **kwargs):
-        with use_backend(name):
+        with using(name):
             return function(*args, **kwargs)
 
     return run

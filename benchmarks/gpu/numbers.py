@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.arms import SIZES, build, corrupted, make_batch
 from benchmarks.gpu import harness
-from benchmarks.gpu.harness import PRECISIONS, TINY, Stage, markdown, run_in_context, use_backend
+from benchmarks.gpu.harness import PRECISIONS, TINY, Stage, markdown, run_in_context
+from dens.fast.ops import using
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from helpers.precision import double, geometry_in_single, in_double
@@ -30,7 +31,7 @@ def measure(stage: Stage) -> None:
     for dropout in (0.0, 0.1):
         truth = None
         for name, (fast, backend) in paths.items():
-            with stage.part(f"numbers, float64, {name}, dropout {dropout}"), use_backend(backend):
+            with stage.part(f"numbers, float64, {name}, dropout {dropout}"), using(backend):
                 with double():
                     model = geometry_in_single(_model(stage, fast, torch.float64, dropout))
                     result = outcome(model, in_double(batch))
@@ -43,7 +44,7 @@ def measure(stage: Stage) -> None:
         for precision in PRECISIONS if stage.cuda else ("fp32", "bf16"):
             for name, (fast, backend) in paths.items():
                 part = f"{precision}, {name}"
-                with stage.part(f"numbers, {part}"), use_backend(backend):
+                with stage.part(f"numbers, {part}"), using(backend):
                     model = _model(stage, fast, torch.float32, dropout)
                     model.load_state_dict(weights)
                     with harness.precision(precision) as context:
@@ -52,7 +53,7 @@ def measure(stage: Stage) -> None:
 
 
 def _model(stage: Stage, fast: bool, dtype: torch.dtype, dropout: float):
-    size = {**SIZES["S"], **(TINY if stage.args.tiny else {})}
+    size = {**SIZES["M"], "num_layers": 2, **(TINY if stage.args.tiny else {})}
     rates = {"alpha_drop": dropout, "drop_path_rate": dropout}
     return build("ours DeNS", size, fast=fast, **rates).to(dtype).to(stage.device)
 

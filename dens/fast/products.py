@@ -44,9 +44,12 @@ def complex_linear(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (n_edges, 2 n_out).
     """
-    if x.device.type == "cpu":
-        return _ThreeProducts.apply(*autocast_type(x, weight))
-    return block_linear(x, weight)
+    return three_products(x, weight) if x.device.type == "cpu" else block_linear(x, weight)
+
+
+def three_products(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute :func:`complex_linear` as three real products."""
+    return _ThreeProducts.apply(*autocast_type(x, weight))
 
 
 def block_linear(x: Tensor, weight: Tensor) -> Tensor:

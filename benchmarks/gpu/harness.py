@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
+import gc
 import json
 import os
 import platform
@@ -79,19 +80,26 @@ class Stage:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Note a failure and go on; write what was found so far."""
-        start = time.monotonic()
+        start, failed = time.monotonic(), False
         try:
             yield
         except Exception as error:
             self.fail(name, error)
+            failed = True
+        if failed:
+            self.release()
         passed = time.monotonic() - start
         print(f"   {name}: {passed:.1f} s, {self.left():.0f} s left", flush=True)
         self.write()
 
     def fail(self, name: str, error: Exception) -> None:
-        """Note an error and give back the memory that it left."""
+        """Note an error."""
         self.found["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
         print(f"!! {name}: {traceback.format_exc(limit=-4)}", flush=True)
+
+    def release(self) -> None:
+        """Give back memory: of models, which refer to themselves, and of what failed."""
+        gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
 

@@ -46,8 +46,8 @@ def measure(stage: Stage) -> None:
                 step = steps.new_step(arm, backend, size, n, stage, context)
                 found = profile_step(stage, step)
                 stage.found["profiles"][f"{label}, {name}"] = found
-            if stage.cuda:
-                torch.cuda.empty_cache()
+                del step
+            stage.release()
 
 
 def profile_step(stage: Stage, step: steps.Step) -> dict:

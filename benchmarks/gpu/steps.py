@@ -6,8 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import torch
-
 from benchmarks.arms import SIZES, Step
 from benchmarks.gpu.harness import (
     TINY,
@@ -107,8 +105,7 @@ def measure(stage: Stage) -> None:
             case = {"size": size, "structures": n, "precision": name, "arms": {}}
             stage.found["cases"].append(case)
             measure_case(stage, case, context)
-        if stage.cuda:
-            torch.cuda.empty_cache()
+        stage.release()
 
 
 def measure_case(stage: Stage, case: dict, context: Callable) -> None:
@@ -126,10 +123,10 @@ def measure_case(stage: Stage, case: dict, context: Callable) -> None:
             steps[label], case["arms"][label] = step, {"ms": [], "host_ms": [], "MiB": used}
         except Exception as error:
             case["arms"][label] = {"error": f"{type(error).__name__}: {error}"[:500]}
-            step = None  # its memory
-            stage.fail(
-                f"{case['size']} x {case['structures']}, {case['precision']}, {label}", error
-            )
+            stage.fail(f"{name_of(case)}, {label}", error)
+        step = None
+        if label not in steps:
+            stage.release()
     case["rounds"] = take_turns(stage, steps, case["arms"])
     case["ratios"] = {}
     for name, over, under in choose_ratios(labels, stage.args.backends):

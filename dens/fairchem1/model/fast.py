@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dens import transfer
 from dens.denoising.corruption import denoising_fields
+from dens.fairchem1.model.edge_frames import EdgeFrames
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
@@ -67,6 +69,7 @@ def speed_up(backbone: nn.Module) -> bool:
     layout = OrderMajor(backbone.lmax_list[0], backbone.mmax_list[0])
     rotation = backbone.SO3_rotation[0]
     rotation.__class__ = _Rotation
+    rotation.edges = EdgeFrames(layout.lmax)
     rotation.register_buffer("rows", torch.tensor(layout.rows), persistent=False)
     rotation.register_buffer("rescale", torch.tensor(layout.rescale), persistent=False)
     backbone.distance_expansion.__class__ = _Gaussians
@@ -116,7 +119,13 @@ class _Rotation(SO3_Rotation):
     """Rotation that also keeps the Wigner matrices in order-major layout, for all layers."""
 
     def set_wigner(self, rot_mat3x3):
-        super().set_wigner(rot_mat3x3)
+        # autocast would round the directions of the edges, and the matrices once for each factor
+        with torch.autocast(rot_mat3x3.device.type, enabled=False):
+            if transfer.is_host(rot_mat3x3.device):
+                super().set_wigner(rot_mat3x3)
+            else:
+                self.wigner = self.edges.wigner(rot_mat3x3)
+                self.wigner_inv = self.wigner.transpose(1, 2)
         self.to_frames = self.wigner[:, self.rows]
         self.from_frames = self.to_frames * self.rescale.to(self.to_frames.dtype)[:, None]
 

@@ -213,6 +213,16 @@ class VectorHead(EqV2VectorHead):
         """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
         return torch.ones_like(noise_mask)
 
+    def _select(self, edges: Edges, noise_mask: Tensor, data, graph) -> Edges:
+        """Select the edges into the atoms that enter the loss; on a GPU without waiting for it."""
+        kept = self.atoms(noise_mask)[edges.target]
+        counts = getattr(graph, "edges_per_atom", None)
+        if counts is None or gp_utils.initialized():
+            return edges.select(kept)
+        number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
+        first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
+        return Edges(*(tensor.index_select(0, first) for tensor in edges))
+
     def forward(self, data, emb) -> dict[str, Tensor]:
         if not self.fast:
             return super().forward(data, emb)
@@ -221,7 +231,7 @@ class VectorHead(EqV2VectorHead):
         edges = edges.back_to(1, self.force_block.layout)
         fields = denoising_fields(data) if self.training else None
         if fields is not None:
-            edges = edges.select(self.atoms(fields.noise_mask)[edges.target])
+            edges = self._select(edges, fields.noise_mask, data, graph)
         args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
         if self.activation_checkpoint:
             out = checkpoint(self.force_block, *args, use_reentrant=not self.training)

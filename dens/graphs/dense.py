@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dens import transfer
 from dens.graphs.images import DEGENERACY_TOLERANCE, MIN_DISTANCE
-from dens.transfer import copy_to_device, copy_to_host
 
 _LARGEST = 2**28  # pairs compared at once, 1 GiB for their distances
 
@@ -86,7 +86,8 @@ def dense_radius_graph(
     images, n_images = _images(reach)
     layout = torch.stack([natoms, n_images, natoms.cumsum(0) - natoms])
     width = int((natoms * n_images).max())
-    images, layout = (copy_to_device(t, pos.device) for t in (images.to(pos.dtype), layout))
+    images = transfer.copy_to_device(images.to(pos.dtype), pos.device)
+    layout = transfer.copy_to_device(layout, pos.device)
     n_atoms, n_images, first = layout[:, :, None]
     columns = torch.arange(width, device=pos.device)
     source, image = columns // n_images, columns % n_images
@@ -100,7 +101,7 @@ def dense_radius_graph(
         for rows in _chunks(len(pos), width)
     ]
     count = torch.cat([part.sum(1) for part in kept])
-    on_host = copy_to_host(count)  # the host waits here
+    on_host = transfer.copy_to_host(count)  # the host waits here
     most, total = int(on_host.max()), int(on_host.sum())
     number = columns.int()
     chosen = [torch.where(k, number, width).topk(most, largest=False).values for k in kept]

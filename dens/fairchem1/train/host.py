@@ -15,6 +15,7 @@ import torch
 from fairchem.core.common import distutils
 from torch import Tensor
 
+from dens import transfer
 from dens.data.batches import WithSampleId
 from dens.data.checked import checked
 from dens.fairchem1.checkpoints.start import Pretrained, load_from, take_pretrained
@@ -40,7 +41,6 @@ from dens.runs.monitor.settings import parse_monitor
 from dens.runs.monitor.training import TrainingMonitor
 from dens.runs.monitor.validation import Schedule
 from dens.settings import ConfigError
-from dens.transfer import to_device
 
 
 class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
@@ -232,7 +232,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
                 return self.in_full(super()._forward(batch))
         self.begin_step()
         self.corrupt_batch(batch, self._draws(batch))  # where the loader left it, on the host
-        batch = to_device(batch, self.device)
+        batch = transfer.to_device(batch, self.device)
         self._counts = self._count_on_all_ranks(batch)
         return self.forward_in_micro_batches(batch)
 

@@ -18,8 +18,8 @@ from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.modules.scheduler import LRScheduler
 
+from dens import transfer
 from dens.settings import ConfigError, unknown_value
-from dens.transfer import is_host
 
 _STEPS = 1_000_000  # of an epoch, so that no share of one is rounded to zero
 _LAMBDAS = {  # keys that the schedules of EquiformerV2 need
@@ -164,5 +164,5 @@ class EpochTrainer(EquiformerV2ForcesTrainer):
                 f"{params['warmup_epochs']} (optim.scheduler_params.warmup_epochs)"
             )
         super().load_extras()
-        if self.ema and not is_host(self.device):
+        if self.ema and not transfer.is_host(self.device):
             self.ema = GroupedAverage(self.model.parameters(), self.ema_decay)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dens import transfer
 from dens.data.batches import select_structures
 from dens.fairchem1.config.rules import metric_names
 from dens.metrics import LOSS_TERM, Ratio, find_metric
 from dens.objective import Objective
 from dens.patching import replaced
 from dens.ranks import sum_over_ranks, world_size
-from dens.transfer import is_host, on_host, read
 
 _NONE_YET = -1.0  # fairchem's best metric before the first evaluation, if higher is better
 
@@ -57,7 +57,7 @@ class TrainingMetrics:
         self, loss: Tensor, names: list[str], values: Tensor, out: dict[str, Tensor], batch
     ) -> None:
         """Read the terms of the loss, averages over all ranks; on a GPU, have it done later."""
-        if is_host(self.device) or self.scaler is not None:
+        if transfer.is_host(self.device) or self.scaler is not None:
             self._loss_values = dict(zip(names, values.tolist(), strict=True))
             self.note_not_finite(self._loss_values, out, batch)
         else:
@@ -88,10 +88,10 @@ class TrainingMetrics:
         """Copy the pending step and the norm of the gradient to the host in one transfer."""
         step = self._pending
         numbers = {"loss": step.loss, "loss terms": step.values, "norm of the gradient": norm}
-        found = read({**numbers, **step.out})
+        found = transfer.read({**numbers, **step.out})
         out = {name: found[name] for name in step.out}
         loss, values, norm = (found[name] for name in numbers)
-        self._pending = PendingStep(loss, step.names, values, out, on_host(step.batch))
+        self._pending = PendingStep(loss, step.names, values, out, transfer.on_host(step.batch))
         self._loss_values = dict(zip(step.names, values.tolist(), strict=True))
         self.note_not_finite(self._loss_values, out, self._pending.batch)
         return norm
@@ -110,7 +110,7 @@ class TrainingMetrics:
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = self.running_metrics(metrics)
         if self._pending is None:
-            return self._measure(read(out), on_host(batch), evaluator, metrics)
+            return self._measure(transfer.read(out), transfer.on_host(batch), evaluator, metrics)
         # fairchem's loop asks for the value of the loss before the backward pass, and adds it to
         # the metrics if it is a number
         self._pending.loss.item = lambda: None
@@ -168,12 +168,15 @@ class TrainingMetrics:
     @contextmanager
     def _on_host(self) -> Iterator[None]:
         """Compute fairchem's metrics on the host in a ``with`` block."""
-        if is_host(self.device):
+        if transfer.is_host(self.device):
             yield
             return
         if self._host_modules is None:
             self._host_modules = {
-                kind: {name: copy.deepcopy(m).cpu() for name, m in getattr(self, kind).items()}
+                kind: {
+                    name: copy.deepcopy(module)._apply(transfer.copy_to_host)
+                    for name, module in getattr(self, kind).items()
+                }
                 for kind in ("normalizers", "elementrefs")
             }
         with replaced(self, device=torch.device("cpu"), **self._host_modules):

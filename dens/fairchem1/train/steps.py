@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from dens import transfer
 from dens.data.batches import join_outputs, non_finite_structures, split_batch
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
 from dens.fairchem1.config.schema import StepSettings
@@ -30,7 +31,6 @@ from dens.process import StopSignals
 from dens.random import Stream
 from dens.runs.check.schedule import Sampling, check_resume
 from dens.settings import ConfigError, parse_settings
-from dens.transfer import on_host, to_device
 
 
 class ReproducibleSteps:
@@ -155,8 +155,8 @@ class ReproducibleSteps:
         if self.step_settings.grad_accumulation_steps == 1:
             return self.forward_micro_batch(batch)
         size = self.config["optim"]["batch_size"]
-        parts = split_batch(on_host(batch), size, self.collater, self.objective)
-        *first, last = (to_device(part, self.device) for part in parts)
+        parts = split_batch(transfer.on_host(batch), size, self.collater, self.objective)
+        *first, last = (transfer.to_device(part, self.device) for part in parts)
         outputs = [self._accumulate(micro_batch) for micro_batch in first]
         return join_outputs([*outputs, self.forward_micro_batch(last)])
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"denoising", "graphs", "fast", "safe"},
     {"objective"},
     {"settings", "metrics", "fields", "noise_levels", "random", "ranks", "constraints"}
-    | {"process", "files", "patching"},
+    | {"process", "files", "patching", "transfer"},
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 ADAPTERS = LAYERS[1]

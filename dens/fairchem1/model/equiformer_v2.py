@@ -15,6 +15,7 @@ from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2 import equiformer_v2
 from torch import Tensor
 
+from dens import transfer
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.force_encoding import ForceEncoding
 from dens.fairchem1.model.fast import ScalarHead, VectorHead, speed_up
@@ -100,6 +101,8 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
     def _init_edge_rot_mat(self, data, edge_index, edge_distance_vec):
         if len(edge_distance_vec) == 0:  # fairchem looks for the shortest edge
             return edge_distance_vec.new_zeros(0, 3, 3)
+        if self.fast and not transfer.is_host(edge_distance_vec.device):
+            return self.SO3_rotation[0].edges.frames(edge_distance_vec)
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 
     def _add_encoding(self, module, args, output):

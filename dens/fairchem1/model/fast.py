@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dens import transfer
 from dens.denoising.corruption import denoising_fields
+from dens.fairchem1.model.edge_frames import EdgeFrames
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
@@ -68,6 +70,7 @@ def speed_up(backbone: nn.Module) -> bool:
     layout = OrderMajor(backbone.lmax_list[0], backbone.mmax_list[0])
     rotation = backbone.SO3_rotation[0]
     rotation.__class__ = _Rotation
+    rotation.edges = EdgeFrames(layout.lmax)
     rotation.register_buffer("rows", torch.tensor(layout.rows), persistent=False)
     rotation.register_buffer("rescale", torch.tensor(layout.rescale), persistent=False)
     backbone.distance_expansion.__class__ = _Gaussians
@@ -121,7 +124,13 @@ class _Rotation(SO3_Rotation):
     """
 
     def set_wigner(self, rot_mat3x3):
-        super().set_wigner(rot_mat3x3)
+        # autocast would round the directions of the edges, and the matrices once for each factor
+        with torch.autocast(rot_mat3x3.device.type, enabled=False):
+            if transfer.is_host(rot_mat3x3.device):
+                super().set_wigner(rot_mat3x3)
+            else:
+                self.wigner = self.edges.wigner(rot_mat3x3)
+                self.wigner_inv = self.wigner.transpose(1, 2)
         self.to_frames = self.wigner[:, self.rows]
         self.from_frames = self.to_frames * self.rescale.to(self.to_frames.dtype)[:, None]
         self.listed = None
@@ -219,6 +228,16 @@ class VectorHead(EqV2VectorHead):
         """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
         return torch.ones_like(noise_mask)
 
+    def _select(self, edges: Edges, noise_mask: Tensor, data, graph) -> Edges:
+        """Select the edges into the atoms that enter the loss; on a GPU without waiting for it."""
+        kept = self.atoms(noise_mask)[edges.target]
+        counts = getattr(graph, "edges_per_atom", None)
+        if counts is None or gp_utils.initialized():
+            return edges.select(kept)
+        number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
+        first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
+        return Edges(*(tensor.index_select(0, first) for tensor in edges))
+
     def forward(self, data, emb) -> dict[str, Tensor]:
         if not self.fast:
             return super().forward(data, emb)
@@ -228,7 +247,7 @@ class VectorHead(EqV2VectorHead):
         edges = edges.back_to(1, self.force_block.layout)
         fields = denoising_fields(data) if self.training else None
         if fields is not None:
-            edges = edges.select(self.atoms(fields.noise_mask)[edges.target])
+            edges = self._select(edges, fields.noise_mask, data, graph)
         args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
         if self.activation_checkpoint:
             out = checkpoint(self.force_block, *args, use_reentrant=not self.training)

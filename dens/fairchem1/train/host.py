@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from fairchem.core.common import distutils, gp_utils
+from fairchem.core.common import distutils
 from torch import Tensor
 
+from dens import transfer
 from dens.data.batches import WithSampleId
 from dens.data.checked import checked
 from dens.fairchem1.checkpoints.start import Pretrained, load_from, take_pretrained
@@ -32,7 +33,7 @@ from dens.fields import SAMPLE_ID
 from dens.objective import Objective, Prediction, Progress
 from dens.process import keep_freed_memory
 from dens.random import Stream
-from dens.ranks import sum_over_ranks, world_size
+from dens.ranks import world_size
 from dens.runs.figure_data import FigureData
 from dens.runs.log import RunLog
 from dens.runs.monitor.denoise import best_weights
@@ -59,7 +60,6 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     monitor: TrainingMonitor | None = None  # until data and model are loaded
     pretrained: Pretrained
     checkpoint_notices: tuple[str, ...] = ()
-    _loss_values: dict[str, float]  # terms of the step's loss, averaged over ranks
 
     def __init__(self, *, model: dict, optimizer: dict, task: dict, **kwargs: Any) -> None:
         config = settle({"model": model, "optim": optimizer, "task": task, **kwargs}, type(self))
@@ -97,6 +97,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
         """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
         parent = super().load_checkpoint
         load_from(self, parent, checkpoint_path, checkpoint, inference_only)
+        self.forget_host_modules()
 
     def load_optimizer(self) -> None:
         super().load_optimizer()
@@ -223,14 +224,15 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     # ---- one training step ------------------------------------------------------------------
 
     def _forward(self, batch) -> dict[str, Tensor]:
-        batch = batch.to(self.device)
         if not self.model.training:
+            batch = batch.to(self.device)
             if self._validating and self.objective.in_validation:
                 self.corrupt_batch(batch, self._draws(batch))
             with self.precision():
                 return self.in_full(super()._forward(batch))
         self.begin_step()
-        self.corrupt_batch(batch, self._draws(batch))
+        self.corrupt_batch(batch, self._draws(batch))  # where the loader left it, on the host
+        batch = transfer.to_device(batch, self.device)
         self._counts = self._count_on_all_ranks(batch)
         return self.forward_in_micro_batches(batch)
 
@@ -271,27 +273,3 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
         if self.model.training and self.monitor is not None:
             self.monitor.step(batch, counts=self.counts_batch())
         return metrics
-
-    # ---- loss -------------------------------------------------------------------------------
-
-    def _compute_loss(self, out: dict[str, Tensor], batch) -> Tensor:
-        if not self.model.training:
-            return super()._compute_loss(out, batch)
-        terms = self._loss_terms(out, batch)
-        self.monitor.gradients(terms)
-        values = torch.stack([term.detach().double() for term in terms.values()])
-        values = sum_over_ranks(values) / world_size()
-        self._loss_values = dict(zip(terms, values.tolist(), strict=True))
-        self.note_not_finite(self._loss_values, out, batch)
-        loss = self._scaled(sum(terms.values()))
-        # the value is that of all ranks, the gradient is this rank's part
-        return loss + (values.sum() - loss.detach()).to(loss.dtype) if world_size() > 1 else loss
-
-    def local_loss(self, out: dict[str, Tensor], batch) -> Tensor:
-        """Compute the contribution of one micro-batch on this rank to the loss of the step."""
-        return self._scaled(sum(self._loss_terms(out, batch).values()))
-
-    @staticmethod
-    def _scaled(loss: Tensor) -> Tensor:
-        # ranks that share a graph hold parts of one gradient; DDP then averages them
-        return gp_utils.scale_backward_grad(loss) if gp_utils.initialized() else loss

@@ -1,6 +1,6 @@
 """Terms of the training loss: fairchem's targets, as an objective changes them.
 
-Imports nothing of fairchem, but works on attributes that only its trainers have.
+Works on attributes that only fairchem's trainers have.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from fairchem.core.common import gp_utils
 from torch import Tensor
 
 from dens.objective import Objective, Progress, Target
-from dens.ranks import global_mean, sum_over_ranks
+from dens.ranks import global_mean, sum_over_ranks, world_size
+from dens.runs.monitor.training import TrainingMonitor
 
 _LEVELS = {"atom": "atom", "system": "structure"}  # fairchem's names, and ours
 
@@ -22,8 +24,31 @@ class LossTerms:
 
     objective: Objective
     progress: Progress
+    monitor: TrainingMonitor | None
     loss_functions: list[tuple[str, dict[str, Any]]]  # fairchem's: name, and function and weight
     _counts: dict[str, Tensor]  # number of rows of the step's batch in each term, over all ranks
+
+    def _compute_loss(self, out: dict[str, Tensor], batch) -> Tensor:
+        if not self.model.training:
+            return super()._compute_loss(out, batch)
+        terms = self._loss_terms(out, batch)
+        self.monitor.gradients(terms)
+        values = torch.stack([term.detach().double() for term in terms.values()])
+        values = sum_over_ranks(values) / world_size()
+        loss = self._scaled(sum(terms.values()))
+        if world_size() > 1:  # the value is that of all ranks, the gradient is this rank's part
+            loss = loss + (values.sum() - loss.detach()).to(loss.dtype)
+        self.note_loss(loss, list(terms), values, out, batch)
+        return loss
+
+    def local_loss(self, out: dict[str, Tensor], batch) -> Tensor:
+        """Compute the contribution of one micro-batch on this rank to the loss of the step."""
+        return self._scaled(sum(self._loss_terms(out, batch).values()))
+
+    @staticmethod
+    def _scaled(loss: Tensor) -> Tensor:
+        # ranks that share a graph hold parts of one gradient; DDP then averages them
+        return gp_utils.scale_backward_grad(loss) if gp_utils.initialized() else loss
 
     def _loss_terms(self, out: dict[str, Tensor], batch) -> dict[str, Tensor]:
         """Compute the weighted terms of the training loss by name, scalars."""

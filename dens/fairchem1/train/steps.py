@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from dens import transfer
 from dens.data.batches import join_outputs, non_finite_structures, split_batch
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
 from dens.fairchem1.config.schema import StepSettings
+from dens.fairchem1.train.step_metrics import NotFiniteError, PendingStep
 from dens.objective import Objective
 from dens.patching import replaced
 from dens.process import StopSignals
@@ -54,6 +56,7 @@ class ReproducibleSteps:
     metrics: dict[str, dict]  # of training, as fairchem averages them between logs
     skipped_steps = 0  # since the start of training
     _skipped_in_a_row = 0
+    _pending: PendingStep | None = None
     _not_finite: str | None = None  # the non-finite loss terms or gradient of the present step
     _unfinished: tuple[int, float] | None = None  # step and epoch, until complete
     _signals: StopSignals | None = None
@@ -152,7 +155,8 @@ class ReproducibleSteps:
         if self.step_settings.grad_accumulation_steps == 1:
             return self.forward_micro_batch(batch)
         size = self.config["optim"]["batch_size"]
-        *first, last = split_batch(batch, size, self.collater, self.objective)
+        parts = split_batch(transfer.on_host(batch), size, self.collater, self.objective)
+        *first, last = (transfer.to_device(part, self.device) for part in parts)
         outputs = [self._accumulate(micro_batch) for micro_batch in first]
         return join_outputs([*outputs, self.forward_micro_batch(last)])
 
@@ -197,16 +201,19 @@ class ReproducibleSteps:
         """Clip gradients, which are the same on all ranks, and log their norm.
 
         Raises:
-            _NotFiniteError: a gradient is not finite; nothing is changed.
+            NotFiniteError: a gradient, or a loss read late, is not finite; nothing is changed.
         """
         limit = self.config["optim"].get("clip_grad_norm") or math.inf
         try:
-            norm = clip_grad_norm_(self.model.parameters(), limit, error_if_nonfinite=True)
+            if self._pending is not None:  # on a GPU
+                norm = self.clip_late(limit)
+            else:
+                norm = clip_grad_norm_(self.model.parameters(), limit, error_if_nonfinite=True)
         except RuntimeError:
             named = self._unwrapped_model.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
             names = (bad[0] if bad else "all") + f" and of {len(bad) - 1} more" * (len(bad) > 1)
-            raise _NotFiniteError(f"the gradient of {names}") from None
+            raise NotFiniteError(f"the gradient of {names}") from None
         if self.logger is not None:
             self.logger.log({"grad_norm": norm}, step=self.step, split="train")
 
@@ -220,10 +227,12 @@ class ReproducibleSteps:
                     replaced(self, clip_grad_norm=None),
                 ):
                     super()._backward(loss)
-            except _NotFiniteError as error:
+            except NotFiniteError as error:
                 self._not_finite = str(error)
             else:
                 self._note_overflow(before)
+        if self._pending is not None:
+            self.measure_late()
         if self._not_finite is None:
             self._skipped_in_a_row = 0
         else:
@@ -287,7 +296,3 @@ class ReproducibleSteps:
         """Return the metrics to update: after resuming, once, those of the checkpoint."""
         before, self._resumed_metrics = self._resumed_metrics, None
         return before or metrics or {}
-
-
-class _NotFiniteError(Exception):
-    """A gradient is not finite; raised before the optimizer changes anything."""

@@ -55,7 +55,8 @@ class TrainingMonitor:
             self._log_speed()
 
     def _log_speed(self) -> None:
-        structures, atoms = sum_over_ranks(self._counts.to(self.host.device)).tolist()
+        counts = self._counts.to(self.host.device) if world_size() > 1 else self._counts
+        structures, atoms = sum_over_ranks(counts).tolist()
         seconds, self._seconds = self._seconds, 0.0
         self._counts.zero_()
         if seconds == 0:

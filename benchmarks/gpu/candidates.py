@@ -263,10 +263,9 @@ def _rotate_in(layout, function, x, radial, rotation, source, target, **lists):
 
 
 def _rotate_out(layout, n_atoms, function, weights, rotation, target, lists=None, **values):
-    args = list(values.values()), weights, rotation, target, n_atoms
-    if lists is None:
-        return function(*args)
-    return function(*args, layout.degrees_by_order, lists)
+    more = () if lists is None else (lists,)
+    args = list(values.values()), weights, rotation, layout.degrees_by_order, target, n_atoms
+    return function(*args, *more)
 
 
 def _logits(eps, slope, function, **tensors):

@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import EdgeLists, attention_logits, rotate_in, rotate_out, separable_s2
-from dens.fast.products import complex_linear, linear_by_degree, softmax_by_target
+from dens.fast.ops import (
+    EdgeLists,
+    attention_logits,
+    rotate_in,
+    rotate_out,
+    separable_s2,
+    softmax_by_target,
+)
+from dens.fast.products import complex_linear, linear_by_degree
 
 
 class Edges(NamedTuple):
@@ -59,13 +66,12 @@ def attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice
     Returns:
         (atoms in ``out``, (lmax + 1)^2, out channels).
     """
-    hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
+    hidden, weights, *sums = _hidden(p, x, numbers, edges, out)
     conv, (zero, *others) = p.so2_conv_2, hidden
     messages = [conv.fc_m0(zero)]
     for fc, part in zip(_orders(conv), others, strict=True):
         messages.append(complex_linear(part, fc.weight))
-    args = edges.back, target, n_out, p.layout.degrees_by_order, edges.incoming(out)
-    summed = rotate_out(messages, weights, *args)
+    summed = rotate_out(messages, weights, edges.back, p.layout.degrees_by_order, *sums)
     return linear_by_degree(summed, p.proj.weight, p.proj.bias)
 
 
@@ -77,7 +83,7 @@ def vector_attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out
     Args:
         edges: reduced to degree 1 by :meth:`Edges.back_to`.
     """
-    hidden, weights, target, n_out = _hidden(p, x, numbers, edges, out)
+    hidden, weights, *sums = _hidden(p, x, numbers, edges, out)
     zero, one = hidden[:2]
     conv = p.so2_conv_2
     width = conv.fc_m0.out_features // p.layout.degrees[0]  # of one degree
@@ -86,8 +92,7 @@ def vector_attention(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out
     real, imaginary = _orders(conv)[0].weight.chunk(2)  # l = 1, 2, ...
     lowest = torch.cat([real[:width], imaginary[:width]])
     messages.append(complex_linear(one, lowest))
-    args = edges.back, target, n_out, ((1,), (1, 1)), edges.incoming(out)
-    summed = rotate_out(messages, weights, *args)
+    summed = rotate_out(messages, weights, edges.back, ((1,), (1, 1)), *sums)
     return F.linear(summed, p.proj.weight[1])
 
 
@@ -118,7 +123,11 @@ def _orders(conv: nn.Module) -> list[nn.Linear]:
 
 
 def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
-    """Compute each edge's hidden features, attention weights and target in ``out``; its size."""
+    """Compute each edge's hidden features, attention weights and target in ``out``.
+
+    Returns:
+        also the number of targets, and the edges of each, if they are known.
+    """
     conv = p.so2_conv_1
     radial = radial_function(p, conv.rad_func.net, numbers, edges)
     args = edges.source, edges.target, p.layout, edges.lists
@@ -131,11 +140,11 @@ def _hidden(p: nn.Module, x: Tensor, numbers: Tensor, edges: Edges, out: slice):
         complex_linear(y.flatten(1), fc.weight) for y, fc in zip(others, _orders(conv), strict=True)
     ]
     hidden = separable_s2(gate, [zero, *parts], p.to_grid, p.from_grid, p.layout)
-    target, n_out = edges.target - out.start, out.stop - out.start
-    return hidden, _weights(p, logits, target, n_out), target, n_out
+    sums = edges.target - out.start, out.stop - out.start, edges.incoming(out)
+    return hidden, _weights(p, logits, *sums), *sums
 
 
-def _weights(p: nn.Module, logits: Tensor, target: Tensor, n_out: int) -> Tensor:
+def _weights(p: nn.Module, logits: Tensor, *sums) -> Tensor:
     """Compute the attention weights: (n_edges, heads)."""
     if isinstance(p.alpha_norm, nn.LayerNorm):
         norm = p.alpha_norm
@@ -144,5 +153,5 @@ def _weights(p: nn.Module, logits: Tensor, target: Tensor, n_out: int) -> Tensor
     else:
         active = p.alpha_act(logits.unflatten(1, p.alpha_dot.shape))
         dotted = torch.einsum("eha,ha->eh", active, p.alpha_dot)
-    weights = softmax_by_target(dotted, target, n_out)
+    weights = softmax_by_target(dotted, *sums)
     return weights if p.alpha_dropout is None else p.alpha_dropout(weights)

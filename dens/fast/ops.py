@@ -157,9 +157,9 @@ def rotate_out(
     values: Sequence[Tensor],
     weights: Tensor,
     rotation: Tensor,
+    degrees: tuple[tuple[int, ...], ...],
     target: Tensor,
     n_atoms: int,
-    degrees: tuple[tuple[int, ...], ...],
     incoming: EdgeLists | None = None,
 ) -> Tensor:
     r"""Rotate weighted messages out of the edges' frames, and sum them at the target atoms.
@@ -170,8 +170,8 @@ def rotate_out(
         values: v of each order: (n_edges, rows * heads * channels).
         weights: (n_edges, heads), alpha, each for ``channels`` consecutive features.
         rotation: (n_edges, all rows, n_out), D, rescaled, which does not mix degrees.
-        target: (n_edges,) int64.
         degrees: of the rows of each order.
+        target: (n_edges,) int64.
         incoming: the edges of each target, if they are known.
 
     Returns:
@@ -181,7 +181,7 @@ def rotate_out(
         from dens.fast.triton.rotate_out import rotate_out as fused
 
         incoming = incoming or list_edges(target, n_atoms)
-        return fused(values, weights, rotation, target, n_atoms, degrees, incoming)
+        return fused(values, weights, rotation, degrees, target, n_atoms, incoming)
     joined = torch.cat(list(values), dim=1).unflatten(1, (sum(map(len, degrees)), -1))
     return edges.rotate_out(joined, weights, rotation, target, n_atoms)
 
@@ -215,3 +215,24 @@ def attention_logits(
     active = linear + (1 - slope) / 2 * normal * (2 * torch.sigmoid(normal) - 1)
     # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask
     return torch.einsum("eha,ha->eh", active, dot)
+
+
+def softmax_by_target(
+    logits: Tensor, target: Tensor, n_atoms: int, incoming: EdgeLists | None = None
+) -> Tensor:
+    """Apply softmax over the edges into each atom: (n_edges, heads) -> (n_edges, heads).
+
+    Args:
+        incoming: the edges of each target, if they are known.
+    """
+    if backend_of(logits.device) == "triton":
+        from dens.fast.triton.edge_softmax import softmax_by_target as fused
+
+        return fused(logits, incoming or list_edges(target, n_atoms))
+    index = target[:, None].expand_as(logits)
+    largest = logits.new_zeros(n_atoms, logits.shape[1]).scatter_reduce(
+        0, index, logits.detach(), "amax", include_self=False
+    )
+    weights = (logits - largest.index_select(0, target)).exp()
+    total = weights.new_zeros(n_atoms, logits.shape[1]).index_add(0, target, weights)
+    return weights / (total.index_select(0, target) + 1e-16)  # as in torch_geometric

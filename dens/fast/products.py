@@ -1,6 +1,9 @@
-"""Linear layers of EquiformerV2 (by degree on atoms, by order on edges), and edge softmax."""
+"""Linear layers of EquiformerV2: by degree on atoms, by order on edges."""
 
 from __future__ import annotations
+
+import functools
+import math
 
 import torch
 from torch import Tensor
@@ -12,6 +15,8 @@ from dens.fast.chunks import FusedFunction, autocast_type
 def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply one matrix to each degree, and a bias to l = 0.
 
+    A CPU computes a product for each degree, a GPU one batched product of all rows.
+
     Args:
         x: (n_atoms, (lmax + 1)^2, channels), degree-major.
         weight: (lmax + 1, out, channels).
@@ -20,11 +25,50 @@ def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (n_atoms, (lmax + 1)^2, out).
     """
+    if x.device.type == "cpu":
+        return product_by_degree(x, weight, bias)
+    return batched_by_degree(x, weight, bias)
+
+
+def product_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute :func:`linear_by_degree` as a product for each degree."""
     sizes = [2 * degree + 1 for degree in range(len(weight))]
     scalars, *parts = x.split(sizes, dim=1)
     out = [F.linear(scalars, weight[0], bias)]
     out += [F.linear(part, w) for part, w in zip(parts, weight[1:], strict=True)]
     return torch.cat(out, dim=1)
+
+
+def batched_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute :func:`linear_by_degree` as one batched product."""
+    return _BatchedByDegree.apply(*autocast_type(x, weight, bias))
+
+
+class _BatchedByDegree(FusedFunction):
+    def forward(ctx, x, weight, bias):
+        matrices = weight.index_select(0, _degree_of_row(len(weight), x.device))
+        ctx.save_for_backward(x, matrices)
+        out = x.new_empty(*x.shape[:2], weight.shape[1])
+        torch.bmm(x.transpose(0, 1), matrices.transpose(1, 2), out=out.transpose(0, 1))
+        out[:, 0] += bias
+        return out
+
+    def backward(ctx, grad):
+        x, matrices = ctx.saved_tensors
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_rows = grad.transpose(0, 1)
+        torch.bmm(grad_rows, matrices, out=grad_x.transpose(0, 1))
+        of_rows = torch.bmm(grad_rows.transpose(1, 2), x.transpose(0, 1))
+        degrees = math.isqrt(len(of_rows))
+        grad_weight = of_rows.new_zeros(degrees, *of_rows.shape[1:])
+        grad_weight.index_add_(0, _degree_of_row(degrees, x.device), of_rows)
+        return grad_x, grad_weight, grad[:, 0].sum(0)
+
+
+@functools.cache
+def _degree_of_row(degrees: int, device: torch.device) -> Tensor:
+    rows = [degree for degree in range(degrees) for _ in range(2 * degree + 1)]
+    return torch.tensor(rows, device=device)
 
 
 def complex_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -54,9 +98,28 @@ def three_products(x: Tensor, weight: Tensor) -> Tensor:
 
 def block_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Compute :func:`complex_linear` as one product with the block matrix."""
-    real, imaginary = weight.chunk(2)
-    block = torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
-    return F.linear(x, block)
+    return _BlockLinear.apply(*autocast_type(x, weight))
+
+
+class _BlockLinear(FusedFunction):
+    def forward(ctx, x, weight):
+        (real, imaginary), width = weight.chunk(2), weight.shape[1]
+        block = weight.new_empty(len(weight), 2 * width)
+        block[:, :width] = weight
+        above, below = block[:, width:].chunk(2)
+        torch.neg(imaginary, out=above)
+        below.copy_(real)
+        ctx.save_for_backward(x, block)
+        return x @ block.t()
+
+    def backward(ctx, grad):
+        x, block = ctx.saved_tensors
+        of_block, n_out = grad.t() @ x, len(block) // 2
+        left, right = of_block.chunk(2, dim=1)
+        grad_weight = torch.empty_like(left, memory_format=torch.contiguous_format)
+        torch.add(left[:n_out], right[n_out:], out=grad_weight[:n_out])
+        torch.sub(left[n_out:], right[:n_out], out=grad_weight[n_out:])
+        return grad @ block, grad_weight
 
 
 class _ThreeProducts(FusedFunction):
@@ -83,14 +146,3 @@ class _ThreeProducts(FusedFunction):
         first, second = grad_plus.t() @ plus, grad_minus.t() @ minus
         third = grad_sum.t() @ (plus - minus)
         return grad_x, torch.cat([first + second, third - first + second])
-
-
-def softmax_by_target(logits: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-    """Apply softmax over the edges into each atom: (n_edges, heads) -> (n_edges, heads)."""
-    index = target[:, None].expand_as(logits)
-    largest = logits.new_zeros(n_atoms, logits.shape[1]).scatter_reduce(
-        0, index, logits.detach(), "amax", include_self=False
-    )
-    weights = (logits - largest.index_select(0, target)).exp()
-    total = weights.new_zeros(n_atoms, logits.shape[1]).index_add(0, target, weights)
-    return weights / (total.index_select(0, target) + 1e-16)  # as in torch_geometric

@@ -43,7 +43,12 @@ def rotate_in(
 
 
 def rotate_out(
-    values: Sequence[Tensor], weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
+    values: Sequence[Tensor],
+    weights: Tensor,
+    rotation: Tensor,
+    degrees: tuple[tuple[int, ...], ...],
+    target: Tensor,
+    n_atoms: int,
 ) -> Tensor:
     """Rotate weighted messages out of the edges' frames, and sum them at the targets."""
     joined = torch.cat(list(values), dim=1).unflatten(1, (rotation.shape[1], -1))
@@ -58,3 +63,12 @@ def attention_logits(
     """Normalise and activate each head's scalars, and multiply them with the head's vector."""
     y = F.layer_norm(x.unflatten(1, dot.shape), weight.shape, weight, bias, eps)
     return ((slope * y + (1 - slope) * y * torch.sigmoid(y)) * dot).sum(2)
+
+
+def softmax_by_target(logits: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    """Apply softmax to the edges of one target after another."""
+    out = torch.zeros_like(logits)
+    for atom in range(n_atoms):
+        mine = (target == atom).nonzero()[:, 0]
+        out = out.index_put((mine,), logits[mine].softmax(0))
+    return out

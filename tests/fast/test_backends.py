@@ -3,7 +3,6 @@
 Triton's kernels run in its interpreter, on the CPU, or on the GPU where there is one.
 """
 
-import functools
 import math
 from contextlib import nullcontext
 
@@ -26,6 +25,7 @@ OPERATIONS = [
     "rotate_out",
     "rotate_out, one degree",
     "attention_logits",
+    "softmax_by_target",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
@@ -66,8 +66,8 @@ def edges(n_atoms: int, n_edges: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randint(n_atoms - 1, (2, n_edges)))
 
 
-def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
-    """Arguments of an operation: those with gradients, the others, and those of backends only."""
+def case(name: str, layout: OrderMajor) -> tuple[list, tuple]:
+    """Arguments of an operation: those with gradients, and the others."""
     channels = 6
 
     def randn(*shape: int) -> torch.Tensor:
@@ -75,23 +75,25 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
 
     if name == "separable_s2":
         x = [randn(3, size * channels) for size in layout.sizes]
-        return [randn(3, channels), x], (*grid(layout, 2 * layout.lmax + 3), layout), {}
+        return [randn(3, channels), x], (*grid(layout, 2 * layout.lmax + 3), layout)
     if name == "grid_mlp":
         full = OrderMajor(layout.lmax, layout.lmax)
-        return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9)), {}
+        return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9))
     if name == "attention_logits":
-        return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2), {}
+        return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2)
     source, target = edges(4, 7)
+    if name == "softmax_by_target":
+        return [randn(7, 3)], (target, 4)
     rotation, orders = rotations(layout, 7), layout.degrees_by_order
     if name == "rotate_in":
         x = randn(4, (layout.lmax + 1) ** 2, channels)
         radial = randn(7, 2 * channels * sum(layout.degrees))
-        return [x, radial], (rotation, source, target, layout), {}
+        return [x, radial], (rotation, source, target, layout)
     if name == "rotate_out, one degree":
         orders = ((1,), (1, 1))
         rotation = rotation[:, layout.rows_of_degree(1), 1:4].contiguous()
     values = [randn(7, len(order) * channels) for order in orders]
-    return [values, randn(7, 3)], (rotation, target, 4), {"degrees": orders}
+    return [values, randn(7, 3)], (rotation, orders, target, 4)
 
 
 def results(operation, inputs, others, dtype) -> list[torch.Tensor]:
@@ -115,10 +117,10 @@ def results(operation, inputs, others, dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_backend_computes_the_plain_form(name, dtype, layout, backend):
     torch.manual_seed(0)
-    inputs, others, more = case(name, layout)
+    inputs, others = case(name, layout)
     plain, fast = (getattr(module, name.split(",")[0]) for module in (reference, ops))
     expected = results(plain, inputs, others, torch.float64)
-    found = results(functools.partial(fast, **more), inputs, others, dtype)
+    found = results(fast, inputs, others, dtype)
     for value, truth in zip(found, expected, strict=True):
         assert (value - truth).norm() <= TOLERANCES[dtype] * truth.norm()
 

@@ -1,24 +1,46 @@
 """The products on edges against their plain forms."""
 
+import pytest
 import torch
 
 from dens.fast.layout import OrderMajor
-from dens.fast.products import block_linear, complex_linear, softmax_by_target
+from dens.fast.ops import softmax_by_target
+from dens.fast.products import (
+    batched_by_degree,
+    block_linear,
+    product_by_degree,
+    three_products,
+)
 
 
-def test_three_products_are_the_block_product():
+@pytest.mark.parametrize(
+    ("functions", "shapes"),
+    [
+        ((block_linear, three_products), [(7, 10), (8, 5)]),
+        ((product_by_degree, batched_by_degree), [(7, 9, 5), (3, 4, 5), (4,)]),
+    ],
+    ids=["complex", "by degree"],
+)
+def test_products_of_a_cpu_and_of_a_gpu_are_the_same(functions, shapes):
     generator = torch.Generator().manual_seed(0)
-    x, weight, grad = (
-        torch.randn(shape, generator=generator, dtype=torch.float64)
-        for shape in ((7, 10), (8, 5), (7, 8))
-    )
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     results = []
-    for function in (block_linear, complex_linear):
-        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    for function in functions:
+        leaves = [x.clone().requires_grad_() for x in inputs]
         out = function(*leaves)
+        grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         results.append([out, *torch.autograd.grad(out, leaves, grad)])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_complex_linear_is_a_product_of_complex_numbers():
+    x = torch.randn(7, 5, dtype=torch.complex128)
+    w = torch.randn(2, 5, dtype=torch.complex128)
+    weight = torch.cat([w.real, w.imag])
+    out = block_linear(torch.cat([x.real, x.imag], 1), weight)
+    expected = x @ w.t()
+    torch.testing.assert_close(out, torch.cat([expected.real, expected.imag], 1))
 
 
 def test_softmax_of_large_logits_and_of_an_atom_without_edges():

@@ -95,7 +95,7 @@ def _sizes(zero: Tensor, rows: int, weights: Tensor) -> dict[str, int]:
     return {"C": channels, "V": channels // weights.shape[1]}
 
 
-def rotate_out(values, weights, rotation, target, n_atoms, degrees, incoming):
+def rotate_out(values, weights, rotation, degrees, target, n_atoms, incoming):
     """Compute :func:`dens.fast.ops.rotate_out`; sums are in float32, or in float64 of such."""
     args = weights, rotation, target, n_atoms, degrees, incoming
     return _RotateOut.apply(*args, *autocast_type(*values))

@@ -38,8 +38,11 @@ class Edges(NamedTuple):
 
     def select(self, kept: Tensor) -> Edges:
         """Select the edges marked in ``kept``: (n_edges,) bool."""
-        number = kept.nonzero().squeeze(1)
-        return Edges(*(tensor.index_select(0, number) for tensor in self[:-1]))
+        return self.take(kept.nonzero().squeeze(1))
+
+    def take(self, numbers: Tensor) -> Edges:
+        """Take edges by number: int64."""
+        return Edges(*(tensor.index_select(0, numbers) for tensor in self[:-1]))
 
     def incoming(self, out: slice) -> EdgeLists | None:
         """Return the edges of each target in ``out``."""

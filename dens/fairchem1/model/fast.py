@@ -236,7 +236,7 @@ class VectorHead(EqV2VectorHead):
             return edges.select(kept)
         number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
         first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
-        return Edges(*(tensor.index_select(0, first) for tensor in edges))
+        return edges.take(first)
 
     def forward(self, data, emb) -> dict[str, Tensor]:
         if not self.fast:

@@ -8,6 +8,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from dens import transfer
+
 
 class ForceEncoding(nn.Module):
     r"""Layer that encodes forces as features of degree 0 to lmax (arXiv:2403.09549, section 3.2).
@@ -48,6 +50,7 @@ class ForceEncoding(nn.Module):
             _init(parameter, weight_init)
         degree_of_row = [degree for degree in self.degrees for _ in range(2 * degree + 1)]
         self.register_buffer("degree_of_row", torch.tensor(degree_of_row), persistent=False)
+        self.harmonics = _FewKernels(lmax)
 
     def forward(self, forces: Tensor, sigma: Tensor) -> Tensor:
         """Encode forces.
@@ -59,9 +62,12 @@ class ForceEncoding(nn.Module):
         Returns:
             (n_atoms, (lmax + 1)^2, channels).
         """
-        directions = o3.spherical_harmonics(
-            self.degrees, forces, normalize=True, normalization="component"
-        )
+        if transfer.is_host(forces.device):
+            directions = o3.spherical_harmonics(
+                self.degrees, forces, normalize=True, normalization="component"
+            )
+        else:
+            directions = self.harmonics(forces)
         norms = torch.linalg.vector_norm(forces, dim=-1, keepdim=True) / math.sqrt(3)
         encoding = (norms * directions)[:, :, None] * self.weight[self.degree_of_row, :, 0]
         if self.sigma_weight is not None:
@@ -72,6 +78,46 @@ class ForceEncoding(nn.Module):
     def __repr__(self) -> str:
         sigma = "" if self.sigma_weight is None else " + 1x0e"
         return f"ForceEncoding(1x1o{sigma} -> {self.irreps_out})"
+
+
+class _FewKernels(nn.Module):
+    r"""Spherical harmonics of e3nn in a dozen kernels, instead of 100 (lmax = 4) or 300 (lmax = 6).
+
+    .. math:: Y_{lm} = \cos(m \alpha)\, \Theta_{lm}(\beta), \qquad
+        Y_{l,-m} = \sin(m \alpha)\, \Theta_{lm}(\beta)
+
+    with the angles of a direction as in e3nn and m >= 0; each Theta is a sum of cosines or sines of
+    multiples of beta.
+    """
+
+    def __init__(self, lmax: int) -> None:
+        super().__init__()
+        orders = [m for degree in range(lmax + 1) for m in range(-degree, degree + 1)]
+        m = torch.tensor(orders, dtype=torch.float64)
+        multiples = torch.arange(lmax + 1, dtype=torch.float64)
+        beta = (torch.arange(4 * lmax + 4, dtype=torch.float64) + 0.5) * math.pi / (4 * lmax + 4)
+        meridian = torch.stack([0 * beta, beta.cos(), beta.sin()], dim=1)
+        values = o3.spherical_harmonics(list(range(lmax + 1)), meridian, True, "component")
+        positive = [n + 2 * max(-order, 0) for n, order in enumerate(orders)]
+        odd = m.abs() % 2 == 1
+        waves = beta[:, None] * multiples
+        fits = [torch.linalg.pinv(w) @ values[:, positive] for w in (waves.cos(), waves.sin())]
+        table = torch.cat([torch.where(odd, 0, fits[0]), torch.where(odd, fits[1], 0)])
+        phase = (m < 0).double() * (math.pi / 2)
+        tables = {"multiples": multiples, "table": table, "orders": m.abs(), "phase": phase}
+        for name, value in tables.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Compute the harmonics of the directions of ``vectors``: (n, 3) -> (n, (lmax + 1)^2)."""
+        multiples, table, orders, phase = (b.to(vectors.dtype) for b in self.buffers())
+        x, y, z = vectors.unbind(1)
+        alpha, beta = torch.atan2(x, z), torch.atan2(torch.hypot(x, z), y)
+        waves = beta[:, None] * multiples
+        waves = torch.cat([waves.cos(), waves.sin()], dim=1)
+        # no matrix product, which TF32 would round
+        of_beta = (waves[:, :, None] * table).sum(1)
+        return (alpha[:, None] * orders - phase).cos() * of_beta
 
 
 def _init(parameter: nn.Parameter, weight_init: str) -> None:

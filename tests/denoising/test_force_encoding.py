@@ -6,7 +6,8 @@ import pytest
 import torch
 from e3nn import o3
 
-from dens.denoising.force_encoding import ForceEncoding
+from dens import transfer
+from dens.denoising.force_encoding import ForceEncoding, _FewKernels
 
 
 def encoding(dtype=torch.float64, **kwargs) -> ForceEncoding:
@@ -52,6 +53,28 @@ def test_formula():
             torch.testing.assert_close(raw.norm(dim=1), forces.norm(dim=1))
         expected = raw[:, :, None] * enc.weight[degree, :, 0]
         torch.testing.assert_close(out[:, rows], expected)
+
+
+@pytest.mark.parametrize("lmax", [0, 1, 4, 6, 8])
+def test_harmonics_of_a_gpu_are_those_of_e3nn(lmax):
+    poles = torch.tensor([[0, 1, 0], [0, -2, 0], [3, 0, 0], [0, 0, -1.0]])
+    vectors = torch.cat([poles, torch.randn(50, 3)]).double()
+    degrees = list(range(lmax + 1))
+    expected = o3.spherical_harmonics(degrees, vectors, True, normalization="component")
+    harmonics = _FewKernels(lmax)
+    torch.testing.assert_close(harmonics(vectors), expected, rtol=0, atol=1e-12)
+    found = harmonics(vectors.float()).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_encoding_of_a_gpu_is_that_of_a_cpu(monkeypatch):
+    enc = encoding(sigma_encoding=True)
+    forces, sigma = torch.randn(6, 3, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    forces[2] = 0
+    expected = enc(forces, sigma)
+    monkeypatch.setattr(transfer, "is_host", lambda device: False)
+    torch.testing.assert_close(enc(forces, sigma), expected)
+    assert (enc(forces, 0 * sigma)[2] == 0).all()
 
 
 @pytest.mark.parametrize("sigma_encoding", [False, True])

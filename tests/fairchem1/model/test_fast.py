@@ -17,6 +17,8 @@ from helpers.ranks import gradients, on_ranks
 from helpers.structures import make_batch
 from helpers.trainers import DENS, MODEL, write_dataset
 
+from benchmarks.pretended import PretendedGPU
+from dens import transfer
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.denoising.loss import dens_loss
@@ -244,6 +246,20 @@ def test_small_pieces_and_large_ones(monkeypatch):
         reference = results(stock, batch)
         monkeypatch.setattr(chunks, "_CPU", 2**15)
         assert_same(reference, results(fast, batch), 1e-10)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5, 1.0])
+def test_results_on_a_gpu_are_those_of_a_cpu(ratio):
+    """Its graph, frames, force encoding and selection of edges are other code."""
+    batch = make_batch(3) if ratio is None else corrupted(make_batch(3), ratio)
+    with double():
+        (_, model), batch = pair(torch.float64, **PUBLISHED), in_double(batch)
+        expected = results(model, batch)
+        with PretendedGPU() as gpu:
+            gpu.put(model)
+            moved = transfer.to_device(batch, torch.device("cpu"))
+            found = results(model, moved)
+    assert_same(expected, found, 1e-5)  # fairchem rounds cells to single precision
 
 
 def test_zero_gradients_where_parameters_do_not_matter():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dens.fast.chunks import FusedFunction, autocast_type
+from dens.fast.ops import backend_of
 
 
 def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -98,28 +99,40 @@ def three_products(x: Tensor, weight: Tensor) -> Tensor:
 
 def block_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Compute :func:`complex_linear` as one product with the block matrix."""
-    return _BlockLinear.apply(*autocast_type(x, weight))
+    return _BlockLinear.apply(*autocast_type(x), weight, backend_of(x.device) == "triton")
 
 
 class _BlockLinear(FusedFunction):
-    def forward(ctx, x, weight):
-        (real, imaginary), width = weight.chunk(2), weight.shape[1]
-        block = weight.new_empty(len(weight), 2 * width)
-        block[:, :width] = weight
-        above, below = block[:, width:].chunk(2)
-        torch.neg(imaginary, out=above)
-        below.copy_(real)
+    def forward(ctx, x, weight, fused):
+        block = _join_complex(weight, x.dtype, fused)
         ctx.save_for_backward(x, block)
+        ctx.weight_type, ctx.fused = weight.dtype, fused
         return x @ block.t()
 
     def backward(ctx, grad):
         x, block = ctx.saved_tensors
-        of_block, n_out = grad.t() @ x, len(block) // 2
-        left, right = of_block.chunk(2, dim=1)
-        grad_weight = torch.empty_like(left, memory_format=torch.contiguous_format)
-        torch.add(left[:n_out], right[n_out:], out=grad_weight[:n_out])
-        torch.sub(left[n_out:], right[:n_out], out=grad_weight[n_out:])
-        return grad @ block, grad_weight
+        grad_weight = _add_complex(grad.t() @ x, ctx.weight_type, ctx.fused)
+        return grad @ block, grad_weight, None
+
+
+def _join_complex(weight: Tensor, dtype: torch.dtype, fused: bool) -> Tensor:
+    """Make the real matrix of a complex one: (2 n_out, n) -> (2 n_out, 2 n), in ``dtype``."""
+    if fused:
+        from dens.fast.triton.complex_matrix import join_complex
+
+        return join_complex(weight, dtype)
+    real, imaginary = weight.to(dtype).chunk(2)
+    return torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
+
+
+def _add_complex(grad: Tensor, dtype: torch.dtype, fused: bool) -> Tensor:
+    """Add up the gradients of the places of each number in :func:`_join_complex`."""
+    if fused:
+        from dens.fast.triton.complex_matrix import add_complex
+
+        return add_complex(grad, dtype)
+    (real, negative), (imaginary, again) = (part.chunk(2, dim=1) for part in grad.chunk(2))
+    return torch.cat([real + again, imaginary - negative]).to(dtype)
 
 
 class _ThreeProducts(FusedFunction):

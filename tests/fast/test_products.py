@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import softmax_by_target
+from dens.fast.ops import BACKENDS, softmax_by_target, using
 from dens.fast.products import (
     batched_by_degree,
     block_linear,
@@ -21,13 +21,17 @@ from dens.fast.products import (
     ],
     ids=["complex", "by degree"],
 )
-def test_products_of_a_cpu_and_of_a_gpu_are_the_same(functions, shapes):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_of_a_cpu_and_of_a_gpu_are_the_same(functions, shapes, backend):
+    if backend == "triton":
+        pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     results = []
     for function in functions:
         leaves = [x.clone().requires_grad_() for x in inputs]
-        out = function(*leaves)
+        with using(backend):
+            out = function(*leaves)
         grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         results.append([out, *torch.autograd.grad(out, leaves, grad)])
     for expected, found in zip(*results, strict=True):

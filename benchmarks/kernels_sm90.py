@@ -18,7 +18,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton import attention_logits, blocks, grid_activation, rotate_in, rotate_out
+from dens.fast.triton import (
+    attention_logits,
+    blocks,
+    edge_softmax,
+    grid_activation,
+    grid_network,
+    rotate_in,
+    rotate_out,
+)
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
@@ -26,7 +34,8 @@ COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
 
 def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
     """Types of a kernel's arguments, by their names; ``number``: that of the features."""
-    types = dict.fromkeys(("n", "stride", "gate_stride", "x_stride"), "i32")
+    integers = ("n", "stride", "along_edges", "along_heads", "grad_edges", "grad_heads")
+    types = dict.fromkeys((*integers, "gate_stride", "x_stride"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
     numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums"), "*fp32")
     indices = ("source", "target", "order", "starts")
@@ -74,12 +83,19 @@ def cases():
         )
         for kernel, how in both:
             yield size, kernel, {"C": 64, "BN": how["BN"]}, {"num_warps": how["num_warps"]}
+        orders = tuple(m for degree in range(lmax + 1) for m in range(-degree, degree + 1))
+        sizes = {"C": 128, "BN": grid_network.COLUMNS["BN"]}
+        for kernel in grid_network.kernels(orders, 18, "float32"):
+            yield size, kernel, sizes, {"num_warps": grid_network.COLUMNS["num_warps"]}
         for kernel in rotate_in.kernels(layout, "float32"):
             yield size, kernel, {"C": 128, "BN": 128}, blocks.EDGE
         for rows in (layout.degrees_by_order, ((1,), (1, 1))):
             for kernel in rotate_out.kernels(rows, "float32"):
                 yield size, kernel, {"C": 128, "V": 16, "BN": 128}, blocks.EDGE
     sizes = {"H": 8, "A": 64, "HEADS": 8, "CHANNELS": 64, "DTYPE": tl.float32}
+    for kernel in (edge_softmax.forward, edge_softmax.backward):
+        constants = {"H": 8, "HEADS": 8, "EDGES": edge_softmax.EDGES, "DTYPE": tl.float32}
+        yield "softmax,", kernel, constants, {"num_warps": 1}
     for kernel in (attention_logits.forward, attention_logits.backward):
         constants = {"EPS": 1e-5, "SLOPE": 0.2, **sizes}
         yield "logits,", kernel, constants, {"num_warps": attention_logits.WARPS}

@@ -116,6 +116,10 @@ def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> T
     Returns:
         (n, rows, hidden), with row 0 (l = 0) left zero.
     """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.grid_network import grid_mlp as fused
+
+        return fused(*autocast_type(x, weight), to_grid, from_grid)
     return activation.grid_mlp(x, weight, to_grid, from_grid)
 
 

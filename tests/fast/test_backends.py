@@ -45,13 +45,13 @@ def layout(request):
     return OrderMajor(*request.param)
 
 
-def grid(layout: OrderMajor, side: int) -> list[torch.Tensor]:
+def grid(lmax: int, side: int, rows: list[int] | slice = slice(None)) -> list[torch.Tensor]:
     """Matrices to and from a grid of ``side`` latitudes and longitudes: (points, rows)."""
     beta = math.pi * (torch.arange(side, dtype=torch.float64) + 0.5) / side
     alpha = 2 * math.pi * torch.arange(side, dtype=torch.float64) / side
     points = o3.angles_to_xyz(alpha.expand(side, side), beta[:, None].expand(side, side))
-    harmonics = o3.spherical_harmonics(list(range(layout.lmax + 1)), points.view(-1, 3), False)
-    to_grid = harmonics[:, layout.rows].contiguous()
+    harmonics = o3.spherical_harmonics(list(range(lmax + 1)), points.view(-1, 3), False)
+    to_grid = harmonics[:, rows].contiguous()
     return [to_grid, (to_grid * beta.sin().repeat_interleave(side)[:, None] / side).contiguous()]
 
 
@@ -75,10 +75,13 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple]:
 
     if name == "separable_s2":
         x = [randn(3, size * channels) for size in layout.sizes]
-        return [randn(3, channels), x], (*grid(layout, 2 * layout.lmax + 3), layout)
+        return [randn(3, channels), x], (
+            *grid(layout.lmax, 2 * layout.lmax + 3, layout.rows),
+            layout,
+        )
     if name == "grid_mlp":
-        full = OrderMajor(layout.lmax, layout.lmax)
-        return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9))
+        x = randn(3, (layout.lmax + 1) ** 2, channels)
+        return [x, randn(4, channels)], tuple(grid(layout.lmax, 10))
     if name == "attention_logits":
         return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2)
     source, target = edges(4, 7)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import EdgeLists, attention_logits, rotate_in, rotate_out, separable_s2
+from dens.fast.ops import (
+    EdgeLists,
+    attention_logits,
+    layer_norm_silu,
+    rotate_in,
+    rotate_out,
+    separable_s2,
+)
 from dens.fast.products import complex_linear, linear_by_degree, softmax_by_target
 
 
@@ -108,8 +115,8 @@ def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Ten
         out = out + of_elements.index_select(0, numbers[edges.source])
         of_elements = F.linear(embeddings[1].weight, of_target)
         out = out + of_elements.index_select(0, numbers[edges.target])
-    for layer in rest:
-        out = layer(out)
+    for norm, linear in zip(rest[::3], rest[2::3], strict=True):  # SiLU between them
+        out = linear(layer_norm_silu(out, norm.weight, norm.bias, norm.eps))
     return out
 
 

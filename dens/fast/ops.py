@@ -215,3 +215,23 @@ def attention_logits(
     active = linear + (1 - slope) / 2 * normal * (2 * torch.sigmoid(normal) - 1)
     # einsum as in fairchem: it sets the order in memory, in which dropout draws its mask
     return torch.einsum("eha,ha->eh", active, dot)
+
+
+def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    r"""Apply a layer norm and SiLU.
+
+    .. math:: y = \mathrm{silu}(\mathrm{norm}(x))
+
+    Args:
+        x: (n, channels).
+        weight, bias: (channels,), of the norm.
+        eps: of the norm.
+
+    Returns:
+        (n, channels); under autocast in float32, or in the dtype of the matrix product after it.
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.norms import layer_norm_silu as fused
+
+        return fused(x, weight, bias, eps)
+    return F.silu(F.layer_norm(x, weight.shape, weight, bias, eps))

@@ -58,3 +58,10 @@ def attention_logits(
     """Normalise and activate each head's scalars, and multiply them with the head's vector."""
     y = F.layer_norm(x.unflatten(1, dot.shape), weight.shape, weight, bias, eps)
     return ((slope * y + (1 - slope) * y * torch.sigmoid(y)) * dot).sum(2)
+
+
+def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise each row, and apply SiLU."""
+    centred = x - x.mean(1, keepdim=True)
+    normal = centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
+    return F.silu(normal * weight + bias)

@@ -26,6 +26,7 @@ OPERATIONS = [
     "rotate_out",
     "rotate_out, one degree",
     "attention_logits",
+    "layer_norm_silu",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
@@ -81,6 +82,8 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
         return [randn(3, len(full.rows), channels), randn(4, channels)], tuple(grid(full, 9)), {}
     if name == "attention_logits":
         return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2), {}
+    if name == "layer_norm_silu":
+        return [randn(19, channels), randn(channels), randn(channels)], (1e-5,), {}
     source, target = edges(4, 7)
     rotation, orders = rotations(layout, 7), layout.degrees_by_order
     if name == "rotate_in":

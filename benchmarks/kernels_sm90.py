@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton import attention_logits, blocks, grid_activation, rotate_in, rotate_out
+from dens.fast.triton import attention_logits, blocks, grid_activation, norms, rotate_in, rotate_out
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")
@@ -28,7 +28,7 @@ def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
     """Types of a kernel's arguments, by their names; ``number``: that of the features."""
     types = dict.fromkeys(("n", "stride", "gate_stride", "x_stride"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
-    numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums"), "*fp32")
+    numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums", "balance"), "*fp32")
     indices = ("source", "target", "order", "starts")
     return {
         name: types.get(name)
@@ -83,6 +83,14 @@ def cases():
     for kernel in (attention_logits.forward, attention_logits.backward):
         constants = {"EPS": 1e-5, "SLOPE": 0.2, **sizes}
         yield "logits,", kernel, constants, {"num_warps": attention_logits.WARPS}
+    sizes = {"EPS": 1e-5, "C": 128, "CHANNELS": 128, "DTYPE": tl.float32}
+    for kernel in (norms.norm_silu, norms.norm_silu_grads):
+        how = dict(norms.ROWS)
+        yield "radial,", kernel, {**sizes, "ROWS": how.pop("ROWS")}, how
+    for size, lmax, rows in (("M", 4, 32), ("L", 6, 64)):
+        for kernel in (norms.degree_norm, norms.degree_norm_grads):
+            degrees = {"R": (lmax + 1) ** 2, "LMAX": lmax, "RR": rows}
+            yield size, kernel, {**sizes, **degrees}, norms.ATOM
 
 
 def main() -> None:

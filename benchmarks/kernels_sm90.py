@@ -24,6 +24,7 @@ from dens.fast.triton import (
     edge_softmax,
     grid_activation,
     grid_network,
+    norms,
     rotate_in,
     rotate_out,
 )
@@ -37,7 +38,7 @@ def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
     integers = ("n", "stride", "along_edges", "along_heads", "grad_edges", "grad_heads")
     types = dict.fromkeys((*integers, "gate_stride", "x_stride"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
-    numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums"), "*fp32")
+    numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums", "balance"), "*fp32")
     indices = ("source", "target", "order", "starts")
     return {
         name: types.get(name)
@@ -99,6 +100,14 @@ def cases():
     for kernel in (attention_logits.forward, attention_logits.backward):
         constants = {"EPS": 1e-5, "SLOPE": 0.2, **sizes}
         yield "logits,", kernel, constants, {"num_warps": attention_logits.WARPS}
+    sizes = {"EPS": 1e-5, "C": 128, "CHANNELS": 128, "DTYPE": tl.float32}
+    for kernel in (norms.norm_silu, norms.norm_silu_grads):
+        how = dict(norms.ROWS)
+        yield "radial,", kernel, {**sizes, "ROWS": how.pop("ROWS")}, how
+    for size, lmax, rows in (("M", 4, 32), ("L", 6, 64)):
+        for kernel in (norms.degree_norm, norms.degree_norm_grads):
+            degrees = {"R": (lmax + 1) ** 2, "LMAX": lmax, "RR": rows}
+            yield size, kernel, {**sizes, **degrees}, norms.ATOM
 
 
 def main() -> None:

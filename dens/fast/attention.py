@@ -17,6 +17,7 @@ from dens.fast.layout import OrderMajor
 from dens.fast.ops import (
     EdgeLists,
     attention_logits,
+    layer_norm_silu,
     rotate_in,
     rotate_out,
     separable_s2,
@@ -116,8 +117,8 @@ def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Ten
         out = out + of_elements.index_select(0, numbers[edges.source])
         of_elements = F.linear(embeddings[1].weight, of_target)
         out = out + of_elements.index_select(0, numbers[edges.target])
-    for layer in rest:
-        out = layer(out)
+    for norm, linear in zip(rest[::3], rest[2::3], strict=True):  # SiLU between them
+        out = linear(layer_norm_silu(out, norm.weight, norm.bias, norm.eps))
     return out
 
 

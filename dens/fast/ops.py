@@ -240,3 +240,53 @@ def softmax_by_target(
     weights = (logits - largest.index_select(0, target)).exp()
     total = weights.new_zeros(n_atoms, logits.shape[1]).index_add(0, target, weights)
     return weights / (total.index_select(0, target) + 1e-16)  # as in torch_geometric
+
+
+def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    r"""Apply a layer norm and SiLU.
+
+    .. math:: y = \mathrm{silu}(\mathrm{norm}(x))
+
+    Args:
+        x: (n, channels).
+        weight, bias: (channels,), of the norm.
+        eps: of the norm.
+
+    Returns:
+        (n, channels); under autocast in float32, or in the dtype of the matrix product after it.
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.norms import layer_norm_silu as fused
+
+        return fused(x, weight, bias, eps)
+    return F.silu(F.layer_norm(x, weight.shape, weight, bias, eps))
+
+
+def equivariant_layer_norm(
+    x: Tensor, weight_0: Tensor, bias_0: Tensor, weight: Tensor, balance: Tensor, eps: float
+) -> Tensor:
+    r"""Normalise l = 0 by a layer norm, and all l > 0 together by their mean square.
+
+    .. math:: y_{lmc} = w_{lc}\,x_{lmc}\,
+        \Big(\frac{1}{C} \sum_{l'm'c'} b_{l'm'}\,x_{l'm'c'}^2 + \epsilon\Big)^{-1/2}
+
+    Args:
+        x: (n_atoms, (lmax + 1)^2, channels).
+        weight_0, bias_0: (channels,), of the layer norm.
+        weight: (lmax, channels), w of l = 1, 2, ...
+        balance: ((lmax + 1)^2 - 1, 1), b of the rows l > 0.
+        eps: of both norms.
+
+    Returns:
+        (n_atoms, (lmax + 1)^2, channels), in the dtype of x or of the weight, the wider one.
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.norms import equivariant_layer_norm as fused
+
+        return fused(x, weight_0, bias_0, weight, balance, eps)
+    scalars = F.layer_norm(x[:, :1], weight_0.shape, weight_0, bias_0, eps)
+    others = x[:, 1:]
+    square = (others.square() * balance).sum(1, keepdim=True).mean(2, keepdim=True)
+    rows = torch.cat([w.expand(2 * degree + 1, -1) for degree, w in enumerate(weight, 1)])
+    scale = (square + eps).rsqrt() * rows
+    return torch.cat([scalars, others * scale], dim=1)

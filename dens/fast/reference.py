@@ -72,3 +72,21 @@ def softmax_by_target(logits: Tensor, target: Tensor, n_atoms: int) -> Tensor:
         mine = (target == atom).nonzero()[:, 0]
         out = out.index_put((mine,), logits[mine].softmax(0))
     return out
+
+
+def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise each row, and apply SiLU."""
+    centred = x - x.mean(1, keepdim=True)
+    normal = centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
+    return F.silu(normal * weight + bias)
+
+
+def equivariant_layer_norm(
+    x: Tensor, weight_0: Tensor, bias_0: Tensor, weight: Tensor, balance: Tensor, eps: float
+) -> Tensor:
+    """Normalise l = 0, and the degrees above it by the mean of their mean squares."""
+    parts = x.split([2 * degree + 1 for degree in range(len(weight) + 1)], dim=1)
+    norm = sum(part.square().mean((1, 2)) for part in parts[1:]) / len(weight)
+    scale = (norm + eps).pow(-0.5)[:, None, None]
+    y = [part * scale * w for part, w in zip(parts[1:], weight, strict=True)]
+    return torch.cat([F.layer_norm(parts[0], weight_0.shape, weight_0, bias_0, eps), *y], dim=1)

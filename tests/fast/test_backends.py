@@ -26,6 +26,8 @@ OPERATIONS = [
     "rotate_out, one degree",
     "attention_logits",
     "softmax_by_target",
+    "layer_norm_silu",
+    "equivariant_layer_norm",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
@@ -84,6 +86,14 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple]:
         return [x, randn(4, channels)], tuple(grid(layout.lmax, 10))
     if name == "attention_logits":
         return [randn(7, 3 * 5), randn(5), randn(5), randn(3, 5)], (1e-5, 0.2)
+    if name == "layer_norm_silu":
+        return [randn(19, channels), randn(channels), randn(channels)], (1e-5,)
+    if name == "equivariant_layer_norm":
+        x, lmax = randn(3, (layout.lmax + 1) ** 2, channels), layout.lmax
+        sizes = torch.tensor([2 * degree + 1 for degree in range(1, lmax + 1)])
+        balance = 1 / (lmax * sizes.double()).repeat_interleave(sizes)[:, None]
+        weights = [randn(channels), randn(channels), randn(lmax, channels)]
+        return [x, *weights], (balance, 1e-5)
     source, target = edges(4, 7)
     if name == "softmax_by_target":
         return [randn(7, 3)], (target, 4)

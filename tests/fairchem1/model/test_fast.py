@@ -142,6 +142,15 @@ def test_kernels_in_a_model():
     assert_same(expected, found, 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("norm_type", "kernels"), [("layer_norm_sh", 5), ("layer_norm", 0), ("rms_norm_sh", 0)]
+)
+def test_norms_that_have_kernels(norm_type, kernels):
+    fast = pair(norm_type=norm_type, num_layers=2)[1]
+    found = [m for m in fast.modules() if isinstance(m, fast_module._EquivariantLayerNorm)]
+    assert len(found) == kernels
+
+
 def grown(model) -> None:
     """Change weights to about the size that training gives them, none of them zero."""
     generator = torch.Generator().manual_seed(3)

@@ -18,16 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton import (
-    attention_logits,
-    blocks,
-    edge_softmax,
-    grid_activation,
-    grid_network,
-    norms,
-    rotate_in,
-    rotate_out,
-)
+from dens.fast.triton import attention_logits, edge_softmax, norms
+from dens.fast.triton.grids import grid_activation, grid_network
+from dens.fast.triton.rotations import blocks, rotate_in, rotate_out
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COUNTED = ("FFMA", "FMUL", "FADD", "MUFU", "LDG", "STG", "LDL", "STL")

@@ -92,7 +92,7 @@ def separable_s2(
         those of y, like ``x``.
     """
     if backend_of(gate.device) == "triton":
-        from dens.fast.triton.grid_activation import separable_s2 as fused
+        from dens.fast.triton.grids.grid_activation import separable_s2 as fused
 
         return fused(*autocast_type(gate, *x), to_grid=to_grid, from_grid=from_grid, layout=layout)
     joined = torch.cat(list(x), dim=1).unflatten(1, (len(layout.rows), -1))
@@ -117,7 +117,7 @@ def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> T
         (n, rows, hidden), with row 0 (l = 0) left zero.
     """
     if backend_of(x.device) == "triton":
-        from dens.fast.triton.grid_network import grid_mlp as fused
+        from dens.fast.triton.grids.grid_network import grid_mlp as fused
 
         return fused(*autocast_type(x, weight), to_grid, from_grid)
     return activation.grid_mlp(x, weight, to_grid, from_grid)
@@ -150,7 +150,7 @@ def rotate_in(
         (lmax - m + 1) * 2 channels), +m before -m.
     """
     if backend_of(x.device) == "triton":
-        from dens.fast.triton.rotate_in import rotate_in as fused
+        from dens.fast.triton.rotations.rotate_in import rotate_in as fused
 
         lists = lists or tuple(list_edges(atoms, len(x)) for atoms in (target, source))
         return fused(x, radial, rotation, source, target, layout, lists)
@@ -182,7 +182,7 @@ def rotate_out(
         (n_atoms, n_out, heads * channels).
     """
     if backend_of(weights.device) == "triton":
-        from dens.fast.triton.rotate_out import rotate_out as fused
+        from dens.fast.triton.rotations.rotate_out import rotate_out as fused
 
         incoming = incoming or list_edges(target, n_atoms)
         return fused(values, weights, rotation, degrees, target, n_atoms, incoming)

@@ -36,8 +36,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         sigma_encoding: whether the noise level is encoded too: true for corrupted atoms;
             ``structure`` for all atoms of a corrupted structure, as in the authors' models.
         fast: whether to take the fast path (:mod:`dens.fairchem1.model.fast`) if it covers the
-            other settings; the heads of this module follow. Default: true without a GPU, as the
-            path is untested on GPUs.
+            other settings; the heads of this module follow.
         kwargs: settings of fairchem's ``equiformer_v2_backbone``.
 
     Raises:
@@ -52,7 +51,7 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
         *,
         force_encoding: bool = True,
         sigma_encoding: bool | str = False,
-        fast: bool | None = None,
+        fast: bool = True,
         **kwargs: Any,
     ) -> None:
         allow_no_edges()
@@ -78,8 +77,6 @@ class EquiformerV2Backbone(RadiusGraphs, equiformer_v2.EquiformerV2Backbone):
             self.force_encoding = ForceEncoding(
                 self.lmax_list[0], self.sphere_channels, bool(sigma_encoding), self.weight_init
             )
-        if fast is None:
-            fast = not torch.cuda.is_available()
         self.fast = fast and speed_up(self)
         self._encoded: Tensor | None = None  # set during forward, read by the hook
         self.edge_degree_embedding.register_forward_hook(self._add_encoding)

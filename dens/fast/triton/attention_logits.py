@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dens.fast.triton.blocks import sum_type
+from dens.fast.triton.rotations.blocks import sum_type
 
 WARPS = 4
 PROGRAMS = 1024  # of the backward pass, each with its own sums of the parameters' gradients

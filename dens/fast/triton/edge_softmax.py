@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dens.fast.triton.blocks import sum_type
+from dens.fast.triton.rotations.blocks import sum_type
 
 EDGES = 32  # of an atom at once
 

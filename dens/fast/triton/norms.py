@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dens.fast.chunks import output_type
-from dens.fast.triton.blocks import sum_type
+from dens.fast.triton.rotations.blocks import sum_type
 
 ROWS = {"ROWS": 8, "num_warps": 4}  # of a program at a time
 ATOM = {"num_warps": 8}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dens.fast.chunks import autocast_type
-from dens.fast.triton.blocks import BlockWriter, per_atom, per_edge, sum_type
+from dens.fast.triton.rotations.blocks import BlockWriter, per_atom, per_edge, sum_type
 from dens.fast.triton.source import compile_kernel
 
 

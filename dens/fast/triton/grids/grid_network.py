@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from dens.fast.chunks import FusedFunction
-from dens.fast.triton.grid import GridWriter, slope, tables
+from dens.fast.triton.grids.writer import GridWriter, slope, tables
 
 COLUMNS = {"BN": 128, "num_warps": 4}
 

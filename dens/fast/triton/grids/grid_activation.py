@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dens.fast.layout import OrderMajor
-from dens.fast.triton.grid import GridWriter, slope, tables
+from dens.fast.triton.grids.writer import GridWriter, slope, tables
 
 # columns of a program and its warps
 FORWARD = {"BN": 256, "num_warps": 4}

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dens.fast.chunks import output_type
 from dens.fast.layout import OrderMajor
-from dens.fast.triton.blocks import BlockWriter, per_atom, per_edge, sum_type
+from dens.fast.triton.rotations.blocks import BlockWriter, per_atom, per_edge, sum_type
 from dens.fast.triton.source import compile_kernel, total
 
 

@@ -1,0 +1,1 @@
+"""Kernels that rotate features into the frames of edges and back."""

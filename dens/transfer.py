@@ -19,10 +19,20 @@ _ASKED = {"natoms": "sum", "batch": "max", "atomic_numbers": "max"}
 
 
 class HostCopy:
-    """A batch as it was on the host; PyG, which moves tensors alone, leaves it there."""
+    """A batch as it was on the host; PyG, which moves tensors alone, leaves it there.
 
-    def __init__(self, batch: Any) -> None:
+    Args:
+        batch: the batch on the host.
+        pos: its positions on the device, as they were copied there.
+    """
+
+    def __init__(self, batch: Any, pos: Tensor) -> None:
         self.batch = batch
+        self._pos, self._version = pos, pos._version
+
+    def is_of(self, batch: Any) -> bool:
+        """Return whether a batch on the device still has the positions of this one."""
+        return batch.pos is self._pos and batch.pos._version == self._version
 
 
 def is_host(device: torch.device) -> bool:
@@ -41,7 +51,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     host = copy.copy(batch)  # of the batch, not of its tensors
     copy_to_device(batch, device)
-    batch.on_host = HostCopy(host)
+    batch.on_host = HostCopy(host, batch.pos)
     for name, question in _ASKED.items():
         if name in host:
             answer = getattr(host[name], question)()
@@ -57,9 +67,12 @@ def copy_to_device(data: Any, device: torch.device) -> Any:
 
 
 def on_host(batch: Any) -> Any:
-    """Return a batch whose tensors are on the host: that of :func:`to_device`, or a copy."""
+    """Return a batch whose tensors are on the host: that of :func:`to_device`, or a copy.
+
+    It is copied, which waits for the device, if it was moved otherwise or atoms have moved since.
+    """
     kept = getattr(batch, "on_host", None)
-    if kept is not None:
+    if kept is not None and kept.is_of(batch):
         return kept.batch
     return batch if is_host(batch.pos.device) else copy.copy(batch).to("cpu")
 

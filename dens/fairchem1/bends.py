@@ -28,7 +28,8 @@ BENDS = {
         "train/relaxation.py",
         "ocp_trainer",
     ): "check_traj_files in relaxations: it names files by sid",
-    ("train/step_metrics.py", "self"): "output_targets in metrics: no atoms have no average",
+    ("train/step_metrics.py", "self"): "output_targets in metrics: no atoms have no average; on a "
+    "GPU device, normalizers and elementrefs: metrics are computed on the host",
     ("train/steps.py", "self.optimizer"): "zero_grad in _backward: keep micro-batch gradients",
     ("train/steps.py", "self"): "clip_grad_norm in _backward: a hook clips and finds non-finite",
     ("train/steps.py", "base_trainer"): "save_checkpoint in save: write atomically",

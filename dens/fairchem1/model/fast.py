@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from dens import transfer
 from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.model.edge_frames import EdgeFrames
+from dens.fairchem1.model.layer_norm import SphericalLayerNorm
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
@@ -78,6 +79,9 @@ def speed_up(backbone: nn.Module) -> bool:
     rotation.register_buffer("rescale", torch.tensor(layout.rescale), persistent=False)
     backbone.distance_expansion.__class__ = _Gaussians
     backbone.edge_degree_embedding.__class__ = _EdgeDegreeEmbedding
+    for norm in filter(SphericalLayerNorm.covers, backbone.modules()):
+        norm.__class__ = SphericalLayerNorm
+        norm.add_buffers()
     for block in backbone.blocks:
         speed_up_attention(block.ga, _Attention)
         block.ffn.__class__ = _FeedForward

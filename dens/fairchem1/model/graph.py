@@ -53,9 +53,10 @@ class RadiusGraphs(GraphModelMixin):
             strict = getattr(self, "enforce_max_neighbors_strictly", True)
         cutoff, limit = cutoff or self.cutoff, max_neighbors or self.max_neighbors
         if fast and not transfer.is_host(data.pos.device):
-            pbc = _directions(data) if periodic else torch.zeros(len(data.natoms), 3).bool()
+            host = transfer.on_host(data)
+            pbc = _directions(host) if periodic else torch.zeros(len(data.natoms), 3).bool()
             if pbc is None or bool((pbc == pbc[:, :1]).all()):
-                return _dense_graph(data, pbc, cutoff, limit, strict)
+                return _dense_graph(data, host, pbc, cutoff, limit, strict)
         edges = (_periodic_edges if periodic else _open_edges)(data, cutoff, limit, strict)
         count = torch.bincount(data.batch[edges["edge_index"][1]], minlength=len(data.natoms))
         return GraphData(
@@ -68,8 +69,8 @@ class RadiusGraphs(GraphModelMixin):
 
 
 def _directions(data) -> torch.Tensor | None:
-    """Return the periodic directions of each structure, (n_structures, 3) bool, on the host."""
-    return transfer.on_host(data).pbc.view(-1, 3) if hasattr(data, "pbc") else None
+    """Return the periodic directions of each structure, (n_structures, 3) bool."""
+    return data.pbc.view(-1, 3) if hasattr(data, "pbc") else None
 
 
 def _mixed(data) -> bool:
@@ -78,8 +79,8 @@ def _mixed(data) -> bool:
     return pbc is not None and bool((pbc != pbc[0]).any())
 
 
-def _dense_graph(data, pbc, cutoff: float, limit: int, strict: bool) -> GraphData:
-    host, pos = transfer.on_host(data), data.pos
+def _dense_graph(data, host, pbc, cutoff: float, limit: int, strict: bool) -> GraphData:
+    pos = data.pos
     cell = data.cell if hasattr(data, "cell") else pos.new_zeros(len(data.natoms), 3, 3)
     host_cell = host.cell if hasattr(data, "cell") else torch.zeros(len(data.natoms), 3, 3)
     reach = reach_of_images(host.pos, host_cell, host.natoms, pbc, cutoff)

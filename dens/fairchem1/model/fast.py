@@ -15,9 +15,6 @@ from fairchem.core.common import gp_utils
 from fairchem.core.models.equiformer_v2 import transformer_block
 from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
 from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
-from fairchem.core.models.equiformer_v2.layer_norm import (
-    EquivariantLayerNormArraySphericalHarmonics as EquivariantLayerNorm,
-)
 from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
 from fairchem.core.models.equiformer_v2.transformer_block import (
     FeedForwardNetwork,
@@ -35,7 +32,7 @@ from dens.fairchem1.model.layer_norm import SphericalLayerNorm
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import EdgeLists, backend_of, equivariant_layer_norm, list_edges
+from dens.fast.ops import EdgeLists, backend_of, list_edges
 from dens.ranks import zero_gradient
 
 # settings of the backbone, with the values that the fast path covers
@@ -81,14 +78,10 @@ def speed_up(backbone: nn.Module) -> bool:
     backbone.edge_degree_embedding.__class__ = _EdgeDegreeEmbedding
     for norm in filter(SphericalLayerNorm.covers, backbone.modules()):
         norm.__class__ = SphericalLayerNorm
-        norm.add_buffers()
     for block in backbone.blocks:
         speed_up_attention(block.ga, _Attention)
         block.ffn.__class__ = _FeedForward
         _set_grid(block.ffn, layout.lmax, layout.lmax, slice(None))
-        _speed_up_norm(block.norm_1)
-        _speed_up_norm(block.norm_2)
-    _speed_up_norm(backbone.norm)
     return True
 
 
@@ -97,14 +90,6 @@ def speed_up_attention(module: SO2EquivariantGraphAttention, cls: type) -> None:
     module.__class__ = cls
     module.layout = OrderMajor(module.lmax_list[0], module.mmax_list[0])
     _set_grid(module, module.layout.lmax, module.layout.mmax, module.layout.reduced_rows)
-
-
-def _speed_up_norm(norm: nn.Module) -> None:
-    """Change the class of a norm, if it is ``layer_norm_sh`` as fairchem's backbones build it."""
-    if type(norm) is EquivariantLayerNorm and (
-        norm.affine and norm.std_balance_degrees and norm.normalization == "component"
-    ):
-        norm.__class__ = _EquivariantLayerNorm
 
 
 def _set_grid(module: nn.Module, lmax: int, mmax: int, rows) -> None:
@@ -195,16 +180,6 @@ class _Attention(SO2EquivariantGraphAttention):
 class _FeedForward(FeedForwardNetwork):
     def forward(self, input_embedding):
         return _embedding(input_embedding, feed_forward(self, input_embedding.embedding))
-
-
-class _EquivariantLayerNorm(EquivariantLayerNorm):
-    """Layer norm that is fairchem's own, except on a GPU."""
-
-    def forward(self, node_input):
-        if backend_of(node_input.device) != "triton":
-            return super().forward(node_input)
-        weights = self.norm_l0.weight, self.norm_l0.bias, self.affine_weight
-        return equivariant_layer_norm(node_input, *weights, self.balance_degree_weight, self.eps)
 
 
 class _ScalarFeedForward(FeedForwardNetwork):

@@ -9,6 +9,7 @@ from fairchem.core.models.equiformer_v2.layer_norm import (
 from torch import Tensor, nn
 
 from dens import transfer
+from dens.fast.ops import backend_of, equivariant_layer_norm
 
 
 class SphericalLayerNorm(EquivariantLayerNormArraySphericalHarmonics):
@@ -24,17 +25,10 @@ class SphericalLayerNorm(EquivariantLayerNormArraySphericalHarmonics):
             and module.normalization == "component"
         )
 
-    def add_buffers(self) -> None:
-        """Register the degree of each row beyond the first, less one, outside the state dict."""
-        degrees = [degree for degree in range(self.lmax) for _ in range(2 * degree + 3)]
-        self.register_buffer("degrees", torch.tensor(degrees), persistent=False)
-
     @torch.autocast("cuda", enabled=False)
     def forward(self, node_input: Tensor) -> Tensor:
-        if transfer.is_host(node_input.device) or self.lmax == 0:
+        device = node_input.device
+        if (transfer.is_host(device) and backend_of(device) == "eager") or self.lmax == 0:
             return super().forward(node_input)
-        rest = node_input[:, 1:]
-        squared = (rest.square() * self.balance_degree_weight).sum((1, 2), keepdim=True)
-        scale = (squared / self.num_channels + self.eps).rsqrt()
-        weight = self.affine_weight.index_select(0, self.degrees)
-        return torch.cat([self.norm_l0(node_input[:, :1]), rest * scale * weight], dim=1)
+        weights = self.norm_l0.weight, self.norm_l0.bias, self.affine_weight
+        return equivariant_layer_norm(node_input, *weights, self.balance_degree_weight, self.eps)

@@ -24,6 +24,7 @@ from dens.denoising.corruption import attach, corrupt
 from dens.denoising.loss import dens_loss
 from dens.fairchem1.model import fast as fast_module
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
+from dens.fairchem1.model.layer_norm import SphericalLayerNorm
 from dens.fast import chunks, ops
 from dens.random import make_generator
 
@@ -147,7 +148,7 @@ def test_kernels_in_a_model():
 )
 def test_norms_that_have_kernels(norm_type, kernels):
     fast = pair(norm_type=norm_type, num_layers=2)[1]
-    found = [m for m in fast.modules() if isinstance(m, fast_module._EquivariantLayerNorm)]
+    found = [m for m in fast.modules() if isinstance(m, SphericalLayerNorm)]
     assert len(found) == kernels
 
 

@@ -27,6 +27,7 @@ OPERATIONS = [
     "rotate_out, one degree",
     "attention_logits",
     "layer_norm_silu",
+    "edge_norm_silu",
     "equivariant_layer_norm",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
@@ -91,6 +92,10 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple, dict]:
         balance = 1 / (lmax * sizes.double()).repeat_interleave(sizes)[:, None]
         weights = [randn(channels), randn(channels), randn(lmax, channels)]
         return [x, *weights], (balance, 1e-5), {}
+    if name == "edge_norm_silu":
+        inputs = [randn(19, channels), *randn(2, 5, channels), torch.tensor([3, 0, 4, 3])]
+        inputs += [*edges(4, 19), randn(channels), randn(channels)]
+        return inputs, (1e-5,), {}
     source, target = edges(4, 7)
     rotation, orders = rotations(layout, 7), layout.degrees_by_order
     if name == "rotate_in":
@@ -113,7 +118,7 @@ def results(operation, inputs, others, dtype) -> list[torch.Tensor]:
         lambda t: t.to(DEVICE, kept if t.is_floating_point() else None),
         (inputs, others),
     )
-    leaves = [t.requires_grad_() for t in tree_leaves(inputs)]
+    leaves = [t.requires_grad_() for t in tree_leaves(inputs) if t.is_floating_point()]
     with torch.autocast(DEVICE, dtype) if autocast else nullcontext():
         outs = tree_leaves(operation(*inputs, *others))
     generator = torch.Generator().manual_seed(2)

@@ -33,12 +33,16 @@ OPERATIONS = [
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
 
+def need_triton() -> None:
+    pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
+    if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
+        pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+
+
 @pytest.fixture(params=ops.BACKENDS)
 def backend(request):
     if request.param == "triton":
-        pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
-        if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
-            pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+        need_triton()
     with ops.using(request.param):
         yield request.param
 
@@ -136,6 +140,23 @@ def test_every_backend_computes_the_plain_form(name, dtype, layout, backend):
     found = results(functools.partial(fast, **more), inputs, others, dtype)
     for value, truth in zip(found, expected, strict=True):
         assert (value - truth).norm() <= TOLERANCES[dtype] * truth.norm()
+
+
+@pytest.mark.parametrize(
+    "name", ["attention_logits", "layer_norm_silu", "edge_norm_silu", "equivariant_layer_norm"]
+)
+def test_few_programs_take_all_rows(name, monkeypatch):
+    """Backward passes sum the parameters' gradients with fewer programs than rows, too."""
+    need_triton()
+    for limit in ("attention_logits.PROGRAMS", "norms.ROW_PROGRAMS", "norms.ATOM_PROGRAMS"):
+        monkeypatch.setattr(f"dens.fast.triton.{limit}", 2)
+    torch.manual_seed(0)
+    inputs, others, _ = case(name, OrderMajor(2, 2))
+    expected = results(getattr(reference, name), inputs, others, torch.float64)
+    with ops.using("triton"):
+        found = results(getattr(ops, name), inputs, others, torch.float64)
+    for value, truth in zip(found, expected, strict=True):
+        assert (value - truth).norm() <= 1e-12 * truth.norm()
 
 
 def test_an_unknown_backend_is_refused():

@@ -32,7 +32,7 @@ def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
     types = dict.fromkeys((*integers, "gate_stride", "x_stride"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
     numbers = dict.fromkeys(("u", "g", "rotation", "dots", "sums", "balance"), "*fp32")
-    indices = ("source", "target", "order", "starts")
+    indices = ("source", "target", "order", "starts", "numbers")
     return {
         name: types.get(name)
         or ("*i64" if name.split("_")[-1] in indices else numbers.get(name, f"*{number}"))
@@ -96,7 +96,9 @@ def cases():
     sizes = {"EPS": 1e-5, "C": 128, "CHANNELS": 128, "DTYPE": tl.float32}
     for kernel in (norms.norm_silu, norms.norm_silu_grads):
         how = dict(norms.ROWS)
-        yield "radial,", kernel, {**sizes, "ROWS": how.pop("ROWS")}, how
+        constants = {**sizes, "ROWS": how.pop("ROWS")}
+        yield "radial,", kernel, {**constants, "ELEMENTS": 0, "ALL": 1}, how
+        yield "radial with elements,", kernel, {**constants, "ELEMENTS": 90, "ALL": 128}, how
     for size, lmax, rows in (("M", 4, 32), ("L", 6, 64)):
         for kernel in (norms.degree_norm, norms.degree_norm_grads):
             degrees = {"R": (lmax + 1) ** 2, "LMAX": lmax, "RR": rows}

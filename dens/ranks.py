@@ -40,11 +40,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum ``values`` elementwise over ranks, without a graph.
 
     Every rank must call it, with the same shape and dtype, in the same order as other collectives.
+    A tensor of the host is summed on the GPU where ranks talk by NCCL, and comes back.
     """
     total = values.detach().clone()
-    if _distributed():
-        dist.all_reduce(total)
-    return total
+    if world_size() == 1:
+        return total
+    if total.device.type == "cpu" and dist.get_backend() == "nccl":
+        total = total.cuda()
+    dist.all_reduce(total)
+    return total.to(values.device)
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dens.fast.layout import OrderMajor
 from dens.fast.ops import (
     EdgeLists,
     attention_logits,
+    edge_norm_silu,
     layer_norm_silu,
     rotate_in,
     rotate_out,
@@ -105,21 +106,20 @@ def radial_function(p, net: nn.Sequential, numbers: Tensor, edges: Edges) -> Ten
 
     The first layer acts on the concatenation of the three; each element's share is computed once.
     """
-    first, *rest = net
+    first, norm, _, *rest = net
+    args = norm.weight, norm.bias, norm.eps
     if p.source_embedding is None:
-        out = first(edges.distance)
+        out = layer_norm_silu(first(edges.distance), *args)
     else:
         embeddings = p.source_embedding, p.target_embedding
         sizes = [edges.distance.shape[1], *(e.embedding_dim for e in embeddings)]
-        of_distance, of_source, of_target = first.weight.split(sizes, dim=1)
+        of_distance, *of_elements = first.weight.split(sizes, dim=1)
         out = F.linear(edges.distance, of_distance, first.bias)
-        of_elements = F.linear(embeddings[0].weight, of_source)
-        out = out + of_elements.index_select(0, numbers[edges.source])
-        of_elements = F.linear(embeddings[1].weight, of_target)
-        out = out + of_elements.index_select(0, numbers[edges.target])
-    for norm, linear in zip(rest[::3], rest[2::3], strict=True):  # SiLU between them
-        out = linear(layer_norm_silu(out, norm.weight, norm.bias, norm.eps))
-    return out
+        tables = [F.linear(e.weight, w) for e, w in zip(embeddings, of_elements, strict=True)]
+        out = edge_norm_silu(out, *tables, numbers, edges.source, edges.target, *args)
+    for linear, norm in zip(rest[:-1:3], rest[1::3], strict=True):
+        out = layer_norm_silu(linear(out), norm.weight, norm.bias, norm.eps)
+    return rest[-1](out)
 
 
 def _orders(conv: nn.Module) -> list[nn.Linear]:

@@ -262,6 +262,31 @@ def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     return F.silu(F.layer_norm(x, weight.shape, weight, bias, eps))
 
 
+def edge_norm_silu(
+    x: Tensor, sources: Tensor, targets: Tensor, numbers: Tensor, source: Tensor, target: Tensor,
+    weight: Tensor, bias: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    r"""Add what each edge has of its atoms' elements, and apply a layer norm and SiLU.
+
+    .. math:: y_e = \mathrm{silu}(\mathrm{norm}(x_e + u_{z(s(e))} + v_{z(t(e))}))
+
+    Args:
+        x: (n_edges, channels).
+        sources, targets: (elements, channels), u and v.
+        numbers: (n_atoms,) int64, z, the element of each atom.
+        source, target: (n_edges,) int64.
+
+    Further arguments, and the result: those of :func:`layer_norm_silu`.
+    """
+    if backend_of(x.device) == "triton":
+        from dens.fast.triton.norms import edge_norm_silu as fused
+
+        return fused(x, sources, targets, numbers, source, target, weight, bias, eps)
+    x = x + sources.index_select(0, numbers[source])
+    x = x + targets.index_select(0, numbers[target])
+    return layer_norm_silu(x, weight, bias, eps)
+
+
 def equivariant_layer_norm(
     x: Tensor, weight_0: Tensor, bias_0: Tensor, weight: Tensor, balance: Tensor, eps: float
 ) -> Tensor:

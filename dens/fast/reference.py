@@ -81,6 +81,15 @@ def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     return F.silu(normal * weight + bias)
 
 
+def edge_norm_silu(
+    x: Tensor, sources: Tensor, targets: Tensor, numbers: Tensor, source: Tensor, target: Tensor,
+    weight: Tensor, bias: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """Add the rows of both atoms' elements, normalise, and apply SiLU."""
+    total = x + sources[numbers[source]] + targets[numbers[target]]
+    return layer_norm_silu(total, weight, bias, eps)
+
+
 def equivariant_layer_norm(
     x: Tensor, weight_0: Tensor, bias_0: Tensor, weight: Tensor, balance: Tensor, eps: float
 ) -> Tensor:

@@ -27,17 +27,22 @@ OPERATIONS = [
     "attention_logits",
     "softmax_by_target",
     "layer_norm_silu",
+    "edge_norm_silu",
     "equivariant_layer_norm",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
 
 
+def need_triton() -> None:
+    pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
+    if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
+        pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+
+
 @pytest.fixture(params=ops.BACKENDS)
 def backend(request):
     if request.param == "triton":
-        pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
-        if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
-            pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+        need_triton()
     with ops.using(request.param):
         yield request.param
 
@@ -94,6 +99,10 @@ def case(name: str, layout: OrderMajor) -> tuple[list, tuple]:
         balance = 1 / (lmax * sizes.double()).repeat_interleave(sizes)[:, None]
         weights = [randn(channels), randn(channels), randn(lmax, channels)]
         return [x, *weights], (balance, 1e-5)
+    if name == "edge_norm_silu":
+        inputs = [randn(19, channels), *randn(2, 5, channels), torch.tensor([3, 0, 4, 3])]
+        inputs += [*edges(4, 19), randn(channels), randn(channels)]
+        return inputs, (1e-5,)
     source, target = edges(4, 7)
     if name == "softmax_by_target":
         return [randn(7, 3)], (target, 4)
@@ -118,7 +127,7 @@ def results(operation, inputs, others, dtype) -> list[torch.Tensor]:
         lambda t: t.to(DEVICE, kept if t.is_floating_point() else None),
         (inputs, others),
     )
-    leaves = [t.requires_grad_() for t in tree_leaves(inputs)]
+    leaves = [t.requires_grad_() for t in tree_leaves(inputs) if t.is_floating_point()]
     with torch.autocast(DEVICE, dtype) if autocast else nullcontext():
         outs = tree_leaves(operation(*inputs, *others))
     generator = torch.Generator().manual_seed(2)
@@ -136,6 +145,23 @@ def test_every_backend_computes_the_plain_form(name, dtype, layout, backend):
     found = results(fast, inputs, others, dtype)
     for value, truth in zip(found, expected, strict=True):
         assert (value - truth).norm() <= TOLERANCES[dtype] * truth.norm()
+
+
+@pytest.mark.parametrize(
+    "name", ["attention_logits", "layer_norm_silu", "edge_norm_silu", "equivariant_layer_norm"]
+)
+def test_few_programs_take_all_rows(name, monkeypatch):
+    """Backward passes sum the parameters' gradients with fewer programs than rows, too."""
+    need_triton()
+    for limit in ("attention_logits.PROGRAMS", "norms.ROW_PROGRAMS", "norms.ATOM_PROGRAMS"):
+        monkeypatch.setattr(f"dens.fast.triton.{limit}", 2)
+    torch.manual_seed(0)
+    inputs, others, _ = case(name, OrderMajor(2, 2))
+    expected = results(getattr(reference, name), inputs, others, torch.float64)
+    with ops.using("triton"):
+        found = results(getattr(ops, name), inputs, others, torch.float64)
+    for value, truth in zip(found, expected, strict=True):
+        assert (value - truth).norm() <= 1e-12 * truth.norm()
 
 
 def test_an_unknown_backend_is_refused():

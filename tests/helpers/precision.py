@@ -52,11 +52,21 @@ def geometry_in_single(model):
 
     def frames_in_single(data, edge_index, vectors):
         with default_dtype(torch.float32):
-            return frames(data, edge_index, vectors.float()).double()
+            return _rotations(frames(data, edge_index, vectors.float()).double())
 
     backbone.generate_graph = graph_in_single
     backbone._init_edge_rot_mat = frames_in_single
     return model
+
+
+def _rotations(rounded):
+    """Make rotations of matrices that are rotations up to rounding: (n, 3, 3)."""
+    rows = []
+    for row in rounded.unbind(1):
+        for earlier in rows:
+            row = row - (row * earlier).sum(1, keepdim=True) * earlier
+        rows.append(row / row.norm(dim=1, keepdim=True))
+    return torch.stack(rows, dim=1)
 
 
 def in_double(batch):

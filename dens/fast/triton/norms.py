@@ -30,15 +30,35 @@ def _normalise(v, exists, EPS: tl.constexpr, C: tl.constexpr, DTYPE: tl.constexp
 
 
 @triton.jit
+def _sum_of_edge(
+    x, sources, targets, numbers, source, target, row, channel, n, C: tl.constexpr,
+    ELEMENTS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Load rows, and if there are elements the sums with those of their atoms; both elements."""
+    exists = (row < n) & (channel < C)
+    v = tl.load(x + row * C + channel, mask=exists, other=0.0).to(DTYPE)
+    of_source, of_target = row, row
+    if ELEMENTS:
+        of_source = tl.load(numbers + tl.load(source + row, mask=row < n, other=0))
+        of_target = tl.load(numbers + tl.load(target + row, mask=row < n, other=0))
+        v += tl.load(sources + of_source * C + channel, mask=exists, other=0.0).to(DTYPE)
+        v += tl.load(targets + of_target * C + channel, mask=exists, other=0.0).to(DTYPE)
+    return v, of_source, of_target
+
+
+@triton.jit
 def norm_silu(
-    x, weight, bias, out, n, EPS: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr,
+    x, sources, targets, numbers, source, target, weight, bias, out, n, EPS: tl.constexpr,
+    C: tl.constexpr, CHANNELS: tl.constexpr, ELEMENTS: tl.constexpr, ALL: tl.constexpr,
     DTYPE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Normalise and activate some rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, CHANNELS)[None, :]
     exists = (row < n) & (channel < C)
-    v = tl.load(x + row * C + channel, mask=exists, other=0.0).to(DTYPE)
+    v, _, _ = _sum_of_edge(
+        x, sources, targets, numbers, source, target, row, channel, n, C, ELEMENTS, DTYPE
+    )
     normal, _ = _normalise(v, exists, EPS, C, DTYPE)
     w = tl.load(weight + channel, mask=channel < C, other=0.0).to(DTYPE)
     b = tl.load(bias + channel, mask=channel < C, other=0.0).to(DTYPE)
@@ -48,10 +68,11 @@ def norm_silu(
 
 @triton.jit
 def norm_silu_grads(
-    x, weight, bias, grad_out, grad_x, sums, n, EPS: tl.constexpr, C: tl.constexpr,
-    CHANNELS: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr,
+    x, sources, targets, numbers, source, target, weight, bias, grad_out, grad_x, marks, sums, n,
+    EPS: tl.constexpr, C: tl.constexpr, CHANNELS: tl.constexpr, ELEMENTS: tl.constexpr,
+    ALL: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of some rows, and sum those of the parameters."""
+    """Compute the gradients of some rows, and sum those of the parameters; mark the elements."""
     first = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)[None, :]
     w = tl.load(weight + channel, mask=channel < C, other=0.0).to(DTYPE)
@@ -61,7 +82,9 @@ def norm_silu_grads(
     for start in range(first * ROWS, n, tl.num_programs(0) * ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         exists = (row < n) & (channel < C)
-        v = tl.load(x + row * C + channel, mask=exists, other=0.0).to(DTYPE)
+        v, of_source, of_target = _sum_of_edge(
+            x, sources, targets, numbers, source, target, row, channel, n, C, ELEMENTS, DTYPE
+        )
         normal, scale = _normalise(v, exists, EPS, C, DTYPE)
         y = normal * w + b
         s = tl.sigmoid(y)
@@ -73,6 +96,12 @@ def norm_silu_grads(
         along = tl.sum(grad * normal, 1)[:, None] / C
         grad = scale * (grad - tl.sum(grad, 1)[:, None] / C - normal * along)
         tl.store(grad_x + row * C + channel, grad, mask=exists)
+        if ELEMENTS:
+            element = tl.arange(0, ALL)[None, :]
+            known = (row < n) & (element < ELEMENTS)
+            place = marks + row * 2 * ELEMENTS + element
+            tl.store(place, (of_source == element).to(DTYPE), mask=known)
+            tl.store(place + ELEMENTS, (of_target == element).to(DTYPE), mask=known)
     column = tl.arange(0, CHANNELS)
     place = sums + first * 2 * C + column
     tl.store(place, tl.sum(of_weight, 0), mask=column < C)
@@ -81,28 +110,41 @@ def norm_silu_grads(
 
 class _NormSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, eps):
-        x = x.contiguous()
-        ctx.save_for_backward(x, weight, bias)
-        ctx.sizes = {**_sizes(x, eps), **ROWS}
+    def forward(ctx, x, weight, bias, eps, sources=None, targets=None, *atoms):
+        x, elements = x.contiguous(), 0 if sources is None else len(sources)
+        of_edges = [x] * 5  # not read if there are no elements
+        if elements:
+            of_edges = [tensor.contiguous() for tensor in (sources, targets, *atoms)]
+        tensors = x, *of_edges, weight, bias
+        ctx.save_for_backward(*tensors)
+        ctx.sizes = {"ELEMENTS": elements, "ALL": triton.next_power_of_2(max(elements, 1))}
+        ctx.sizes |= {**_sizes(x, eps), **ROWS}
         out = torch.empty_like(x, dtype=output_type(x))
         if len(x):
             blocks = (triton.cdiv(len(x), ROWS["ROWS"]),)
-            norm_silu[blocks](x, weight, bias, out, len(x), **ctx.sizes)
+            norm_silu[blocks](*tensors, out, len(x), **ctx.sizes)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
+        saved = ctx.saved_tensors  # once, as activation checkpointing wants
+        x, sources, targets, *_, weight, _ = saved
+        grad_x, elements = torch.empty_like(x), ctx.sizes["ELEMENTS"]
+        marks = x.new_empty(len(x), 2 * elements)
         programs = min(triton.cdiv(len(x), ROWS["ROWS"]), ROW_PROGRAMS)
         sums = x.new_empty(programs, 2, x.shape[1], dtype=getattr(torch, sum_type(x)))
         if programs:
-            tensors = x, weight, bias, grad_out.contiguous(), grad_x, sums
+            tensors = *saved, grad_out.contiguous(), grad_x, marks, sums
             norm_silu_grads[(programs,)](*tensors, len(x), **ctx.sizes)
         of_weight, of_bias = sums.sum(0).to(weight.dtype)
-        return grad_x, of_weight, of_bias, None
+        grads = grad_x, of_weight, of_bias, None
+        if not elements:
+            return grads
+        # a product, as sums by atomic additions take another order in each run
+        of_sources, of_targets = (marks.t() @ grad_x).split(elements)
+        tables = of_sources.to(sources.dtype), of_targets.to(targets.dtype)
+        return *grads, *tables, None, None, None
 
 
 @triton.jit
@@ -230,6 +272,14 @@ def _sizes(x: Tensor, eps: float) -> dict:
 def layer_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Compute :func:`dens.fast.ops.layer_norm_silu`, in the dtype of matrix products."""
     return _NormSilu.apply(x, weight, bias, eps)
+
+
+def edge_norm_silu(
+    x: Tensor, sources: Tensor, targets: Tensor, numbers: Tensor, source: Tensor, target: Tensor,
+    weight: Tensor, bias: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """Compute :func:`dens.fast.ops.edge_norm_silu`, in the dtype of matrix products."""
+    return _NormSilu.apply(x, weight, bias, eps, sources, targets, numbers, source, target)
 
 
 def equivariant_layer_norm(

@@ -116,7 +116,7 @@ def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Foot
             f"no atom was corrupted although every structure should be (optim.{objective.section})"
         )
     if not torch.isfinite(loss):
-        raise ConfigError(f"the loss of the first step is {loss.item()}")
+        raise ConfigError(f"the loss of the first step is {float(loss)}")
     _check_gradients(trainer.model)
     trainer.optimizer.step()
     parameters = list(trainer.model.parameters())
@@ -124,7 +124,7 @@ def train_step(trainer: Any, records: Sequence[Any], findings: Findings) -> Foot
         "step",
         f"forward{' with corruption' if corrupted else ''} and backward on {trainer.device.type}: "
         f"{counted(len(records), 'structure')} of {len(batch.pos)} atoms in {seconds:.2g} s, loss "
-        f"{loss.item():.4g}; finite gradients in all {len(parameters)} tensors of "
+        f"{float(loss):.4g}; finite gradients in all {len(parameters)} tensors of "
         f"{sum(p.numel() for p in parameters):,} parameters",
     )
     return Footprint.of(trainer, activations(), len(batch.pos))

@@ -33,7 +33,7 @@ from benchmarks.arms import SIZES
 from benchmarks.gpu import kernels, numbers, profiles, smoke, steps
 from benchmarks.gpu.candidates import OPERATIONS
 from benchmarks.gpu.harness import PRECISIONS, Stage
-from dens.fast.ops import BACKENDS
+from dens.fast.backends import BACKENDS
 
 STAGES = {
     "smoke": smoke,

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.floors import CEILINGS
 from benchmarks.measure import commit, hardware
-from dens.fast.ops import using
+from dens.fast.backends import using
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 TINY = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.arms import SIZES, build, corrupted, make_batch
 from benchmarks.gpu import harness
 from benchmarks.gpu.harness import PRECISIONS, TINY, Stage, markdown, run_in_context
-from dens.fast.ops import using
+from dens.fast.backends import using
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from helpers.precision import double, geometry_in_single, in_double

@@ -7,50 +7,17 @@ form of each operation.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dens.fast.backends import backend_of
 from dens.fast.chunks import autocast_type
 from dens.fast.eager import activation, edges
 from dens.fast.layout import OrderMajor
-
-BACKENDS = ("eager", "triton")
-_chosen: list[str] = []  # not of a context or thread: backward passes run in another one
-
-
-@contextmanager
-def using(backend: str) -> Iterator[None]:
-    """Use one backend within a ``with`` block, whatever the device.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    _chosen.append(backend)
-    try:
-        yield
-    finally:
-        _chosen.pop()
-
-
-def backend_of(device: torch.device) -> str:
-    """Choose the backend for tensors on a device."""
-    if _chosen:
-        return _chosen[-1]
-    return "triton" if device.type == "cuda" and _has_triton() else "eager"
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 class EdgeLists(NamedTuple):
@@ -66,8 +33,10 @@ def list_edges(atoms: Tensor, n_atoms: int) -> EdgeLists:
     Args:
         atoms: (n_edges,) int64, an atom of each edge.
     """
-    ordered, order = atoms.sort(stable=True)
-    numbers = torch.arange(n_atoms + 1, device=atoms.device)
+    # a GPU sorts in a pass for each byte
+    dtype = torch.int16 if n_atoms < 2**15 else torch.int32
+    ordered, order = atoms.to(dtype).sort(stable=True)
+    numbers = torch.arange(n_atoms + 1, device=atoms.device, dtype=dtype)
     return EdgeLists(order, torch.searchsorted(ordered, numbers))
 
 

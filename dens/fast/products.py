@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dens.fast.backends import backend_of
 from dens.fast.chunks import FusedFunction, autocast_type
-from dens.fast.ops import backend_of
 
 
 def linear_by_degree(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

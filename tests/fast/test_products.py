@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dens.fast.backends import BACKENDS, using
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import BACKENDS, softmax_by_target, using
+from dens.fast.ops import softmax_by_target
 from dens.fast.products import (
     batched_by_degree,
     block_linear,

@@ -30,9 +30,10 @@ from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.model.edge_frames import EdgeFrames
 from dens.fairchem1.model.layer_norm import SphericalLayerNorm
 from dens.fast.attention import Edges, attention, radial_function, vector_attention
+from dens.fast.backends import backend_of
 from dens.fast.feedforward import feed_forward, scalar_feed_forward
 from dens.fast.layout import OrderMajor
-from dens.fast.ops import EdgeLists, backend_of, list_edges
+from dens.fast.ops import EdgeLists, list_edges
 from dens.ranks import zero_gradient
 
 # settings of the backbone, with the values that the fast path covers

@@ -9,7 +9,8 @@ from fairchem.core.models.equiformer_v2.layer_norm import (
 from torch import Tensor, nn
 
 from dens import transfer
-from dens.fast.ops import backend_of, equivariant_layer_norm
+from dens.fast.backends import backend_of
+from dens.fast.ops import equivariant_layer_norm
 
 
 class SphericalLayerNorm(EquivariantLayerNormArraySphericalHarmonics):

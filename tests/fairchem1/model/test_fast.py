@@ -25,7 +25,7 @@ from dens.denoising.loss import dens_loss
 from dens.fairchem1.model import fast as fast_module
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
 from dens.fairchem1.model.layer_norm import SphericalLayerNorm
-from dens.fast import chunks, ops
+from dens.fast import backends, chunks
 from dens.random import make_generator
 
 setup_imports()
@@ -138,7 +138,7 @@ def test_kernels_in_a_model():
     with double():
         stock, fast = map(geometry_in_single, pair(torch.float64, **settings))
         expected = results(stock, batch)
-        with ops.using("triton"):
+        with backends.using("triton"):
             found = results(fast, batch)
     assert_same(expected, found, 1e-10)
 

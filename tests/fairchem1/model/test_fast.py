@@ -133,10 +133,12 @@ def test_kernels_in_a_model():
     pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
     if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and not torch.cuda.is_available():
         pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
-    batch = in_double(corrupted(make_batch(1)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = in_double(corrupted(make_batch(1))).to(device)
     settings = {"max_neighbors": 4, "num_layers": 1, "activation_checkpoint": True}
     with double():
-        stock, fast = map(geometry_in_single, pair(torch.float64, **settings))
+        models = pair(torch.float64, **settings)
+        stock, fast = (geometry_in_single(model.to(device)) for model in models)
         expected = results(stock, batch)
         with backends.using("triton"):
             found = results(fast, batch)

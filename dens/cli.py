@@ -149,11 +149,11 @@ def commands() -> None:
     lazy={
         "convert": (
             "dens.data.convert.frames:convert_command",
-            "Convert SOURCES, files or folders that ASE reads, to LMDB.",
+            "Convert SOURCES, files or folders that ASE reads, to LMDB or aselmdb.",
         ),
         "oc20": (
             "dens.data.convert.oc20:oc20_command",
-            "Convert OC20's S2EF download in FOLDERS to the LMDB folder OUT.",
+            "Convert OC20's S2EF download in FOLDERS to the folder OUT.",
         ),
         "md17": (
             "dens.data.convert.md17:md17_command",
@@ -163,11 +163,11 @@ def commands() -> None:
         "qm9": ("dens.data.equilibria.qm9:qm9_command", "Convert QM9's equilibria to LMDB."),
         "stats": (
             "dens.data.survey.stats:stats_command",
-            "Print the statistics of the LMDB FOLDER as YAML that a config can include.",
+            "Print the statistics of FOLDER as YAML that a config can include.",
         ),
         "check": (
             "dens.data.survey.check:check_command",
-            "Look for faults in the LMDB FOLDER, or in every split in it.",
+            "Look for faults in FOLDER, or in every split in it.",
         ),
         "demo": (_DEMO, "Make the data of the demo in the folder OUT."),
         "download": (

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from dens.data.convert.labels import FAR, LabelRules
 from dens.data.skipped import ON_BAD, describe_skipped
+from dens.data.store.by_format import FORMATS
 from dens.data.store.lmdb import SHARD_SIZE
 from dens.data.survey.consistency import find_gradients
 from dens.data.units import ENERGIES, LENGTHS, UNITS, Units, combine_units, parse_units
@@ -52,14 +53,23 @@ on_bad_option = click.option(
     type=click.Choice(ON_BAD),
     help="skip: leave out bad frames and unreadable files, and say which.",
 )
+format_option = click.option(
+    "--format",
+    "store",
+    default="lmdb",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="lmdb for fairchem-core 1.10, aselmdb for 2 (its ase_db).",
+)
 _OPTIONS = (
+    format_option,
     click.option("--workers", default=1, show_default=True, type=click.IntRange(1)),
     click.option(
         "--shard-size",
         default=SHARD_SIZE,
         show_default=True,
         type=click.IntRange(1, SHARD_SIZE),
-        help="Frames per LMDB file; an interruption loses one file at most.",
+        help="Frames per file; an interruption loses one file at most.",
     ),
     click.option("--max-neighbors", type=click.IntRange(1), help="Limit per atom for --cutoff."),
     click.option("--cutoff", type=_POSITIVE, help="Å; counts the edges, for balanced batches."),

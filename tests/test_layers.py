@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the top down: a room imports rooms of lower layers, and nothing else.
 LAYERS = [
     {"cli"},
-    {"fairchem1"},
+    {"fairchem1", "fairchem2"},
     {"runs", "data"},
     {"relax"},
     {"denoising", "graphs", "fast", "safe"},
@@ -40,6 +40,10 @@ ROLES = {
     "corruption",
     "settings",
     "objective",
+    "host",
+    "loss_terms",
+    "steps",
+    "step_metrics",
 }
 
 

@@ -187,7 +187,8 @@ def corrupt_batch(
 ) -> Corruption:
     """Corrupt the eligible structures of a PyG batch, which is not modified.
 
-    Those that the field ``corruptible`` rules out, if the batch has it, stay clean as well. See :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
+    Those that the field ``corruptible`` rules out, if the batch has it, stay clean as well. See
+    :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
     """
     layout = {"batch": batch.batch, "natoms": batch.natoms}
     marks = {name: getattr(batch, name, None) for name in ("md", "stress")}

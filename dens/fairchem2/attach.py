@@ -62,7 +62,7 @@ class NodeForceEncoding(ForceEncoding):
         self._encoded = self._data = None
 
     def add_to_nodes(self, embedding: nn.Module, args: tuple) -> tuple | None:
-        """Add the encoding to the node features, the first argument of ``edge_degree_embedding``."""
+        """Add the encoding to the node features, the first of the layer's arguments."""
         if self._encoded is None:
             return None
         encoded = self._encoded

@@ -31,8 +31,8 @@ from omegaconf import OmegaConf
 from dens.denoising.config import parse_config
 from dens.denoising.objective import DeNSObjective
 from dens.fairchem2.attach import NOISE, attach_dens
-from dens.fairchem2.checkpoints import make_stock
-from dens.fairchem2.labels import Labels, joined_noise
+from dens.fairchem2.inference_checkpoint import make_stock
+from dens.fairchem2.task_labels import Labels, joined_noise
 from dens.fairchem2.train.loss_terms import Term, TermLoss, check_loss, make_parts
 from dens.fairchem2.train.steps import SeededSteps
 from dens.objective import Progress

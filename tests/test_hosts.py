@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers.hosts import pretend_fairchem
+from helpers.pretend import pretend_fairchem
 from helpers.paths import CONFIGS, ROOT
 
 from dens import cli
@@ -172,7 +172,7 @@ def test_an_adapter_refuses_the_other_version(version, module, instead, monkeypa
     pretend_fairchem(monkeypatch, version)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(ImportError, match=f"{module} needs .* {version} is installed: .*{instead}"):
-        importlib.import_module(module)
+        _ = importlib.import_module(module).DeNSTrainEvalUnit
 
 
 WITHOUT = """

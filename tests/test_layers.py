@@ -41,6 +41,10 @@ ROLES = {
     "corruption",
     "settings",
     "objective",
+    "host",
+    "loss_terms",
+    "steps",
+    "step_metrics",
 }
 
 

@@ -30,7 +30,7 @@ _FAIRCHEM1 = "dens.fairchem1."  # modules of commands that only fairchem-core 1.
 _OF_HOST = {  # what both adapters have, by the major version of fairchem-core
     "check": (
         "dens.fairchem1.check.command:check_command",
-        "dens.fairchem2.check.run:check_command",
+        "dens.fairchem2.check.examine:check_command",
     ),
     "inspect": (
         "dens.fairchem1.checkpoints.inspect:inspect_checkpoint",

@@ -8,8 +8,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from helpers.pretend import pretend_fairchem
 from helpers.paths import CONFIGS, ROOT
+from helpers.pretend import pretend_fairchem
 
 from dens import cli
 from dens.settings import ConfigError

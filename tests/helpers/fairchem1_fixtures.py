@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import submitit
-from helpers.paths import ROOT, TESTS
-from helpers.trainers import trainer_config, write_dataset
 
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1 import launch as launcher
+from helpers.paths import ROOT, TESTS
+from helpers.trainers import trainer_config, write_dataset
 
 
 @pytest.fixture

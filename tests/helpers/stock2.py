@@ -116,9 +116,7 @@ def make_config(
     """
     several = len(src) > 1
     kinds = ["energy", "forces"] + ["stress"] * gradient
-    tasks = [
-        task(kind, name, f"{name}_" * several, reduction) for name in src for kind in kinds
-    ]
+    tasks = [task(kind, name, f"{name}_" * several, reduction) for name in src for kind in kinds]
     heads = {"energy": {"module": f"{_ESCN}.MLP_Energy_Head"}}
     heads["forces"] = {"module": f"{_ESCN}.Linear_Force_Head"}
     if gradient:

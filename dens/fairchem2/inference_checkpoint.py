@@ -1,4 +1,4 @@
-"""Checkpoints for inference that are fairchem-core 2's own: of steps, and of the best validation."""
+"""Write checkpoints for inference that are fairchem-core 2's own, without what DeNS added."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ def make_stock(path: str) -> None:
 
 def write_inference_checkpoint(unit: Any, path: str) -> None:
     """Write the present weights of a unit as a checkpoint of the stock model, without steps."""
-    config = OmegaConf.load(unit.job_config.metadata.config_path).runner.train_eval_unit
+    config = OmegaConf.load(unit.job_config.metadata.config_path)
+    # plain containers, as in the checkpoints of steps: fairchem asks for their types
+    config = OmegaConf.to_container(config.runner.train_eval_unit)
     states = [
         model and {k: v.cpu() for k, v in without_added(get_model_state_dict(model)).items()}
         for model in (unit.model, unit.ema_model)
     ]
     checkpoint = MLIPInferenceCheckpoint(
-        model_config=unit.get_finetune_model_config() or config.model,
+        model_config=unit.get_finetune_model_config() or config["model"],
         model_state_dict=states[0],
         ema_state_dict=states[1],
-        tasks_config=config.tasks,
+        tasks_config=config["tasks"],
     )
     with atomic_file(path) as file:
         torch.save(checkpoint, file)

@@ -44,7 +44,7 @@ class RunLog:
         folder: the run's log folder, ``cmd.logs_dir``.
         config: the trainer's config; ``logger.quiet: true`` in it switches the progress bar off.
         to_wandb: whether ``inner`` logs to the W&B run of this process.
-        method: what the run is called in comparisons; None: DeNS or baseline, as ``optim.dens`` says.
+        method: what the run is called in comparisons; None: DeNS or baseline, by ``optim.dens``.
         quiet: no progress bar, whatever the config says.
     """
 

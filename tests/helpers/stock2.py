@@ -142,6 +142,7 @@ def make_config(
         },
         "heads": heads,
         "pass_through_head_outputs": gradient or several,
+        "model_id": "UMA-1.2",  # which the host asks of models with experts
     }
     train_eval_unit = {
         "_target_": "dens.fairchem2.DeNSTrainEvalUnit" if dens else STOCK,

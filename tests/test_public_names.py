@@ -32,7 +32,7 @@ for name in ("dens_lmdb", "dens_oc22_lmdb"):
 def test_dotted_name(name):
     host = next((HOSTS[room] for room in HOSTS if dens._HOME[name].startswith(room)), MAJOR)
     if host != MAJOR:
-        with pytest.raises(ImportError, match="needs fairchem-core|No module named"):
+        with pytest.raises(ImportError, match=r"needs fairchem-core|No module named"):
             getattr(dens, name)
         return
     assert getattr(dens, name).__name__ == name

@@ -39,7 +39,9 @@ def why_not(path: Path) -> str | None:
 
 
 def _needs(what: str) -> str:
-    installed = f"fairchem-core {metadata.version('fairchem-core')}" if MAJOR else "no fairchem-core"
+    installed = (
+        f"fairchem-core {metadata.version('fairchem-core')}" if MAJOR else "no fairchem-core"
+    )
     return f"needs {what}; here is {installed}"
 
 
@@ -61,7 +63,11 @@ def _source(name: str) -> Path | None:
     if name.split(".")[0] not in ("dens", "helpers"):
         return None
     base = (ROOT if name.startswith("dens") else TESTS).joinpath(*name.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py", base.parent.with_suffix(".py")):
+    for candidate in (
+        base.with_suffix(".py"),
+        base / "__init__.py",
+        base.parent.with_suffix(".py"),
+    ):
         if candidate.is_file():
             return candidate
     return None

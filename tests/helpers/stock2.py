@@ -116,9 +116,7 @@ def make_config(
     """
     several = len(src) > 1
     kinds = ["energy", "forces"] + ["stress"] * gradient
-    tasks = [
-        task(kind, name, f"{name}_" * several, reduction) for name in src for kind in kinds
-    ]
+    tasks = [task(kind, name, f"{name}_" * several, reduction) for name in src for kind in kinds]
     heads = {"energy": {"module": f"{_ESCN}.MLP_Energy_Head"}}
     heads["forces"] = {"module": f"{_ESCN}.Linear_Force_Head"}
     if gradient:
@@ -144,6 +142,7 @@ def make_config(
         },
         "heads": heads,
         "pass_through_head_outputs": gradient or several,
+        "model_id": "UMA-1.2",  # which the host asks of models with experts
     }
     train_eval_unit = {
         "_target_": "dens.fairchem2.DeNSTrainEvalUnit" if dens else STOCK,

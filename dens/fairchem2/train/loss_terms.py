@@ -6,7 +6,7 @@ are not finite stay so, where that turns them to zero: such steps are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,7 @@ class TermLoss(nn.Module):
     def __init__(self, name: str, terms: dict[str, Term]) -> None:
         super().__init__()
         self.name, self.terms = name, terms
+        self.complete: Callable[[], None] | None = None  # called once the term is known
         self.parts: Sequence[Part] = ()  # of the present step
 
     def forward(self, pred: Tensor, target: Tensor, mult_mask: Tensor, natoms: Tensor) -> Tensor:
@@ -66,6 +67,8 @@ class TermLoss(nn.Module):
         mask = mult_mask[:, None] if whole_rows else mult_mask.view(pred.shape)
         loss = sum(part.loss(pred, value, mask, natoms) for part in self.parts)
         self.terms[self.name] = Term(loss, pred.detach())
+        if self.complete is not None:
+            self.complete()
         return loss
 
 

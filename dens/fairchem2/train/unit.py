@@ -11,6 +11,7 @@ Everything else of the config stays stock; so do evaluation and the checkpoints 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -27,6 +28,7 @@ from fairchem.core.units.mlip_unit.mlip_unit import (
     TrainStrategy,
 )
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from dens.denoising.config import parse_config
 from dens.denoising.objective import DeNSObjective
@@ -34,15 +36,14 @@ from dens.fairchem2.attach import NOISE, attach_dens
 from dens.fairchem2.inference_checkpoint import make_stock
 from dens.fairchem2.task_labels import Labels, joined_noise
 from dens.fairchem2.train.loss_terms import Term, TermLoss, check_loss, make_parts
-from dens.fairchem2.train.steps import SeededSteps
-from dens.objective import Progress
+from dens.fairchem2.train.monitored import MonitoredSteps
 from dens.random import Stream, structure_key
 from dens.settings import ConfigError
 
 _SECTION = "runner.train_eval_unit"
 
 
-class DeNSUnitMixin(SeededSteps):
+class DeNSUnitMixin(MonitoredSteps):
     """Mixin that adds DeNS to a unit: ``class MyUnit(DeNSUnitMixin, MLIPTrainEvalUnit)``.
 
     The model is a stock one; force encoding and noise head are attached to it. Training batches are
@@ -52,6 +53,8 @@ class DeNSUnitMixin(SeededSteps):
         dens: the settings of :class:`~dens.denoising.config.DeNSConfig`.
         sigma_encoding: whether the model is told the noise level.
         dens_datasets: the data sets whose structures may be corrupted; null: all.
+        kwargs: those of :class:`~dens.fairchem2.train.monitored.MonitoredSteps`, of
+            :class:`~dens.fairchem2.train.steps.ReproducibleSteps` and of the parent.
 
     Raises:
         ConfigError: wrong settings, or a model or tasks that DeNS does not fit.
@@ -87,19 +90,29 @@ class DeNSUnitMixin(SeededSteps):
         for task in trained:
             check_loss(task)
         attach_dens(model, sigma_encoding=sigma_encoding)
-        super().__init__(job_config, model, optimizer_fn, cosine_lr_scheduler_fn, tasks, **kwargs)
+        super().__init__(
+            job_config=job_config,
+            model=model,
+            optimizer_fn=optimizer_fn,
+            cosine_lr_scheduler_fn=cosine_lr_scheduler_fn,
+            tasks=tasks,
+            **kwargs,
+        )
         self.objective, self.labels = objective, labels
         self._dens_terms = {}
-        # the unit of evaluation keeps the user's tasks
+        # the unit of evaluation keeps the user's tasks; the noise is the last of training
         names = [task.name for task in trained] + [NOISE]
         self._dens_losses = {name: TermLoss(name, self._dens_terms) for name in names}
+        self._dens_losses[NOISE].complete = self.after_loss
         learned = [_with_loss(task, self._dens_losses[task.name]) for task in trained]
         self.tasks = [*learned, _noise_task(self._dens_losses[NOISE])]
+        self.start_log("DeNS" if objective.config.prob > 0 else "baseline")
+        if distutils.is_master():
+            logging.info(objective.describe())
 
     def train_step(self, state: Any, data: Any) -> None:
         """Corrupt a batch, which comes on the CPU, and train on it."""
-        self.begin_step()
-        progress = self.progress_of(state)
+        progress = self.begin_step(state)
         self.labels.join(data)
         self.objective.apply(data, self._draws(data), progress)
         targets = self.labels.route(data, self.objective, progress)
@@ -109,16 +122,21 @@ class DeNSUnitMixin(SeededSteps):
         for name, parts in make_parts(targets, data, device).items():
             self._dens_losses[name].parts = parts
         try:
-            super().train_step(state, data)
+            with self.reproducible_step(data):
+                super().train_step(state, data)
+            self.end_step(data)
         finally:
             self._dens_terms.clear()
 
-    def progress_of(self, state: Any) -> Progress:
-        """Compute how far training has come, the present step included."""
-        phase = state.train_state
-        steps, done = len(phase.dataloader), self.train_progress
-        epoch = done.num_epochs_completed + min((done.num_steps_completed_in_epoch + 1) / steps, 1)
-        return Progress(epoch, phase.max_epochs or (phase.max_steps or steps) / steps)
+    def step_terms(self) -> dict[str, Tensor]:
+        """Return the weighted terms of the present step's loss on this rank, by name."""
+        return {_term_name(name): term.loss for name, term in self._dens_terms.items()}
+
+    def step_loss(self) -> Tensor:
+        return torch.stack([loss.detach() for loss in self.step_terms().values()]).sum()
+
+    def step_outputs(self) -> dict[str, Tensor]:
+        return {name: term.prediction for name, term in self._dens_terms.items()}
 
     def _draws(self, data: Any) -> Any:
         """Draw the random numbers of a batch: functions of the seed, the step and each structure.
@@ -139,6 +157,11 @@ class DeNSUnitMixin(SeededSteps):
         path = os.path.join(checkpoint_location, UNIT_INFERENCE_CHECKPOINT)
         if self.save_inference_ckpt and distutils.is_master() and os.path.exists(path):
             make_stock(path)
+
+
+def _term_name(task: str) -> str:
+    """Name the loss term of a task."""
+    return "noise" if task == NOISE else task
 
 
 def _with_loss(task: Task, loss: TermLoss) -> Task:

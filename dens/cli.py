@@ -23,7 +23,8 @@ from dens.settings import ConfigError
 
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
 _PATH = click.Path(path_type=Path)
-_COUNT = click.IntRange(min=1)
+_COUNT, _SPLIT = click.IntRange(min=1), click.Choice(["val", "test"])
+_SAMPLE = "Structures to read of each split; 0: all."
 _FAIRCHEM1 = "dens.fairchem1."  # modules of commands that only fairchem-core 1.10 has
 
 
@@ -32,9 +33,13 @@ _OF_HOST = {  # what both adapters have, by the major version of fairchem-core
         "dens.fairchem1.check.command:check_command",
         "dens.fairchem2.check.examine:check_command",
     ),
+    "evaluate": (
+        "dens.fairchem1.evaluate:evaluate_command",
+        "dens.fairchem2.check.errors:evaluate_command",
+    ),
     "inspect": (
         "dens.fairchem1.checkpoints.inspect:inspect_checkpoint",
-        "dens.fairchem2.checkpoints:inspect_checkpoint",
+        "dens.fairchem2.check.pretrained:inspect_checkpoint",
     ),
     "reader": (
         "dens.fairchem1.data.datasets:ConfigReader",
@@ -125,13 +130,13 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
             "dens.fairchem1.morered.relax_command:relax_command",
             "Relax FILES by denoising.",
         ),
-        "evaluate": (
-            "dens.fairchem1.commands:evaluate",
-            "Measure the S2EF and denoising errors of a checkpoint.",
-        ),
         "export": (
-            "dens.fairchem1.commands:export",
+            "dens.fairchem1.checkpoints.export:export_command",
             "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
+        ),
+        "report": (
+            "dens.runs.report.command:report_command",
+            "Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.",
         ),
         "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),
     },
@@ -188,13 +193,7 @@ def data(ctx: click.Context) -> None:
 @click.argument("config", type=_PATH)
 @click.option("--num-gpus", default=1, show_default=True, help="Planned ranks.", type=_COUNT)
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
-@click.option(
-    "--sample",
-    type=click.IntRange(0),
-    default=300,
-    show_default=True,
-    help="Structures to read of each split; 0: all.",
-)
+@click.option("--sample", default=300, show_default=True, type=click.IntRange(0), help=_SAMPLE)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
@@ -208,25 +207,27 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
         ctx.exit(2)
 
 
+@commands.command("evaluate", context_settings=_OVERRIDES)
+@click.option("--config", required=True, type=_PATH, help="Training config.")
+@click.option("--checkpoint", required=True, type=_PATH, help="Its weights.")
+@click.option("--split", default="val", show_default=True, type=_SPLIT, help="Its data.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, ...]) -> None:
+    """Measure the S2EF and denoising errors of a checkpoint.
+
+    OVERRIDES change the config, as in training: --optim.dens.sigma=0.15
+    """
+    of_host("evaluate")(config, checkpoint, split=split, overrides=list(overrides))
+
+
 @commands.command("inspect")
 @click.argument("checkpoint", type=_PATH)
-def inspect(checkpoint: Path) -> None:
+@click.option("--dataset", help="Of fairchem-core 2: print its scales as YAML for a config.")
+def inspect(checkpoint: Path, dataset: str | None) -> None:
     """Show the contents of CHECKPOINT, without running code from the file."""
-    click.echo(of_host("inspect")(checkpoint))
-
-
-@commands.command("report")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", default="report.html", show_default=True, type=_PATH, help="File.")
-def report(runs: tuple[str, ...], out: Path) -> None:
-    """Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.
-
-    RUN is a log folder or the id of a run in ./logs; the others are compared with the first one.
-    """
-    from dens.runs.report.write import write_report
-
-    for path in write_report(runs, out):
-        click.echo(path)
+    click.echo(
+        of_host("scales")(checkpoint, dataset) if dataset else of_host("inspect")(checkpoint)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -254,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _missing_host(error: ImportError) -> str:
-    if fairchem_major() in (1, 2) and fairchem_version() in str(error):  # says all by itself
+    if fairchem_version() and fairchem_version() in str(error):  # says all by itself
         return str(error)
     if fairchem_major() == 1:
         return f"this needs fairchem-core 1.10: {install_hint(1)} ({error})"
@@ -286,8 +287,8 @@ def _run(argv: list[str], program: str) -> None:
         )
     from dens.fairchem1.launch import launch, parse_args
 
-    rows = [f"  {name:<16}{line}" for name, line in commands.help_lines()]
-    epilog = f"commands ({program} COMMAND --help):\n" + "\n".join(rows)
+    rows = (f"\n  {name:<16}{line}" for name, line in commands.help_lines())
+    epilog = f"commands ({program} COMMAND --help):" + "".join(rows)
     launch(*parse_args(argv, program, epilog=epilog))
 
 

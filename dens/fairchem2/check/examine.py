@@ -17,14 +17,13 @@ from typing import Any
 
 import click
 import hydra
-import torch
 from omegaconf import OmegaConf
 
 from dens.denoising.config import DeNSConfig, parse_config
 from dens.fairchem2.check.compose import compose
 from dens.fairchem2.check.datasets2 import LOADERS, Records, open_records
 from dens.fairchem2.check.length import check_length
-from dens.fairchem2.check.one_step import build_unit, choose, process_group, train_step
+from dens.fairchem2.check.one_step import build_unit, choose, on_cpu, process_group, train_step
 from dens.fairchem2.check.parameters import check_parameters
 from dens.fairchem2.check.pretrained import check_pretrained
 from dens.fairchem2.check.task_data import (
@@ -147,8 +146,7 @@ def _check_run(
 ) -> None:
     """Take a step, and count those of the run."""
     job = config.job
-    cpu = str(job.device_type).endswith("CPU") or not torch.cuda.is_available()
-    with process_group(cpu):
+    with process_group(on_cpu(config)):
         with findings.attempt("steps"):
             own = job.scheduler.num_nodes * job.scheduler.ranks_per_node
             ranks = max(num_gpus, own) // (job.graph_parallel.group_size or 1)

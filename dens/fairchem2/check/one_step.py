@@ -18,6 +18,11 @@ from dens.runs.check.findings import Findings
 STRUCTURES = 4  # of the step's batch: it must also fit a CPU
 
 
+def on_cpu(config: Any) -> bool:
+    """Tell whether this process computes on the CPU: as the config says, or without a GPU."""
+    return "CPU" in str(config.job.device_type) or not torch.cuda.is_available()
+
+
 @contextmanager
 def process_group(cpu: bool) -> Iterator[None]:
     """Set up the process group of one rank, which fairchem's units need; leave one that is there.

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from dens.data.references import N_ELEMENTS, References
+from dens.data.survey.task_stats import format_for_tasks
 from dens.runs.check.findings import Findings
 from dens.settings import ConfigError
 
@@ -98,3 +100,30 @@ def different(own: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     if not np.allclose(*padded, rtol=1e-5, atol=1e-5):
         found.append("other element references" if len(refs) else "no element references")
     return " and ".join(found)
+
+
+def inspect_checkpoint(path: str | Path, dataset: str | None = None) -> str:
+    """Describe a checkpoint; with a data set, print its scales, under the names of our configs."""
+    if dataset is not None:
+        return scales_yaml(path, dataset)
+    raise ValueError("not yet: dens inspect of fairchem-core 2")
+
+
+def scales_yaml(path: str | Path, dataset: str) -> str:
+    """Print the scales of a checkpoint's tasks for a data set, under the names of our configs.
+
+    Raises:
+        ValueError: no task of the checkpoint is for the data set.
+    """
+    tasks = [task for task in tasks_of(path) if dataset in task["datasets"]]
+    if not tasks:
+        known = sorted({name for task in tasks_of(path) for name in task["datasets"]})
+        raise ValueError(f"{path} has no task for {dataset}: it has some for {', '.join(known)}")
+    by_kind = {task["property"]: scales_of(task) for task in tasks}
+    _, rmsd, _ = by_kind.get("forces") or next(iter(by_kind.values()))
+    refs = by_kind.get("energy", (0.0, 1.0, np.zeros(0)))[2]
+    coeff = np.full(N_ELEMENTS, np.nan)
+    coeff[: min(len(refs), N_ELEMENTS)] = refs[:N_ELEMENTS]
+    references = References(coeff, str(path)) if len(refs) else None
+    header = f"{path}: {', '.join(task['name'] for task in tasks)}"
+    return format_for_tasks(header, rmsd, references).rstrip()

@@ -35,11 +35,11 @@ _OF_HOST = {  # what both adapters have, by the major version of fairchem-core
     ),
     "evaluate": (
         "dens.fairchem1.evaluate:evaluate_command",
-        "dens.fairchem2.check.errors:evaluate_command",
+        "dens.fairchem2.evaluate:evaluate_command",
     ),
     "inspect": (
         "dens.fairchem1.checkpoints.inspect:inspect_checkpoint",
-        "dens.fairchem2.check.pretrained:inspect_checkpoint",
+        "dens.fairchem2.inspect:inspect_checkpoint",
     ),
     "reader": (
         "dens.fairchem1.data.datasets:ConfigReader",

@@ -38,6 +38,8 @@ ROLES = {
     "check",
     "data",
     "launch",
+    "evaluate",
+    "inspect",
     "corruption",
     "settings",
     "objective",

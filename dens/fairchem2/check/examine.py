@@ -30,6 +30,7 @@ from dens.fairchem2.check.task_data import (
     Sampled,
     check_apart,
     check_elements,
+    check_names,
     check_scales,
     read_sample,
 )
@@ -110,6 +111,7 @@ def examine(config: Any, findings: Findings, sample: int, num_gpus: int = 1) -> 
         limit = ((unit.get("model") or {}).get("backbone") or {}).get("max_num_elements")
         findings.run("elements", check_elements, list(splits.values()), limit or _MAX_ELEMENTS)
         findings.run("data", check_apart, runner)
+        findings.run("validation", check_names, runner, tasks)
     if train := splits.get("train"):
         findings.run("normaliser", check_scales, train, tasks)
         if dens is not None:

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import OmegaConf
 
-from dens.data.references import N_ELEMENTS, References
-from dens.data.survey.task_stats import format_for_tasks
+from dens.fairchem2.inspect import read_inference, scales_of
 from dens.runs.check.findings import Findings
 from dens.settings import ConfigError
 
@@ -40,7 +37,7 @@ def check_pretrained(unit: Mapping[str, Any], findings: Findings) -> None:
             f"worse than the pretrained model, whose heads stay without {_MODEL}.heads",
         )
         return
-    trained = {task["name"]: task for task in tasks_of(path)}
+    trained = {task["name"]: task for task in read_inference(path).tasks}
     problems = 0
     for task in unit["tasks"]:
         name = task["name"]
@@ -62,31 +59,6 @@ def check_pretrained(unit: Mapping[str, Any], findings: Findings) -> None:
         findings.ok("checkpoint", f"{path}: heads and scales are those of the pretrained model")
 
 
-def tasks_of(path: str | Path) -> list[dict[str, Any]]:
-    """Read the sections of the tasks of a checkpoint for inference, as fairchem reads it.
-
-    Raises:
-        ConfigError: it is no such checkpoint.
-    """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    tasks = getattr(checkpoint, "tasks_config", None)
-    if tasks is None:
-        raise ConfigError(f"{path} is no checkpoint for inference of fairchem-core 2 ({_MODEL})")
-
-    return (
-        OmegaConf.to_container(tasks, resolve=True) if OmegaConf.is_config(tasks) else list(tasks)
-    )
-
-
-def scales_of(task: Mapping[str, Any]) -> tuple[float, float, np.ndarray]:
-    """Return mean, rmsd and references of a task's section: (n,), or (0,) without them."""
-    normalizer = task.get("normalizer") or {}
-    refs = (task.get("element_references") or {}).get("element_references")
-    values = (refs.get("_args_") or [[]])[0] if isinstance(refs, Mapping) else refs
-    values = np.asarray([] if values is None else values, dtype=float)
-    return float(normalizer.get("mean", 0.0)), float(normalizer.get("rmsd", 1.0)), values
-
-
 def different(own: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     """Name the scales of a task that are not those of a checkpoint; empty if all are."""
     (mean, rmsd, refs), (own_mean, own_rmsd, own_refs) = scales_of(trained), scales_of(own)
@@ -100,30 +72,3 @@ def different(own: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     if not np.allclose(*padded, rtol=1e-5, atol=1e-5):
         found.append("other element references" if len(refs) else "no element references")
     return " and ".join(found)
-
-
-def inspect_checkpoint(path: str | Path, dataset: str | None = None) -> str:
-    """Describe a checkpoint; with a data set, print its scales, under the names of our configs."""
-    if dataset is not None:
-        return scales_yaml(path, dataset)
-    raise ValueError("not yet: dens inspect of fairchem-core 2")
-
-
-def scales_yaml(path: str | Path, dataset: str) -> str:
-    """Print the scales of a checkpoint's tasks for a data set, under the names of our configs.
-
-    Raises:
-        ValueError: no task of the checkpoint is for the data set.
-    """
-    tasks = [task for task in tasks_of(path) if dataset in task["datasets"]]
-    if not tasks:
-        known = sorted({name for task in tasks_of(path) for name in task["datasets"]})
-        raise ValueError(f"{path} has no task for {dataset}: it has some for {', '.join(known)}")
-    by_kind = {task["property"]: scales_of(task) for task in tasks}
-    _, rmsd, _ = by_kind.get("forces") or next(iter(by_kind.values()))
-    refs = by_kind.get("energy", (0.0, 1.0, np.zeros(0)))[2]
-    coeff = np.full(N_ELEMENTS, np.nan)
-    coeff[: min(len(refs), N_ELEMENTS)] = refs[:N_ELEMENTS]
-    references = References(coeff, str(path)) if len(refs) else None
-    header = f"{path}: {', '.join(task['name'] for task in tasks)}"
-    return format_for_tasks(header, rmsd, references).rstrip()

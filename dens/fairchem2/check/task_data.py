@@ -125,6 +125,23 @@ def check_apart(runner: Mapping[str, Any], findings: Findings) -> None:
             )
 
 
+def check_names(
+    runner: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], findings: Findings
+) -> None:
+    """Warn of data sets that validation leaves out: it looks for the names of tasks in the keys."""
+    section = (runner.get("eval_dataloader") or {}).get("dataset") or {}
+    for key, own in (section.get("dataset_configs") or {}).items():
+        name = ((own.get("transforms") or {}).get("common_transform") or {}).get("dataset_name")
+        of_it = [task["name"] for task in tasks if name in task["datasets"]]
+        if of_it and not any(name in f"{key}.{split}" for split in own["splits"]):
+            findings.warn(
+                "validation",
+                f"no errors of {', '.join(of_it)}: fairchem finds those of the data set {name} "
+                f"under keys with its name, got {key} (runner.eval_dataloader.dataset."
+                "dataset_configs)",
+            )
+
+
 def check_scales(train: Sampled, tasks: Sequence[Mapping[str, Any]], findings: Findings) -> None:
     """Compare normalisers and references of the tasks with a sample of the training data."""
     for task in tasks:

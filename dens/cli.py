@@ -225,9 +225,7 @@ def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, .
 @click.option("--dataset", help="Of fairchem-core 2: print its scales as YAML for a config.")
 def inspect(checkpoint: Path, dataset: str | None) -> None:
     """Show the contents of CHECKPOINT, without running code from the file."""
-    click.echo(
-        of_host("scales")(checkpoint, dataset) if dataset else of_host("inspect")(checkpoint)
-    )
+    click.echo(of_host("inspect")(checkpoint, dataset))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -98,7 +98,7 @@ def test_a_twin_differs_in_the_unit_and_its_settings_alone(name, data, uma):
         (["++runner.max_step=8"], "did you mean max_steps? (runner.max_step)"),
         (["++transforms.comon_transform={}"], "unknown transform comon_transform: did you mean"),
         (["data_root=nowhere"], "nowhere/train does not exist"),
-        (["tasks.1.datasets=[omat]"], "they have no energy"),
+        (["tasks.0.datasets=[omat]", "tasks.1.datasets=[omat]"], "no task has their data set oc20"),
         (
             ["tasks.1.name=oc20_forces"],
             "they have no oc20_forces, the label of the task of that name; "
@@ -126,7 +126,7 @@ def test_mistakes_are_errors(changes, message, root, uma):
         (["runner.callbacks=[]"], "checkpoints: no checkpoint is written, not even the last one"),
         (
             ["runner.max_steps=50"],
-            "the learning rate is scheduled for 1200 steps and the run has 50",
+            "steps: the learning rate is scheduled for 1200 steps and the run has 50",
         ),
         (["runner.train_eval_unit.dens.prob=0"], "denoising: prob is 0"),
     ],
@@ -149,9 +149,12 @@ def test_kept_heads_need_their_scales(data, uma):
 
 def test_data_without_sizes_or_errors_in_validation_are_named(root, uma):
     (root / "metadata.npz").unlink()
-    key = "runner.eval_dataloader.dataset.dataset_configs"
-    moved = [f"+{key}.own=${{{key}.oc20}}", f"~{key}.oc20"]
-    _, output = check("esen_dens_demo", root, uma, *moved)
+    config = OmegaConf.load(FOLDER / "esen_demo.yaml")
+    sections = config.runner.eval_dataloader.dataset.dataset_configs
+    sections.own = sections.pop("oc20")
+    own = root.parent / "own.yaml"
+    OmegaConf.save(config, own)
+    _, output = run_program("check", own, *settings("esen_demo", root, uma))
     assert "there is no metadata.npz with natoms" in output
     assert "validation: no errors of energy, forces: fairchem finds those of the data set" in output
 

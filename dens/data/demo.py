@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import click
@@ -212,5 +211,6 @@ def demo_command(out: Path, seed: int, relaxed: bool, store: str) -> None:
         click.echo(f"\r{split}: {done} of {total} {what}", nl=done >= total, err=True)
 
     shown = {"progress": show} if sys.stderr.isatty() else {}  # else it would flood a log
-    make = make_relaxed_demo if relaxed else partial(make_demo_data, store=store)
-    click.echo(make(out, seed, **shown).table())
+    chosen = {"store": store} if store != "lmdb" else {}
+    make = make_relaxed_demo if relaxed else make_demo_data
+    click.echo(make(out, seed, **chosen, **shown).table())

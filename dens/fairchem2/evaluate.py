@@ -119,10 +119,11 @@ class _Listed:
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [f"{'error':<42}{'unit':<6}" + "".join(f"{name:>12}" for name in columns)]
+    width = max(map(len, columns["trained"])) + 2
+    rows = [f"{'error':<{width}}{'unit':<6}" + "".join(f"{name:>12}" for name in columns)]
     for name in columns["trained"]:
         cells = [f"{c[name]:12.4f}" if name in c else f"{'-':>12}" for c in columns.values()]
-        rows.append(f"{name:<42}{_unit(name):<6}" + "".join(cells))
+        rows.append(f"{name:<{width}}{_unit(name):<6}" + "".join(cells))
     return "\n".join(rows)
 
 

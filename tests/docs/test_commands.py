@@ -123,6 +123,7 @@ RELAX_SLABS = (
 )
 
 OF_FAIRCHEM2 = "needs fairchem-core 2; its tests run it there, here 1.10 refuses it"
+CONVERT2 = "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system"
 DEMO2 = "configs/fairchem2/esen_dens_demo.yaml"
 
 TABLE = {
@@ -152,15 +153,17 @@ TABLE = {
         says="--dataset oc20 is for checkpoints of fairchem-core 2", status=2, reason=OF_FAIRCHEM2
     ),
     "dens --help": Run(says="convert"),
-    "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system": Run(
-        makes="data/own2/train/data.0000.aselmdb"
-    ),
+    CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
     "dens data check data/own2": Run(
-        needs=("dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",),
+        needs=(
+            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
+        ),
         says="ok",
     ),
     "dens data stats data/own2 --out stats2.yaml": Run(
-        needs=("dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",),
+        needs=(
+            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
+        ),
         makes="stats2.yaml",
     ),
     "make demo": Run(

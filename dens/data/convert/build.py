@@ -134,7 +134,13 @@ def write_info(folder: Path, command: str, info: dict, references: References | 
         np.savez(folder / "references.npz", coeff=references.coeff)
     known = {"command": command, "stored_units": "eV, Å, eV/Å", "energy": stored}
     text = json.dumps({**known, **info, "versions": versions()}, indent=1, ensure_ascii=False)
-    (folder / "dens_info.json").write_text(text + "\n", encoding="utf-8")
+    info_file(folder).write_text(text + "\n", encoding="utf-8")
+
+
+def info_file(folder: Path) -> Path:
+    """Return the path of ``dens_info.json``, which is YAML, too, and called so beside aselmdb:
+    fairchem-core 2 takes every .json in a folder of data for a database."""
+    return folder / ("dens_info.yaml" if any(folder.glob("*.aselmdb")) else "dens_info.json")
 
 
 def check_boundaries(totals: Mapping[str, Counter]) -> None:

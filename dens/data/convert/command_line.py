@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from dens.data.convert.build import info_file
 from dens.data.convert.labels import FAR, LabelRules
 from dens.data.skipped import ON_BAD, describe_skipped
 from dens.data.store.by_format import FORMATS
@@ -187,7 +188,7 @@ def report(out: str | Path, totals: Mapping[str, Counter]) -> None:
         dropped = f", {counts['dropped']} dropped" if counts["dropped"] else ""
         bad = f", {counts['bad']} bad left out" if counts["bad"] else ""
         click.echo(f"{Path(out, split)}: {counts['records']} structures{dropped}{bad}")
-    info = json.loads(Path(out, "dens_info.json").read_text(encoding="utf-8"))
+    info = json.loads(info_file(Path(out)).read_text(encoding="utf-8"))
     for line in (*_describe_info(info), *_describe_counts(sum(totals.values(), Counter()), info)):
         click.echo(line)
     warn_of_gradients(out, totals)

@@ -171,9 +171,11 @@ class ReproducibleSteps:
 
     def get_next_train_batch(self, state: Any, data_iter: Iterator[Any]) -> Any:
         """Return the next batch, unless a rank was asked to stop: then save the present state."""
+        # first, since fairchem's samplers cannot resume behind the last batch of an epoch
+        batch = super().get_next_train_batch(state, data_iter)
         if self._dens_stop:
             self._dens_save_and_stop()
-        return super().get_next_train_batch(state, data_iter)
+        return batch
 
     def _dens_save_and_stop(self) -> None:
         done = self.train_progress.num_steps_completed
@@ -185,10 +187,11 @@ class ReproducibleSteps:
                 f"stopped after {done} steps, which are saved; to go on: "
                 f"fairchem -c {folder}/{UNIT_RESUME_CONFIG}"
             )
+        signals, self._dens_stop = self._dens_signals, False
+        self._dens_release_signals()
         try:
-            self._dens_signals.deliver()
+            signals.deliver()
         finally:
-            self._dens_stop = False
             distutils.cleanup()
         sys.exit(0)  # submitit's handler has requeued the job
 

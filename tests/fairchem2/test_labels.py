@@ -29,13 +29,15 @@ def test_data_sets_that_are_not_named_stay_clean(new_runner):
     assert (batch.sigma > 0).tolist() == [False, True, False, True]
 
 
-def test_structures_without_forces_or_free_atoms_stay_clean(new_runner):
+def test_structures_without_forces_or_free_atoms_stay_clean(new_runner, caplog):
     def change(batch):
         batch.forces[0] = math.inf  # one atom of the first structure
         batch.fixed[batch.batch == 1] = 1
+        batch.forces[batch.batch == 2] = math.nan
 
     batch = train_on(new_runner(dens=ALWAYS), change=change)
-    assert (batch.sigma > 0).tolist() == [False, False] + [True] * (len(batch.natoms) - 2)
+    assert (batch.sigma > 0).tolist() == [False, False, False, True]
+    assert f"label forces of sid {batch.sid[2]} is NaN: it does not count" in caplog.text
 
 
 def test_forces_count_outside_c_and_noise_on_it(new_runner):

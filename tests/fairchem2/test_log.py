@@ -21,6 +21,8 @@ def logged(tmp_path_factory, data, more_data) -> Path:
     config = make_config(
         folder, {"oc20": data, "omat": more_data}, unit={"watch": WATCH}, dens=DENS
     )
+    for split in ("train", "eval"):
+        config["runner"][f"{split}_dataloader"]["num_workers"] = 2
     first = make_runner(config)
     first.run()
     resumed = make_runner(config)

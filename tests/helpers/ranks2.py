@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fairchem.core.common import distutils, gp_utils
+
 from helpers.stock2 import make_runner, state_of
 
 _KEPT = ("forces_mae", "energy_mae", "denoising", "loss_", "corrupted_fraction")

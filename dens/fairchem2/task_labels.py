@@ -17,6 +17,7 @@ from torch import Tensor
 from dens.denoising.config import DeNSConfig
 from dens.fields import CORRUPTIBLE
 from dens.objective import Objective, Progress, Target
+from dens.runs.not_finite import name_structure
 from dens.settings import ConfigError, unknown_value
 
 _LEVELS = {"atom": "atom", "system": "structure"}  # fairchem's names, and ours
@@ -152,8 +153,8 @@ def _note_nan(task: Task, value: Tensor, batch: Any) -> None:
     rows = value.isnan().any(dim=1)
     if rows.any():
         of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
-        named = ", ".join(f"sid {batch.sid[i]}" for i in of.unique().tolist())
-        logging.warning(f"label {task.name} of {named} is NaN: it does not count")
+        named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
+        logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
 
 
 def joined_noise(targets: Sequence[Target]) -> Tensor:

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from helpers import stock2
 from helpers.stock2 import DENS, train_steps
 
 from dens.settings import ConfigError
 
+ANOTHER = {"_target_": "torch.nn.L1Loss"}
 ALWAYS = {**DENS, "prob": 1.0, "corrupt_ratio": None}
 
 
@@ -37,7 +39,7 @@ def test_structures_without_forces_or_free_atoms_stay_clean(new_runner, caplog):
 
     batch = train_on(new_runner(dens=ALWAYS), change=change)
     assert (batch.sigma > 0).tolist() == [False, False, False, True]
-    assert f"label forces of sid {batch.sid[2]} is NaN: it does not count" in caplog.text
+    assert "label forces is NaN and does not count in structure 2 of the batch, " in caplog.text
 
 
 def test_forces_count_outside_c_and_noise_on_it(new_runner):
@@ -88,14 +90,15 @@ def test_mistakes_in_the_config(new_runner, settings, message):
     assert isinstance(info.value.__cause__, ConfigError)
 
 
-def test_a_config_without_force_task_or_with_another_loss(new_runner, monkeypatch):
-    config = {"_target_": "torch.nn.L1Loss"}
-    unit = {"tasks": []}
-    with pytest.raises(Exception, match="needs a task with property: forces, .*got none"):
-        new_runner(unit=unit)
-    import helpers.stock2 as stock2
-
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda task: {**task, "property": "x"}, r"with property: forces.*got energy .x., forces"),
+        (lambda task: {**task, "loss_fn": ANOTHER}, r"loss_fn must be a .*DDPMTLoss.* got L1Loss"),
+    ],
+)
+def test_tasks_that_it_does_not_fit(new_runner, monkeypatch, change, message):
     stock = stock2.task
-    monkeypatch.setattr(stock2, "task", lambda *args: {**stock(*args), "loss_fn": config})
-    with pytest.raises(Exception, match="loss_fn must be a .*DDPMTLoss .*got L1Loss"):
+    monkeypatch.setattr(stock2, "task", lambda *args: change(stock(*args)))
+    with pytest.raises(Exception, match=message):
         new_runner()

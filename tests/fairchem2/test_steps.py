@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
 from helpers.stock2 import make_config, make_runner, train_steps, weights
 from torchtnt.framework.callback import Callback
 
@@ -53,8 +54,9 @@ def test_a_step_that_is_not_finite_is_named_and_skipped(new_runner, caplog):
     assert all(torch.equal(second[name], third[name]) for name in second)
     assert any(not torch.equal(third[name], last[name]) for name in third)
     assert any(not torch.equal(first[name], second[name]) for name in first)
-    sid = batches[1].sid[1]
-    assert f"step 1, rank 0: not finite in structure sid {sid}: energy" in caplog.text
+    formula = Atoms(batches[1].atomic_numbers[batches[1].batch == 1]).get_chemical_formula()
+    named = f"not finite in structure 1 of the batch, {formula}: energy"
+    assert f"step 1, rank 0: {named}" in caplog.text
     assert "step 1 is skipped: the loss is not finite; skipped so far: 1" in caplog.text
     assert unit.state_dict()["dens"]["skipped_steps"] == 1
 

@@ -1,4 +1,4 @@
-"""Run a training step of fairchem-core 2 on several gloo ranks, in processes that serve a module."""
+"""Run a training step of fairchem-core 2 on several gloo ranks, in processes of a pool."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from dens.fairchem2.attach import whole_graph
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
@@ -131,6 +132,7 @@ class ReproducibleSteps:
         self._dens_skipped = True
         self.skipped_steps += 1
         self._dens_in_a_row += 1
+        whole_graph(self._dens_batch)
         if culprits := non_finite_structures(self.step_outputs(), self._dens_batch, ()):
             named = "; ".join(culprits[:_SHOWN]) + " ..." * (len(culprits) > _SHOWN)
             where = f"step {step}, rank {distutils.get_rank()}"

@@ -136,6 +136,12 @@ def attach_dens(
     heads[NOISE] = NoiseHead(backbone, model.pass_through_head_outputs)
 
 
+def whole_graph(batch: Any) -> None:
+    """Give a batch its atoms back, of which a model on ranks that share a graph leaves a part."""
+    if "batch_full" in batch:
+        batch.batch, batch.atomic_numbers = batch.batch_full, batch.atomic_numbers_full
+
+
 def is_added(name: str) -> bool:
     """Tell whether an entry of a state dict was attached, under any wrapper of the model."""
     return any(f".{added}" in f".{name}" for added in ADDED)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint
 from omegaconf import OmegaConf
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from dens.fairchem2.attach import without_added
@@ -40,18 +41,20 @@ def write_inference_checkpoint(unit: Any, path: str) -> None:
     config = OmegaConf.load(unit.job_config.metadata.config_path)
     # plain containers, as in the checkpoints of steps: fairchem asks for their types
     config = OmegaConf.to_container(config.runner.train_eval_unit)
-    states = [
-        model and {k: v.cpu() for k, v in without_added(get_model_state_dict(model)).items()}
-        for model in (unit.model, unit.ema_model)
-    ]
     checkpoint = MLIPInferenceCheckpoint(
         model_config=unit.get_finetune_model_config() or config["model"],
-        model_state_dict=states[0],
-        ema_state_dict=states[1],
+        model_state_dict=_stock_state(unit.model),
+        ema_state_dict=None if unit.ema_model is None else _stock_state(unit.ema_model),
         tasks_config=config["tasks"],
     )
     with atomic_file(path) as file:
         torch.save(checkpoint, file)
+
+
+def _stock_state(model: nn.Module) -> dict[str, Any]:
+    """Return the state of the stock part of a model, on the CPU."""
+    state = without_added(get_model_state_dict(model))
+    return {name: value.cpu() for name, value in state.items()}
 
 
 class BestCheckpoint:

@@ -6,7 +6,8 @@ hold the forces, one for each data set. An objective knows one label of a kind, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from dens.denoising.config import DeNSConfig
 from dens.fields import CORRUPTIBLE
 from dens.objective import Objective, Progress, Target
+from dens.runs.not_finite import name_structure
 from dens.settings import ConfigError, unknown_value
 
 _LEVELS = {"atom": "atom", "system": "structure"}  # fairchem's names, and ours
@@ -114,6 +116,7 @@ class Labels:
         found: dict[str, list[Target]] = {}
         for task in self.tasks:
             base = _base_target(task, batch)
+            _note_nan(task, base.value, batch)
             for target in objective.targets([base], batch, progress):
                 own = target.name == base.name
                 found.setdefault(task.name if own else target.name, []).append(target)
@@ -145,12 +148,16 @@ def _base_target(task: Task, batch: Any) -> Target:
     )
 
 
+def _note_nan(task: Task, value: Tensor, batch: Any) -> None:
+    """Log labels that are NaN: as fairchem does, they are taken for none."""
+    rows = value.isnan().any(dim=1)
+    if rows.any():
+        of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
+        named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
+        logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
+
+
 def joined_noise(targets: Sequence[Target]) -> Tensor:
     """Join the targets for the noise, infinite where it is not learned: (n_atoms, 3)."""
     rows = torch.stack([target.rows for target in targets]).any(dim=0)
     return torch.where(rows[:, None], targets[0].value, torch.inf)
-
-
-def values_of(tasks: Sequence[Task], outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Select the model's outputs for tasks, by task."""
-    return {task.name: outputs[task.name][task.property] for task in tasks}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ase import Atoms
 from torch import Tensor
 
 
@@ -28,9 +29,14 @@ def non_finite_structures(
         of_structure = batch.batch[bad] if len(bad) == len(batch.pos) else bad.nonzero().view(-1)
         for structure in of_structure.unique().tolist():
             found.setdefault(structure, []).append(name)
-    return [f"{_name(batch, s)}: {', '.join(names)}" for s, names in sorted(found.items())]
+    return [f"{name_structure(batch, s)}: {', '.join(n)}" for s, n in sorted(found.items())]
 
 
-def _name(batch: Any, structure: int) -> str:
+def name_structure(batch: Any, structure: int) -> str:
+    """Name a structure of a batch by its ids, or its place and formula where it has none."""
     ids = {key: batch[key][structure] for key in ("sid", "fid") if key in batch}
-    return ", ".join(f"{key} {int(v) if isinstance(v, Tensor) else v}" for key, v in ids.items())
+    ids = {key: int(v) if isinstance(v, Tensor) else v for key, v in ids.items()}
+    if named := [f"{key} {value}" for key, value in ids.items() if value != ""]:
+        return ", ".join(named)
+    numbers = batch.atomic_numbers[batch.batch == structure].long().tolist()
+    return f"{structure} of the batch, {Atoms(numbers).get_chemical_formula()}"

@@ -88,6 +88,22 @@ def test_parameters_that_are_added(new_runner, sigma_encoding):
     assert isinstance(encoder, NodeForceEncoding)
 
 
+def test_evaluation_is_that_of_the_stock_model(new_runner):
+    """Also of stress, and of gradients of the energy."""
+    runner = new_runner(gradient=True)
+    stock = copy.deepcopy(bare(new_runner(gradient=True, dens=None).train_eval_unit)).eval()
+    model = bare(runner.train_eval_unit).eval()
+    model.load_state_dict(stock.state_dict(), strict=False)
+    outputs = []
+    for each in (stock, model):
+        torch.manual_seed(5)  # of the roll of edge frames
+        outputs.append(each(next(iter(runner.eval_dataloader))))
+    expected, found = outputs
+    assert found[NOISE] == {} if NOISE in found else True
+    for head in ("energy", "forces", "stress"):
+        assert torch.equal(found[head][head], expected[head][head])
+
+
 def test_every_parameter_has_a_gradient_in_a_clean_batch(new_runner):
     runner = new_runner()
     model = bare(runner.train_eval_unit).train()

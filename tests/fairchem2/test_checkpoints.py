@@ -108,24 +108,26 @@ def test_evaluation_is_that_of_the_stock_model(trained):
             assert torch.equal(ours[head][name], value), name
 
 
-def test_fine_tuning_keeps_the_pretrained_heads(trained, tmp_path, data):
-    """Before its first step the model predicts what the checkpoint does."""
+@pytest.mark.parametrize("fresh", [False, True])
+def test_fine_tuning(trained, tmp_path, data, fresh):
+    """With the pretrained heads the model first predicts what the checkpoint does."""
     path = str(checkpoints(trained) / "final" / "inference_ckpt.pt")
     config = make_config(tmp_path, {"oc20": data}, dens=DENS)
-    config["runner"]["train_eval_unit"]["model"] = {
+    section = config["runner"]["train_eval_unit"]
+    section["model"] = {
         "_target_": "fairchem.core.units.mlip_unit.mlip_unit.initialize_finetuning_model",
         "checkpoint_location": path,
+        **({"heads": section["model"]["heads"]} if fresh else {}),
     }
     runner = make_runner(config)
-    unit = runner.train_eval_unit
     pretrained, _ = load_inference_model(path)
     found = []
-    for model in (pretrained, unit.eval_unit.model):
+    for model in (pretrained, runner.train_eval_unit.eval_unit.model):
         torch.manual_seed(5)
         found.append(model.eval()(next(iter(runner.eval_dataloader))))
-    for head in found[0]:
-        for name, value in found[0][head].items():
-            assert torch.equal(found[1][head][name], value), name
+    before, now = ({k: v for out in each.values() for k, v in out.items()} for each in found)
+    for name in ("energy", "forces"):
+        assert torch.equal(now[name], before[name]) != fresh
     runner.run()
     final = str(checkpoints(runner) / "final" / "inference_ckpt.pt")
     load_inference_model(final, strict=True)

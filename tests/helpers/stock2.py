@@ -269,10 +269,13 @@ def train_steps(runner: Any, batches: Sequence[Any], before=lambda step: None) -
     """Train on given batches; ``before`` is called with the number of each step."""
     unit, state = runner.train_eval_unit, state_of(runner)
     unit.on_train_start(state)
-    for step, batch in enumerate(batches):
-        before(step)
-        unit.train_step(state, batch)
-        unit.train_progress.increment_step()
+    try:
+        for step, batch in enumerate(batches):
+            before(step)
+            unit.train_step(state, batch)
+            unit.train_progress.increment_step()
+    finally:
+        unit.on_train_end(state)
 
 
 def weights(unit: Any) -> dict[str, torch.Tensor]:

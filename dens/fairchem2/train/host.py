@@ -11,7 +11,7 @@ from fairchem.core.common import distutils
 from fairchem.core.units.mlip_unit.utils import tf32_context_manager
 from torch import Tensor
 
-from dens.fairchem2.attach import NOISE
+from dens.fairchem2.attach import NOISE, whole_graph
 from dens.objective import Objective, Prediction, Progress
 from dens.runs.figure_data import FigureData
 
@@ -60,8 +60,7 @@ class UnitHost:
             outputs: by task, as the model gives them; none for the noise is zero noise.
             batch: with the fields of :meth:`~dens.fairchem2.task_labels.Labels.join`.
         """
-        if "batch_full" in batch:  # of ranks that share a graph, the model leaves each its part
-            batch.batch, batch.atomic_numbers = batch.batch_full, batch.atomic_numbers_full
+        whole_graph(batch)
         n_structures = len(batch.natoms)
         values = {
             "forces": torch.zeros_like(batch.pos.detach()),

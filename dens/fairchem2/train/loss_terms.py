@@ -37,7 +37,8 @@ class Part(NamedTuple):
         if self.target.summed:
             return self.target.weight * errors.sum()
         if self.of_structure is not None:
-            structure = torch.arange(len(natoms), device=natoms.device).repeat_interleave(natoms)
+            numbers = torch.arange(len(natoms), device=natoms.device)
+            structure = numbers.repeat_interleave(natoms, output_size=len(errors))
             zeros = errors.new_zeros(len(natoms))
             errors = zeros.scatter_reduce(0, structure, errors, reduce="sum") / self.of_structure
         mean = errors.sum() * world_size() / self.count.to(errors.dtype)

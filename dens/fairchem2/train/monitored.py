@@ -46,6 +46,8 @@ class MonitoredSteps(ReproducibleSteps):
     objective: Objective
     labels: Labels
     logger: UnitLog | None
+    print_every: int
+    save_inference_ckpt: bool
     host: UnitHost
     watch: MonitorSettings
     best: BestCheckpoint

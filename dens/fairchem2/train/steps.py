@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from dens.fairchem2.attach import whole_graph
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
@@ -131,6 +132,7 @@ class ReproducibleSteps:
         self._dens_skipped = True
         self.skipped_steps += 1
         self._dens_in_a_row += 1
+        whole_graph(self._dens_batch)
         if culprits := non_finite_structures(self.step_outputs(), self._dens_batch, ()):
             named = "; ".join(culprits[:_SHOWN]) + " ..." * (len(culprits) > _SHOWN)
             where = f"step {step}, rank {distutils.get_rank()}"
@@ -171,9 +173,11 @@ class ReproducibleSteps:
 
     def get_next_train_batch(self, state: Any, data_iter: Iterator[Any]) -> Any:
         """Return the next batch, unless a rank was asked to stop: then save the present state."""
+        # first, since fairchem's samplers cannot resume behind the last batch of an epoch
+        batch = super().get_next_train_batch(state, data_iter)
         if self._dens_stop:
             self._dens_save_and_stop()
-        return super().get_next_train_batch(state, data_iter)
+        return batch
 
     def _dens_save_and_stop(self) -> None:
         done = self.train_progress.num_steps_completed
@@ -185,10 +189,11 @@ class ReproducibleSteps:
                 f"stopped after {done} steps, which are saved; to go on: "
                 f"fairchem -c {folder}/{UNIT_RESUME_CONFIG}"
             )
+        signals, self._dens_stop = self._dens_signals, False
+        self._dens_release_signals()
         try:
-            self._dens_signals.deliver()
+            signals.deliver()
         finally:
-            self._dens_stop = False
             distutils.cleanup()
         sys.exit(0)  # submitit's handler has requeued the job
 

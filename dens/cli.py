@@ -135,7 +135,7 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
             "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
         ),
         "report": (
-            "dens.runs.report.command:report_command",
+            "dens.runs.report.report_command:report_command",
             "Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.",
         ),
         "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),

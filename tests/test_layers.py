@@ -41,6 +41,7 @@ ROLES = {
     "settings",
     "objective",
     "host",
+    "logger",
     "loss_terms",
     "steps",
     "step_metrics",

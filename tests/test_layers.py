@@ -44,6 +44,7 @@ ROLES = {
     "settings",
     "objective",
     "host",
+    "logger",
     "loss_terms",
     "steps",
     "step_metrics",

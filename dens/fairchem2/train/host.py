@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from fairchem.core.common import distutils
@@ -12,11 +12,20 @@ from fairchem.core.units.mlip_unit.utils import tf32_context_manager
 from torch import Tensor
 
 from dens.fairchem2.attach import NOISE, whole_graph
+from dens.fairchem2.task_labels import Labels
+from dens.fairchem2.train.logger import UnitLog
 from dens.objective import Objective, Prediction, Progress
 from dens.runs.figure_data import FigureData
 
-if TYPE_CHECKING:
-    from dens.fairchem2.train.unit import DeNSUnitMixin
+
+class Unit(Protocol):
+    """What a host reads of a training unit."""
+
+    objective: Objective
+    labels: Labels
+    eval_unit: Any  # fairchem's
+    logger: UnitLog | None
+    tf32: bool
 
 
 class UnitHost:
@@ -25,7 +34,7 @@ class UnitHost:
     Evaluation is by the unit's evaluation model, which is the moving average if there is one.
     """
 
-    def __init__(self, unit: DeNSUnitMixin) -> None:
+    def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.progress = Progress(0.0, 1.0)  # of the last step
         self.step = 0  # number of the last step, from 0 as fairchem counts

@@ -144,7 +144,7 @@ TABLE = {
         says="error: ", status=2, reason=OF_FAIRCHEM2
     ),
     f"dens evaluate --config {DEMO2} --checkpoint runs/esen_dens_demo/*/checkpoints/final": Run(
-        says="is a config for fairchem-core 2", status=2, reason=OF_FAIRCHEM2
+        says="checkpoints/final does not exist", status=2, reason=OF_FAIRCHEM2
     ),
     f"dens check {DEMO2} job.seed=1": Run(
         says="is a config for fairchem-core 2", status=2, reason=OF_FAIRCHEM2
@@ -152,7 +152,7 @@ TABLE = {
     "dens inspect uma-s-1p1.pt --dataset oc20": Run(
         says="--dataset oc20 is for checkpoints of fairchem-core 2", status=2, reason=OF_FAIRCHEM2
     ),
-    "dens --help": Run(says="convert"),
+    "dens --help": Run(says="dashboard"),
     CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
     "dens data check data/own2": Run(
         needs=(

@@ -3,8 +3,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 DEMO = configs/oc20/eqv2_dens_demo.yml
+VENV2 ?= .venv-fairchem2
+BIN2 = $(VENV2)/bin
+STAMP2 = $(VENV2)/.installed
+DEMO2 = configs/fairchem2/esen_dens_demo.yaml
 
-.PHONY: install browser test demo clean
+.PHONY: install browser test demo install2 test2 demo2 clean
 
 install: $(STAMP)
 
@@ -32,5 +36,27 @@ demo: install data/demo
 	. $(BIN)/activate && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} fairchem main.py --config $(DEMO)
 	$(BIN)/dens evaluate --config $(DEMO) --checkpoint "$$(ls -t checkpoints/*/checkpoint.pt | head -n 1)"
 
+# The same with fairchem-core 2, whose environment is another one.
+install2: $(STAMP2)
+
+$(STAMP2): setup.cfg pyproject.toml
+	test -x $(BIN2)/python || $(PYTHON) -m venv $(VENV2)
+	$(BIN2)/python -m pip install $(TORCH2) -e '.[fairchem2]'
+	touch $@
+
+# Tests of the adapter, and those of the rooms below it that fairchem-core 2 uses.
+test2: install2
+	$(BIN2)/python -m pip install --quiet pytest hypothesis -e '.[fairchem2,report]'
+	$(BIN2)/python -m pytest tests/fairchem2 tests/test_hosts.py tests/test_core_alone.py \
+	  tests/denoising tests/data/store/test_aselmdb.py
+
+data/demo2: | install2
+	$(BIN2)/dens data demo $@ --format aselmdb
+
+demo2: install2 data/demo2
+	. $(BIN2)/activate && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} fairchem main.py --config $(DEMO2)
+	$(BIN2)/dens evaluate --config $(DEMO2) \
+	  --checkpoint "$$(ls -td runs/esen_dens_demo/*/checkpoints/final | head -n 1)"
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV2) build *.egg-info .pytest_cache .ruff_cache

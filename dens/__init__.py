@@ -26,6 +26,8 @@ _HOME = {
     "RelaxSettings": "dens.relax.config",
     "relax_structures": "dens.relax.loop",
     "DeNSMixin": "dens.fairchem1",
+    "DeNSTrainEvalUnit": "dens.fairchem2",
+    "DeNSUnitMixin": "dens.fairchem2",
     "DeNSTrainer": "dens.fairchem1",
     "EquiformerV2Backbone": "dens.fairchem1",
     "EquiformerV2DeNS": "dens.fairchem1",

@@ -1,8 +1,8 @@
 """The program behind ``fairchem``, ``dens``, ``python -m dens.cli`` and ``python main.py``.
 
 A first word that names a command runs that command. Everything else is fairchem's own command line,
-which :mod:`dens.fairchem1.launch` runs. Neither torch nor fairchem is imported before a command
-needs it.
+which the ``launch`` of the adapter to the installed version runs: `dens.fairchem1` or
+`dens.fairchem2`. Neither torch nor fairchem is imported before a command needs it.
 
 Exit status: 2 after an error that the user can mend, printed as ``error: ...`` without traceback;
 1 where ``dens data check`` finds errors in data, or a rank failed; 130 after an interrupt.
@@ -13,25 +13,55 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dens.hosts import fairchem_major, fairchem_version, install_hint, require_major
 from dens.settings import ConfigError
 
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
-_INSTALL = "pip install 'fairchem-dens[fairchem1]'"
 _PATH = click.Path(path_type=Path)
 _COUNT, _SPLIT = click.IntRange(min=1), click.Choice(["val", "test"])
+_SAMPLE = "Structures to read of each split; 0: all."
+_FAIRCHEM1 = "dens.fairchem1."  # modules of commands that only fairchem-core 1.10 has
+
+
+_OF_HOST = {  # what both adapters have, by the major version of fairchem-core
+    "check": (
+        "dens.fairchem1.check.command:check_command",
+        "dens.fairchem2.check.examine:check_command",
+    ),
+    "evaluate": (
+        "dens.fairchem1.evaluate:evaluate_command",
+        "dens.fairchem2.evaluate:evaluate_command",
+    ),
+    "inspect": (
+        "dens.fairchem1.checkpoints.inspect:inspect_checkpoint",
+        "dens.fairchem2.inspect:inspect_checkpoint",
+    ),
+    "reader": (
+        "dens.fairchem1.data.datasets:ConfigReader",
+        "dens.fairchem2.check.datasets2:ConfigReader",
+    ),
+}
+
+
+def of_host(what: str) -> Any:
+    """Import one of `_OF_HOST` from the adapter to the installed fairchem-core."""
+    return load(_OF_HOST[what][fairchem_major() == 2])
+
+
+def load(path: str) -> Any:
+    """Import ``module:attribute``."""
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def open_config(path: Path) -> Any:
     """Open the data of a training config; commands of ``dens data`` get this as their object."""
-    from dens.fairchem1.data.datasets import ConfigReader
-
-    return ConfigReader(path)
+    return of_host("reader")(path)
 
 
 class LazyGroup(click.Group):
@@ -54,12 +84,18 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.lazy:
             return self.commands.get(name)
-        module, attribute = self.lazy[name][0].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        path, _ = self.lazy[name]
+        if path.startswith(_FAIRCHEM1):
+            require_major(1, f"{ctx.command_path} {name}")
+        return load(path)
 
     def help_lines(self) -> list[tuple[str, str]]:
         """List the commands, each with one line of help."""
-        lines = {name: line for name, (_, line) in self.lazy.items()}
+        elsewhere = fairchem_major() not in (1, None)
+        lines = {
+            name: line + " (fairchem-core 1.10)" * (elsewhere and path.startswith(_FAIRCHEM1))
+            for name, (path, line) in self.lazy.items()
+        }
         lines |= {name: first_line(command) for name, command in self.commands.items()}
         return [(name, lines[name]) for name in self.list_commands()]
 
@@ -94,6 +130,14 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
             "dens.fairchem1.morered.relax_command:relax_command",
             "Relax FILES by denoising.",
         ),
+        "export": (
+            "dens.fairchem1.checkpoints.export:export_command",
+            "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
+        ),
+        "report": (
+            "dens.runs.report.report_command:report_command",
+            "Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.",
+        ),
         "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),
     },
 )
@@ -110,11 +154,11 @@ def commands() -> None:
     lazy={
         "convert": (
             "dens.data.convert.frames:convert_command",
-            "Convert SOURCES, files or folders that ASE reads, to LMDB.",
+            "Convert SOURCES, files or folders that ASE reads, to LMDB or aselmdb.",
         ),
         "oc20": (
             "dens.data.convert.oc20:oc20_command",
-            "Convert OC20's S2EF download in FOLDERS to the LMDB folder OUT.",
+            "Convert OC20's S2EF download in FOLDERS to the folder OUT.",
         ),
         "md17": (
             "dens.data.convert.md17:md17_command",
@@ -124,11 +168,11 @@ def commands() -> None:
         "qm9": ("dens.data.equilibria.qm9:qm9_command", "Convert QM9's equilibria to LMDB."),
         "stats": (
             "dens.data.survey.stats:stats_command",
-            "Print the statistics of the LMDB FOLDER as YAML that a config can include.",
+            "Print the statistics of FOLDER as YAML that a config can include.",
         ),
         "check": (
             "dens.data.survey.check:check_command",
-            "Look for faults in the LMDB FOLDER, or in every split in it.",
+            "Look for faults in FOLDER, or in every split in it.",
         ),
         "demo": (_DEMO, "Make the data of the demo in the folder OUT."),
         "download": (
@@ -149,13 +193,7 @@ def data(ctx: click.Context) -> None:
 @click.argument("config", type=_PATH)
 @click.option("--num-gpus", default=1, show_default=True, help="Planned ranks.", type=_COUNT)
 @click.option("--checkpoint", type=_PATH, help="Checkpoint from which the run starts.")
-@click.option(
-    "--sample",
-    type=click.IntRange(0),
-    default=300,
-    show_default=True,
-    help="Structures to read of each split; 0: all.",
-)
+@click.option("--sample", default=300, show_default=True, type=click.IntRange(0), help=_SAMPLE)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
@@ -164,10 +202,8 @@ def check(ctx, config, num_gpus, checkpoint, sample, overrides) -> None:
     Settings, data, labels, elements, normalisers, one training step, memory, number of steps. The
     exit status is 2 where there are errors. OVERRIDES change the config, as in training.
     """
-    from dens.fairchem1.check.command import check_command
-
     options = {"num_gpus": num_gpus, "checkpoint": checkpoint, "sample": sample}
-    if not check_command(config, **options, overrides=list(overrides)):
+    if not of_host("check")(config, **options, overrides=list(overrides)):
         ctx.exit(2)
 
 
@@ -181,44 +217,15 @@ def evaluate(config: Path, checkpoint: Path, split: str, overrides: tuple[str, .
 
     OVERRIDES change the config, as in training: --optim.dens.sigma=0.15
     """
-    from dens.fairchem1.evaluate import evaluate_command
-
-    evaluate_command(config, checkpoint, split=split, overrides=list(overrides))
-
-
-@commands.command("export")
-@click.argument("checkpoint", type=_PATH)
-@click.option("--out", required=True, type=_PATH, help="File to write.")
-@click.option("--raw", is_flag=True, help="Take the weights as trained, not their average (EMA).")
-@click.option("--safetensors", is_flag=True, help="Write the bare weights in that format.")
-def export(checkpoint: Path, out: Path, raw: bool, safetensors: bool) -> None:
-    """Write CHECKPOINT as stock EquiformerV2, which runs without dens."""
-    from dens.fairchem1.checkpoints.export import export_checkpoint
-
-    click.echo(export_checkpoint(checkpoint, out, raw=raw, bare=safetensors))
+    of_host("evaluate")(config, checkpoint, split=split, overrides=list(overrides))
 
 
 @commands.command("inspect")
 @click.argument("checkpoint", type=_PATH)
-def inspect(checkpoint: Path) -> None:
+@click.option("--dataset", help="Of fairchem-core 2: print its scales as YAML for a config.")
+def inspect(checkpoint: Path, dataset: str | None) -> None:
     """Show the contents of CHECKPOINT, without running code from the file."""
-    from dens.fairchem1.checkpoints.inspect import inspect_checkpoint
-
-    click.echo(inspect_checkpoint(checkpoint))
-
-
-@commands.command("report")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", default="report.html", show_default=True, type=_PATH, help="File.")
-def report(runs: tuple[str, ...], out: Path) -> None:
-    """Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.
-
-    RUN is a log folder or the id of a run in ./logs; the others are compared with the first one.
-    """
-    from dens.runs.report.write import write_report
-
-    for path in write_report(runs, out):
-        click.echo(path)
+    click.echo(of_host("inspect")(checkpoint, dataset))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -240,12 +247,17 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     except ImportError as error:
-        version = fairchem_version()
-        other = version.split(".")[0] not in ("", "1")  # whose dependencies are others
-        if not other and not (error.name or "").startswith("fairchem"):
+        if not (error.name or "").startswith("fairchem"):
             raise
-        installed = f", and {version} is installed" * other
-        _fail(f"this needs fairchem-core 1.10{installed}: {_INSTALL} ({error})")
+        _fail(_missing_host(error))
+
+
+def _missing_host(error: ImportError) -> str:
+    if fairchem_version() and fairchem_version() in str(error):  # says all by itself
+        return str(error)
+    if fairchem_major() == 1:
+        return f"this needs fairchem-core 1.10: {install_hint(1)} ({error})"
+    return f"this needs fairchem-core: {install_hint(2)}, or {install_hint(1)} for 1.10 ({error})"
 
 
 def _fail(message: str, status: int = 2) -> None:
@@ -255,11 +267,6 @@ def _fail(message: str, status: int = 2) -> None:
 
 
 def _run(argv: list[str], program: str) -> None:
-    version = fairchem_version()
-    if program == "fairchem" and version.split(".")[0] not in ("", "1"):
-        from fairchem.core._cli import main as main_of_fairchem
-
-        sys.exit(main_of_fairchem())
     first = argv[0] if argv else ""
     ours = (*commands.lazy, *commands.commands)
     if program not in ("fairchem", "main.py"):
@@ -267,28 +274,20 @@ def _run(argv: list[str], program: str) -> None:
     if first in ours:
         # not standalone: errors come to main(), which prints them like all others
         sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
+    if fairchem_major() == 2:
+        from dens.fairchem2.launch import launch
+
+        sys.exit(launch(argv))
     if first and not first.startswith("-") and "=" not in first:
         raise click.UsageError(
             f"unknown command {first!r}: the commands are {', '.join(commands.list_commands())}; "
             f"training begins with an option: {program} --config FILE (see fairchem --help)"
         )
-    if version.split(".")[0] not in ("", "1"):
-        raise click.ClickException(
-            f"training needs fairchem-core 1.10, and {version} is installed: {_INSTALL}"
-        )
     from dens.fairchem1.launch import launch, parse_args
 
-    rows = [f"  {name:<16}{line}" for name, line in commands.help_lines()]
-    epilog = f"commands ({program} COMMAND --help):\n" + "\n".join(rows)
+    rows = (f"\n  {name:<16}{line}" for name, line in commands.help_lines())
+    epilog = f"commands ({program} COMMAND --help):" + "".join(rows)
     launch(*parse_args(argv, program, epilog=epilog))
-
-
-def fairchem_version() -> str:
-    """Version of the installed fairchem-core; empty where there is none."""
-    try:
-        return metadata.version("fairchem-core")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 if __name__ == "__main__":

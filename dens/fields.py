@@ -19,6 +19,8 @@ class Field:
 
 
 SAMPLE_ID = Field("sample_id", "structure")  # (n_structures,) | index in the training set
+# (n_structures,) bool | whether a host lets a structure be corrupted; without the field all may be
+CORRUPTIBLE = Field("corruptible", "structure")
 DENOISING_FIELDS = (
     Field("noise", "atom", "Å"),  # (n_atoms, 3) | displacement, zero outside C
     Field("noise_mask", "atom"),  # (n_atoms,) bool | the set C of corrupted atoms

@@ -49,6 +49,8 @@ class Target:
     error: Callable[[Tensor, Tensor], Tensor]  # rows of outputs and targets -> (rows,)
     mean_over: Tensor | None = None  # (rows,) bool | which the mean runs over; None: those counted
     summed: bool = False  # over all ranks' rows, instead of a mean
+    per_structure: bool = False  # the mean of the structures' means, instead of that of all atoms
+    present: Tensor | None = None  # (rows,) bool | rows of the data with this label; None: all
 
     @property
     def count(self) -> Tensor:

@@ -32,9 +32,13 @@ class StopSignals:
     Their handlers save a checkpoint and end or requeue the job. In the middle of a step there is
     no consistent state to save, so the signal is noted as ``pending`` until :meth:`deliver`. A
     handler of another kind, such as submitit's for SIGTERM, stays as it is.
+
+    Args:
+        replace: put this in the place of any handler of SIGTERM, which is not called either.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, replace: bool = False) -> None:
+        self.replace = replace
         self.pending: int | None = None
         self._process = os.getpid()
         self._before: dict[int, object] = {}
@@ -43,7 +47,7 @@ class StopSignals:
         from submitit.core.job_environment import JobEnvironment
 
         preemption = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        if self.replace or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             self._hold(signal.SIGTERM)
         if callable(signal.getsignal(preemption)):
             self._hold(preemption)
@@ -71,7 +75,7 @@ class StopSignals:
         """
         number = self.pending or signal.SIGTERM
         handler = self._before.get(number, signal.SIG_DFL)
-        if callable(handler):
+        if callable(handler) and not (self.replace and number == signal.SIGTERM):
             self.pending = None
             handler(number, None)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -14,7 +15,7 @@ class Stream(IntEnum):
     The numbers of training's streams decide recorded results and resumed runs: never change them.
     """
 
-    STRUCTURES = 0  # training, noise of a structure: epoch, sample_id
+    STRUCTURES = 0  # training, noise of a structure: epoch, sample_id; or step, structure_key
     BATCHES = 1  # training, the coin of a batch: step
     MODEL = 2  # training, dropout, drop path and edge frames: data rank, step
     VALIDATION = 3  # denoising validation: number of the structure, or nothing
@@ -30,6 +31,19 @@ class Stream(IntEnum):
             # a training stream has keys of a single length
             key = (len(key), *key)
         return make_generator(seed, self, *key)
+
+
+def structure_key(atomic_numbers: torch.Tensor, pos: torch.Tensor) -> int:
+    """Hash a structure to an integer for a key: equal structures have equal keys, on any rank.
+
+    Args:
+        atomic_numbers: (n_atoms,), on the CPU.
+        pos: (n_atoms, 3), on the CPU.
+    """
+    digest = hashlib.blake2b(digest_size=7)
+    for value in (atomic_numbers.to(torch.int64), pos):
+        digest.update(value.detach().contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little")
 
 
 def make_generator(*key: int) -> torch.Generator:

@@ -146,48 +146,6 @@ def test_training_without_fairchem_says_what_to_install(capsys, monkeypatch):
     assert error.startswith("error: this needs fairchem-core 1.10: pip install ")
 
 
-@pytest.fixture
-def fairchem2(monkeypatch) -> list:
-    """As if fairchem-core 2 were installed; the calls of its program."""
-    calls = []
-    monkeypatch.setattr(cli, "fairchem_version", lambda: "2.13.0")
-    monkeypatch.setattr("fairchem.core._cli.main", lambda: calls.append(sys.argv))
-    return calls
-
-
-@pytest.mark.parametrize("argv", [["-c", "train.yml"], ["--help"], ["data"]])
-def test_fairchem_2_keeps_its_own_program(argv, fairchem2, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/bin/fairchem", *argv])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    assert not exit_.value.code
-    assert fairchem2 == [["/bin/fairchem", *argv]]
-
-
-def test_commands_that_do_not_train_work_with_fairchem_2(fairchem2, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["/bin/dens"])
-    for argv in (["--help"], ["data", "--help"]):
-        with pytest.raises(SystemExit) as exit_:
-            cli.main(argv)
-        assert not exit_.value.code
-    assert "convert" in capsys.readouterr().out
-    error = error_of(capsys, "--config", "a.yml")
-    assert error.startswith("error: training needs fairchem-core 1.10, and 2.13.0 is installed")
-    assert not fairchem2
-
-
-# ---- commands ------------------------------------------------------------------------------------
-
-
-def test_commands_of_fairchem_1_name_the_version_that_they_need(fairchem2, monkeypatch, capsys):
-    """Whatever they fail to import first: fairchem-core 2 has other dependencies."""
-    monkeypatch.setitem(sys.modules, "dens.fairchem1.check.command", None)
-    monkeypatch.setattr(sys, "argv", ["dens"])
-    error = error_of(capsys, "check", "c.yml")
-    assert error.startswith("error: this needs fairchem-core 1.10, and 2.")
-    assert error.count("\n") == 1
-
-
 def test_demo_data_needs_no_terminal(tmp_path):
     """Nor does it write a line of progress where there is none."""
     program = (

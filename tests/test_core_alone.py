@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+from helpers.hosts import MAJOR
+
 SCRIPT = """
 import sys
 sys.modules["fairchem"] = None  # as where it is not installed
@@ -53,6 +56,7 @@ assert registry.get_dataset_class("dens_oc22_lmdb") is dens.OC22LmdbDataset
 """
 
 
+@pytest.mark.skipif(MAJOR != "1", reason="the registry is that of fairchem-core 1.10")
 def test_short_names_come_with_the_adapter():
     done = subprocess.run([sys.executable, "-c", REGISTERED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

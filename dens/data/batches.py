@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,26 +78,3 @@ def split_batch(
 def join_outputs(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate the outputs of micro-batches."""
     return {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
-
-
-def non_finite_structures(
-    out: Mapping[str, Tensor], batch: Batch, targets: Mapping[str, Any]
-) -> list[str]:
-    """Name the structures with a non-finite output, position or label, and which of them it is.
-
-    Returns:
-        For each structure a text such as ``sid 12, fid 3: forces, label of energy``.
-    """
-    found: dict[int, list[str]] = {}
-    labels = {f"label of {name}": batch[name] for name in targets if name in batch}
-    for name, value in {**out, "positions": batch.pos, **labels}.items():
-        bad = ~value.detach().reshape(len(value), -1).isfinite().all(dim=1)
-        of_structure = batch.batch[bad] if len(bad) == len(batch.pos) else bad.nonzero().view(-1)
-        for structure in of_structure.unique().tolist():
-            found.setdefault(structure, []).append(name)
-    return [f"{_name(batch, s)}: {', '.join(names)}" for s, names in sorted(found.items())]
-
-
-def _name(batch: Batch, structure: int) -> str:
-    ids = {key: batch[key][structure] for key in ("sid", "fid") if key in batch}
-    return ", ".join(f"{key} {int(v) if isinstance(v, Tensor) else v}" for key, v in ids.items())

@@ -25,6 +25,7 @@ import click
 import numpy as np
 
 from dens.constraints import fixed_atoms
+from dens.data.convert.command_line import format_option
 from dens.data.equilibria.slabs import make_relaxed_demo
 from dens.data.sources.emt import (
     ADSORBATES,
@@ -36,6 +37,7 @@ from dens.data.sources.emt import (
     reference_energy,
     run_frames,
 )
+from dens.data.store.by_format import writer_of
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
 from dens.files import atomic_folder
@@ -110,6 +112,7 @@ def make_demo_data(
     *,
     train_frames: int = 2400,
     val_frames: int = 200,
+    store: str = "lmdb",
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> DemoSummary:
     """Make the demo data set: ``out/train``, ``out/val_id``, ``out/val_ood``, ``out/README.txt``.
@@ -123,6 +126,7 @@ def make_demo_data(
         seed: at least 0.
         train_frames: number of training frames.
         val_frames: number of frames of each validation split.
+        store: ``lmdb`` or ``aselmdb``, the format to write.
         progress: called with (split, frames done, frames in all) after every system.
 
     Raises:
@@ -132,11 +136,12 @@ def make_demo_data(
     for name, (value, least) in limits.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    writer_class = writer_of(store)
     summary = DemoSummary(Path(out), seed, {name: SplitSummary() for name in SPLITS})
     with atomic_folder(out) as folder:
         for index, (name, split) in enumerate(summary.splits.items()):
             n_frames = train_frames if name == "train" else val_frames
-            with LmdbWriter(folder / name) as writer:
+            with writer_class(folder / name) as writer:
                 for _ in _fill_split(writer, name, split, n_frames, (seed, index)):
                     progress(name, split.frames, n_frames)
         (folder / "README.txt").write_text(_readme(summary), encoding="utf-8")
@@ -195,13 +200,17 @@ Seed: {summary.seed}
     is_flag=True,
     help="Relaxed structures without labels, with their starts, to learn relaxation from.",
 )
-def demo_command(out: Path, seed: int, relaxed: bool) -> None:
+@format_option
+def demo_command(out: Path, seed: int, relaxed: bool, store: str) -> None:
     """Make the data of the demo in the folder OUT."""
+    if relaxed and store != "lmdb":
+        raise click.UsageError(f"--relaxed is for fairchem-core 1.10: --format lmdb, got {store}")
     what = "systems" if relaxed else "frames"
 
     def show(split: str, done: int, total: int) -> None:
         click.echo(f"\r{split}: {done} of {total} {what}", nl=done >= total, err=True)
 
     shown = {"progress": show} if sys.stderr.isatty() else {}  # else it would flood a log
+    chosen = {"store": store} if store != "lmdb" else {}
     make = make_relaxed_demo if relaxed else make_demo_data
-    click.echo(make(out, seed, **shown).table())
+    click.echo(make(out, seed, **chosen, **shown).table())

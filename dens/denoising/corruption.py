@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dens.denoising.config import DeNSConfig
-from dens.fields import DENOISING_FIELDS
+from dens.fields import CORRUPTIBLE, DENOISING_FIELDS
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,15 @@ def corrupt_batch(
 ) -> Corruption:
     """Corrupt the eligible structures of a PyG batch, which is not modified.
 
-    See :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
+    Those that the field ``corruptible`` rules out, if the batch has it, stay clean as well. See
+    :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
     """
     layout = {"batch": batch.batch, "natoms": batch.natoms}
     marks = {name: getattr(batch, name, None) for name in ("md", "stress")}
     ok = eligible_structures(config, forces=batch.forces, epoch=epoch, **layout, **marks)
+    allowed = getattr(batch, CORRUPTIBLE.name, None)
+    if allowed is not None:
+        ok = ok & allowed
     return corrupt(batch.pos, config=config, draws=draws, fixed=batch.fixed, eligible=ok, **layout)
 
 

@@ -33,10 +33,12 @@ def denoising_targets(
     Args:
         forces: the target of all atoms whose forces count, the set F.
         noise: (n_atoms, 3), divided by s_N.
-        noise_mask: (n_atoms,) bool, the set C.
+        noise_mask: (n_atoms,) bool, the set C; of it the atoms with this force label are taken.
         coefficient: lambda_DeNS.
         reduction: ``joint``, both means run over F u C, or ``separate``, over F \\ C and over C.
     """
+    if forces.present is not None:
+        noise_mask = noise_mask & forces.present
     joint = forces.rows | noise_mask if reduction == "joint" else None
     clean = replace(forces, rows=forces.rows & ~noise_mask, mean_over=joint)
     corrupted = replace(clean, name="noise", value=noise, rows=noise_mask, weight=coefficient)

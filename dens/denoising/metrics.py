@@ -61,6 +61,7 @@ def denoising_metrics(
     batch: Tensor,
     sigma: Tensor,
     sigmas: Sequence[float] = (),
+    with_energy: Tensor | None = None,
 ) -> dict[str, Ratio]:
     """Compute the errors on the corrupted structures of a batch, in physical units.
 
@@ -74,6 +75,7 @@ def denoising_metrics(
         sigma: (n_structures,), Å, zero where clean.
         sigmas: the levels of a ladder, to report the noise error of each level as well; fewer than
             two change nothing.
+        with_energy: (n_structures,) bool, structures whose energy counts; None is all.
 
     Returns:
         A :class:`~dens.metrics.Ratio` by name: ``denoising_pos_mae`` (Å, atoms in C),
@@ -82,11 +84,12 @@ def denoising_metrics(
         only those with at least one element.
     """
     corrupted, of_atom = sigma > 0, sigma[batch]
+    with_energy = corrupted if with_energy is None else corrupted & with_energy
     beside = free & ~noise_mask & corrupted[batch]
     found = {
         NOISE_MAE: _mae(noise_pred, noise, noise_mask),
         NOISY_FORCES_MAE: _mae(forces_pred, forces, beside),
-        NOISY_ENERGY_MAE: _mae(energy_pred, energy, corrupted),
+        NOISY_ENERGY_MAE: _mae(energy_pred, energy, with_energy),
     }
     for level in sigmas if len(sigmas) > 1 else ():
         here = noise_mask & torch.isclose(of_atom, of_atom.new_tensor(level), rtol=1e-3)

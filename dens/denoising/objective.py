@@ -94,6 +94,7 @@ class DeNSObjective(Objective):
             energy_pred=values["energy"].view(-1),
             energy=batch.energy,
             free=prediction.rows["forces"],
+            with_energy=prediction.rows.get("energy"),
             batch=batch.batch,
             sigma=fields.sigma,
             sigmas=self.config.sigmas,

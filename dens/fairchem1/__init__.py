@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 
 from dens.fairchem1 import compat
+from dens.hosts import require_major
 
+require_major(1, "dens.fairchem1", "dens.fairchem2.DeNSTrainEvalUnit")
 compat.install()  # before fairchem is imported: it supplies modules that fairchem needs
 
 # at every start fairchem loads its own files in a way that torch 2.4 warns about

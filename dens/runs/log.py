@@ -44,19 +44,28 @@ class RunLog:
         folder: the run's log folder, ``cmd.logs_dir``.
         config: the trainer's config; ``logger.quiet: true`` in it switches the progress bar off.
         to_wandb: whether ``inner`` logs to the W&B run of this process.
+        method: what the run is called in comparisons; None: DeNS or baseline, by ``optim.dens``.
+        quiet: no progress bar, whatever the config says.
     """
 
     def __init__(
-        self, inner: Any, folder: str | Path, config: Mapping[str, Any], *, to_wandb: bool = False
+        self,
+        inner: Any,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        *,
+        to_wandb: bool = False,
+        method: str | None = None,
+        quiet: bool = False,
     ) -> None:
         self.inner, self.folder = inner, Path(folder)
         config = json.loads(json.dumps(config, default=str))
         settings = config.get("logger")
-        quiet = isinstance(settings, Mapping) and bool(settings.get("quiet", False))
+        quiet = quiet or (isinstance(settings, Mapping) and bool(settings.get("quiet", False)))
         self.progress = Progress(quiet=quiet)
         self.history = History(self.folder / "metrics.jsonl")
         self._training = False
-        facts = _facts(config)
+        facts = _facts(method or _method(config))
         self._config = {**config, **facts}
         if not (self.folder / "config.yml").exists():
             self._write_config()
@@ -177,14 +186,19 @@ class _WandBRun:
         wandb.log({f"{split}/figures/{name}": m for name, m in media.items()}, step=step)
 
 
-def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect the method, DeNS or baseline, the versions of packages and the git commits."""
-    dens_settings = config.get("optim", {}).get("dens") or {}
+def _method(config: Mapping[str, Any]) -> str:
+    """Return what a config of fairchem-core 1.10 trains: DeNS or baseline."""
+    settings = config.get("optim", {}).get("dens") or {}
+    return "DeNS" if settings.get("prob", 0) else "baseline"
+
+
+def _facts(method: str) -> dict[str, Any]:
+    """Collect the method, the versions of packages and the git commits."""
     versions = {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}}
     commits = {"dens": _git_commit(Path(dens.__file__).parent)}
     commits["working_directory"] = _git_commit(Path.cwd())
     return {
-        "method": "DeNS" if dens_settings.get("prob", 0) else "baseline",
+        "method": method,
         "environment": {"packages": versions, "git": commits},
     }
 

@@ -123,12 +123,50 @@ RELAX_SLABS = (
 )
 GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
 
+OF_FAIRCHEM2 = "needs fairchem-core 2; its tests run it there, here 1.10 refuses it"
+CONVERT2 = "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system"
+DEMO2 = "configs/fairchem2/esen_dens_demo.yaml"
+
 TABLE = {
     # installation, data and training
     "pip install '.[fairchem1]'": INSTALL,
     "pip install torch": INSTALL,
     "pip install --no-deps fairchem-core==1.10.0": INSTALL,
     "pip install '.[fairchem1-unpinned]'": INSTALL,
+    # fairchem-core 2, which is not installed where this runs
+    "pip install '.[fairchem2]'": INSTALL,
+    "dens data demo data/demo2 --format aselmdb": Run(
+        says="data/demo2 already exists", status=2, reason="takes a minute; tests/data make less"
+    ),
+    f"fairchem main.py --config {DEMO2}": Run(
+        says="is a config for fairchem-core 2", status=2, reason=OF_FAIRCHEM2
+    ),
+    f"fairchem -c {DEMO2} steps=2400 job.seed=1": Run(
+        says="error: ", status=2, reason=OF_FAIRCHEM2
+    ),
+    f"dens evaluate --config {DEMO2} --checkpoint runs/esen_dens_demo/*/checkpoints/final": Run(
+        says="checkpoints/final does not exist", status=2, reason=OF_FAIRCHEM2
+    ),
+    f"dens check {DEMO2} job.seed=1": Run(
+        says="is a config for fairchem-core 2", status=2, reason=OF_FAIRCHEM2
+    ),
+    "dens inspect uma-s-1p1.pt --dataset oc20": Run(
+        says="--dataset oc20 is for checkpoints of fairchem-core 2", status=2, reason=OF_FAIRCHEM2
+    ),
+    "dens --help": Run(says="dashboard"),
+    CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
+    "dens data check data/own2": Run(
+        needs=(
+            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
+        ),
+        says="ok",
+    ),
+    "dens data stats data/own2 --out stats2.yaml": Run(
+        needs=(
+            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
+        ),
+        makes="stats2.yaml",
+    ),
     "make demo": Run(
         says="dens evaluate", reason="installs, then trains for minutes; .ci/run does both"
     ),
@@ -331,12 +369,13 @@ class Workplace:
         shutil.copy(ROOT / "docs/results.md", folder / "docs")
         shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
+        (folder / "data/demo2").mkdir()
         systems = {"train": 8, "val_id": 2, "val_ood": 1}
         make_relaxed_demo(folder / "data/demo_relaxed", systems=systems)
         results = folder / "docs/results/relaxation"
         shutil.copytree(ROOT / "docs/results/relaxation", results, dirs_exist_ok=True)
         self._make_sources()
-        (diff,) = code_blocks(README.read_text(encoding="utf-8"), "diff")
+        _, diff = code_blocks(README.read_text(encoding="utf-8"), "diff")
         stock = (CONFIGS / "oc20/eqv2_demo.yml").read_text(encoding="utf-8")
         (own,) = code_blocks((DOCS / "data.md").read_text(encoding="utf-8"), "yaml")
         (folder / "own.yml").write_text(own, encoding="utf-8")

@@ -9,6 +9,7 @@ from helpers.paths import CONFIGS, DOCS, README
 from helpers.trainers import trainer_config, write_dataset
 
 import dens.fairchem1  # before fairchem: it supplies what fairchem imports
+from dens.denoising.config import parse_config
 from dens.fairchem1.config.read import read_config
 from dens.fairchem1.config.settle import settle
 
@@ -17,7 +18,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_example_trainer_trains(tmp_path):
     """The ten-line example, defined as written, takes a step of DeNS and one epoch."""
-    (example,) = code_blocks(TEXT, "python")
+    (example,) = code_blocks((DOCS / "training.md").read_text(encoding="utf-8"), "python")
     assert len(example.splitlines()) <= 10
     namespace = {}
     exec(example, namespace)
@@ -36,7 +37,7 @@ def test_example_trainer_trains(tmp_path):
 
 @pytest.mark.parametrize("name", ["oc20/eqv2.yml", "oc20/eqv2_demo.yml", "oc22/eqv2.yml"])
 def test_the_diff_turns_a_stock_config_into_one_with_dens(tmp_path, name):
-    (diff,) = code_blocks(TEXT, "diff")
+    _, diff = code_blocks(TEXT, "diff")
     stock = CONFIGS / name
     changed = yaml.safe_load(apply_diff(diff, stock.read_text(encoding="utf-8")))
     changed["includes"] = [str(stock.parent / path) for path in changed.get("includes", [])]
@@ -45,6 +46,18 @@ def test_the_diff_turns_a_stock_config_into_one_with_dens(tmp_path, name):
     settle(config)
     assert config["trainer"] == "dens.DeNSTrainer"
     assert set(config["model"]["heads"]) == {"energy", "forces", "noise"}
+
+
+def test_the_diff_for_fairchem_2_turns_a_baseline_into_its_twin():
+    diff, _ = code_blocks(TEXT, "diff")
+    for name in ("esen_demo", "esen_direct_baseline", "uma_finetune_baseline"):
+        stock = (CONFIGS / "fairchem2" / f"{name}.yaml").read_text(encoding="utf-8")
+        changed = yaml.safe_load(apply_diff(diff, stock))["runner"]["train_eval_unit"]
+        assert changed.pop("_target_") == "dens.fairchem2.DeNSTrainEvalUnit"
+        parse_config(changed.pop("dens"), "dens")
+        unchanged = yaml.safe_load(stock)["runner"]["train_eval_unit"]
+        del unchanged["_target_"]
+        assert changed == unchanged
 
 
 def test_gains_are_those_of_the_results():

@@ -13,8 +13,14 @@ from multiprocessing import util
 from pathlib import Path
 from typing import NamedTuple
 
+from helpers.hosts import MAJOR
+
+_PRELOADED = {
+    "1": ["dens.fairchem1.launch", "dens.fairchem1.evaluate"],
+    "2": ["fairchem.core._cli", "dens.fairchem2.train.unit"],
+}
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dens.fairchem1.launch", "dens.fairchem1.evaluate"])
+_context.set_forkserver_preload(_PRELOADED.get(MAJOR, []))
 
 
 class Result(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch_geometric.data import Data
 
-from dens.data.survey.samples import LmdbFolder
+from dens.data.store.folders import LmdbFolder
 from helpers.program import refused_data, run_data
 
 

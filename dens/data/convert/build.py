@@ -65,6 +65,7 @@ def build(
     describe: Callable[[dict[str, Counter]], dict],
     *,
     setting: Any = None,
+    store: type[LmdbWriter] = LmdbWriter,
     run_map: Map = map,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Counter]:
@@ -80,6 +81,7 @@ def build(
             ``skipped`` holds the bad frames that were left out, by reason.
         setting: any other value that decides the records: a shard that was made with other rules or
             another setting is made again.
+        store: the writer, of the format of the records.
         run_map: ``map``, or a parallel map from `parallel_map`. The bytes do not depend on it.
         progress: called after every task with the frames done and in all.
 
@@ -94,20 +96,21 @@ def build(
     cache = out.with_name(f".{out.name}.pieces")
     total, done = sum(shard.frames for shard in shards), 0
     with atomic_folder(out) as folder:
-        settings = json.dumps([versions(), rules.describe(), setting])
+        settings = json.dumps([versions(), rules.describe(), setting, store.name])
         paths = [cache / _key(shard, settings) for shard in shards]
         _prune(cache, paths)
         try:
             for shard, path in zip(shards, paths, strict=True):
                 if not (path / "counts.json").exists():
-                    results = run_map(partial(_encode, convert), shard.tasks)
-                    _write(path, results, lambda n, d=done: progress(d + n, total))
+                    results = run_map(partial(_encode, convert, store), shard.tasks)
+                    _write(path, results, store, lambda n, d=done: progress(d + n, total))
                 done += _read_counts(path)[0]["frames"]
                 progress(done, total)
-            counts, skipped = _collect(folder, shards, paths)
+            counts, skipped = _collect(folder, shards, paths, store)
             check_boundaries(counts)
             bad = list(skipped.values())
-            info = {**rules.describe(), **describe(counts), **({"skipped": bad} if bad else {})}
+            info = {"format": store.name, **rules.describe(), **describe(counts)}
+            info |= {"skipped": bad} if bad else {}
             write_info(folder, command, info, rules.references)
         finally:
             if cache.exists() and not any(cache.iterdir()):
@@ -131,7 +134,13 @@ def write_info(folder: Path, command: str, info: dict, references: References | 
         np.savez(folder / "references.npz", coeff=references.coeff)
     known = {"command": command, "stored_units": "eV, Å, eV/Å", "energy": stored}
     text = json.dumps({**known, **info, "versions": versions()}, indent=1, ensure_ascii=False)
-    (folder / "dens_info.json").write_text(text + "\n", encoding="utf-8")
+    info_file(folder).write_text(text + "\n", encoding="utf-8")
+
+
+def info_file(folder: Path) -> Path:
+    """Return the path of ``dens_info.json``, which is YAML, too, and called so beside aselmdb:
+    fairchem-core 2 takes every .json in a folder of data for a database."""
+    return folder / ("dens_info.yaml" if any(folder.glob("*.aselmdb")) else "dens_info.json")
 
 
 def check_boundaries(totals: Mapping[str, Counter]) -> None:
@@ -164,7 +173,7 @@ def _prune(cache: Path, wanted: list[Path]) -> None:
 
 
 def _encode(
-    convert: Converter, task: Any
+    convert: Converter, store: type[LmdbWriter], task: Any
 ) -> tuple[list[tuple[bytes, dict[str, int]]], Counter, Skipped]:
     """Convert a task and encode its records, in a worker process."""
     counts: Counter = Counter()
@@ -175,13 +184,15 @@ def _encode(
         else:
             data, metadata = result
             sizes = {"natoms": len(data.pos), **metadata}
-            records.append((LmdbWriter.encode(data), sizes))
+            records.append((store.encode(data), sizes))
     counts["records"] = len(records)
     counts["frames"] += sum(frame.frames for frame in bad)
     return records, counts, count_bad(bad)
 
 
-def _write(path: Path, results: Iterable, progress: Callable[[int], None]) -> None:
+def _write(
+    path: Path, results: Iterable, store: type[LmdbWriter], progress: Callable[[int], None]
+) -> None:
     counts: Counter = Counter()
     skipped: Skipped = {}
     with atomic_folder(path) as folder:
@@ -191,7 +202,7 @@ def _write(path: Path, results: Iterable, progress: Callable[[int], None]) -> No
                 counts.update(more)
                 merge_skipped(skipped, bad)
                 if records and writer is None:
-                    writer = stack.enter_context(LmdbWriter(folder / "lmdb"))
+                    writer = stack.enter_context(store(folder / store.name))
                 for payload, metadata in records:
                     writer.write_bytes(payload, **metadata)
                 progress(counts["frames"])
@@ -204,7 +215,7 @@ def _read_counts(path: Path) -> tuple[Counter, Skipped]:
 
 
 def _collect(
-    folder: Path, shards: Sequence[Shard], paths: list[Path]
+    folder: Path, shards: Sequence[Shard], paths: list[Path], store: type[LmdbWriter]
 ) -> tuple[dict[str, Counter], Skipped]:
     """Move the finished shards into the output folder; return the counts by split, and the bad
     frames of all."""
@@ -215,8 +226,8 @@ def _collect(
         counts, skipped = _read_counts(path)
         totals.setdefault(shard.split, Counter()).update(counts)
         merge_skipped(bad.setdefault(shard.split, {}), skipped)
-        if (path / "lmdb").exists():  # unless all its frames were dropped
-            parts.setdefault(shard.split, []).append(path / "lmdb")
+        if (path / store.name).exists():  # unless all its frames were dropped
+            parts.setdefault(shard.split, []).append(path / store.name)
     for split, counts in totals.items():
         if not counts["records"]:
             name = f"split {split}" if split else "the output"
@@ -227,8 +238,8 @@ def _collect(
             )
     for path in paths:  # from here on they are incomplete
         (path / "counts.json").unlink()
-    for split, lmdb_folders in parts.items():
-        join_folders(lmdb_folders, folder / split)
+    for split, folders in parts.items():
+        join_folders(folders, folder / split)
     together: Skipped = {}
     for split, skipped in bad.items():
         merge_skipped(together, skipped)

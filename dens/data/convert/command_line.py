@@ -12,8 +12,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from dens.data.convert.build import info_file
 from dens.data.convert.labels import FAR, LabelRules
 from dens.data.skipped import ON_BAD, describe_skipped
+from dens.data.store.by_format import FORMATS
 from dens.data.store.lmdb import SHARD_SIZE
 from dens.data.survey.consistency import find_gradients
 from dens.data.units import ENERGIES, LENGTHS, UNITS, Units, combine_units, parse_units
@@ -52,14 +54,23 @@ on_bad_option = click.option(
     type=click.Choice(ON_BAD),
     help="skip: leave out bad frames and unreadable files, and say which.",
 )
+format_option = click.option(
+    "--format",
+    "store",
+    default="lmdb",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="lmdb for fairchem-core 1.10, aselmdb for 2 (its ase_db).",
+)
 _OPTIONS = (
+    format_option,
     click.option("--workers", default=1, show_default=True, type=click.IntRange(1)),
     click.option(
         "--shard-size",
         default=SHARD_SIZE,
         show_default=True,
         type=click.IntRange(1, SHARD_SIZE),
-        help="Frames per LMDB file; an interruption loses one file at most.",
+        help="Frames per file; an interruption loses one file at most.",
     ),
     click.option("--max-neighbors", type=click.IntRange(1), help="Limit per atom for --cutoff."),
     click.option("--cutoff", type=_POSITIVE, help="Å; counts the edges, for balanced batches."),
@@ -177,7 +188,7 @@ def report(out: str | Path, totals: Mapping[str, Counter]) -> None:
         dropped = f", {counts['dropped']} dropped" if counts["dropped"] else ""
         bad = f", {counts['bad']} bad left out" if counts["bad"] else ""
         click.echo(f"{Path(out, split)}: {counts['records']} structures{dropped}{bad}")
-    info = json.loads(Path(out, "dens_info.json").read_text(encoding="utf-8"))
+    info = json.loads(info_file(Path(out)).read_text(encoding="utf-8"))
     for line in (*_describe_info(info), *_describe_counts(sum(totals.values(), Counter()), info)):
         click.echo(line)
     warn_of_gradients(out, totals)

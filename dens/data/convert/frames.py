@@ -1,4 +1,4 @@
-"""``dens data convert``: convert any labelled structures that ASE reads to LMDB."""
+"""``dens data convert``: convert any labelled structures that ASE reads."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ from dens.data.skipped import BadFrame, count_bad, cut_frame, index_good_sources
 from dens.data.sources.ase import FrameSelection
 from dens.data.sources.reading import ReadOptions
 from dens.data.sources.search import find_sources
+from dens.data.store.by_format import writer_of
 from dens.data.store.lmdb import SHARD_SIZE
 
 
@@ -118,12 +119,15 @@ def convert(
     pairs: str | Path | None = None,
     fit: bool = False,
     on_bad: str = "error",
+    store: str = "lmdb",
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counter]:
-    """Convert files to an LMDB folder, or to one per split. See `dens.data.convert.build.build`.
+    """Convert files to a folder of records, or to one per split.
+
+    See `dens.data.convert.build.build`.
 
     Args:
         sources: files and folders, see `dens.data.sources.ase.find_sources`.
@@ -134,7 +138,8 @@ def convert(
         splitting: by default, all frames go to `out` itself; otherwise to a folder below, by split.
         fit: fit references to the split ``train`` (or to the first one) and subtract them.
         on_bad: ``error``, or ``skip``: leave out bad frames, and files that cannot be read.
-        shard_size: frames per LMDB file, and the most that an interruption loses.
+        store: ``lmdb`` or ``aselmdb``, the format to write.
+        shard_size: frames per file, and the most that an interruption loses.
         workers: processes; the bytes written do not depend on it.
         progress: called with the frames done and in all.
         say: takes lines that tell what was taken of the sources and what was left out.
@@ -186,6 +191,7 @@ def convert(
             "convert",
             lambda totals: {**info, "splits": totals},
             setting=[splitting.group_key, on_bad],
+            store=writer_of(store),
             run_map=run_map,
             progress=progress,
         )
@@ -254,7 +260,7 @@ def _fit(
 def convert_command(
     sources, out, split, fractions, block, group_key, index, seed, references, pbc, **options
 ) -> None:
-    """Convert SOURCES, files or folders that ASE reads, to LMDB.
+    """Convert SOURCES, files or folders that ASE reads, to LMDB or aselmdb.
 
     traj, (ext)xyz (also .xz, .gz, .bz2), db, aselmdb, json, vasprun.xml, OUTCAR, MD17's npz, npz of
     many molecules, folders of DeePMD-kit, and by name whatever else ASE reads with energies and
@@ -263,7 +269,7 @@ def convert_command(
     With --labels none, the structures are taken as they are, as equilibria to learn relaxation
     from.
 
-    Without a split, OUT itself is the LMDB folder; otherwise OUT/NAME is, for every split. A system
+    Without a split, OUT itself holds the records; otherwise OUT/NAME is, for every split. A system
     is a file, or the frames with the same --group-key. Units that a file names are taken.
 
     A slab, periodic in two directions, becomes periodic in all three if there is vacuum above it.

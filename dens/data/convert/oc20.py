@@ -47,6 +47,7 @@ from dens.data.sources.oc20 import (
     read_text,
     says_md,
 )
+from dens.data.store.by_format import writer_of
 from dens.data.store.lmdb import SHARD_SIZE, open_lmdb
 from dens.safe.pickles import load_record
 
@@ -155,12 +156,13 @@ def convert_oc20(
     md: bool | None = None,
     data_log: Path | None = None,
     on_bad: str = "error",
+    store: str = "lmdb",
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Counter]:
-    """Convert OC20 data, as `dens.data.convert.oc20` describes them, to one LMDB folder.
+    """Convert OC20 data, as `dens.data.convert.oc20` describes them, to one folder.
 
     Args:
         folders: of the download, or with LMDB files.
@@ -171,7 +173,7 @@ def convert_oc20(
         data_log: the folder of the logs of LMDB files; by default beside them.
         on_bad: ``error``, or ``skip``: leave out bad frames, files that are cut off or lack their
             partner, and pairs of files that do not fit.
-        shard_size: see `dens.data.convert.frames.convert`; a pair of files is never divided.
+        store, shard_size: see `dens.data.convert.frames.convert`; a pair of files is never divided.
         workers: processes; the bytes written do not depend on it.
         progress: called with the frames done and in all.
         say: takes a line about files that are there twice, packed and unpacked.
@@ -216,6 +218,7 @@ def convert_oc20(
                 "sources": sources,
             },
             setting=[ref_energy, on_bad],
+            store=writer_of(store),
             run_map=run_map,
             progress=progress,
         )
@@ -274,7 +277,7 @@ def _group(tasks: Sequence[Pair | LmdbRecords], shard_size: int) -> list[Shard]:
 )
 @common_options
 def oc20_command(folders, out, ref_energy, md, data_log, **options) -> None:
-    """Convert OC20's S2EF download in FOLDERS to the LMDB folder OUT.
+    """Convert OC20's S2EF download in FOLDERS to the folder OUT.
 
     A folder holds N.extxyz and N.txt, compressed (.xz) or not; or data.NNNN.lmdb, which only get
     the mark whether a structure comes from MD. By default, names with the word md tell that:

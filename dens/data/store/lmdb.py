@@ -50,7 +50,14 @@ class LmdbWriter:
         ValueError: on entering, see `atomic_folder`; on leaving, if no record was written.
     """
 
+    name = "lmdb"  # of the format, and the suffix of its files
+    first_key = 0
     encode: Callable[[Data], bytes] = staticmethod(pickle_record)
+
+    @staticmethod
+    def closing(count: int) -> dict[bytes, bytes]:
+        """Make the entries that a file of `count` records has beside them."""
+        return {b"length": pickle.dumps(count, protocol=PICKLE_PROTOCOL)}
 
     def __init__(self, path: str | Path, *, shard_size: int = SHARD_SIZE) -> None:
         self.path = Path(path)
@@ -106,7 +113,7 @@ class LmdbWriter:
             self._commit()
 
     def _commit(self) -> None:
-        records = enumerate(self._batch, start=self._env_count)
+        records = enumerate(self._batch, start=self._env_count + self.first_key)
         self._put({str(key).encode(): payload for key, payload in records})
         self._env_count += len(self._batch)
         self._batch = []
@@ -130,7 +137,7 @@ class LmdbWriter:
                 f"{self.path}: expected at most {MAX_SHARDS} shards of {self._shard_size} records, "
                 "got more: use a larger shard_size"
             )
-        path = self._folder / _shard_name(self._n_shards)
+        path = self._folder / _shard_name(self._n_shards, f".{self.name}")
         self._n_shards += 1
         # No LMDB lock or sync: no other process sees the file before it is synced and renamed.
         # meminit: without it, the unused ends of pages hold whatever was in memory.
@@ -139,7 +146,7 @@ class LmdbWriter:
 
     def _close_shard(self) -> None:
         self._commit()
-        self._put({b"length": pickle.dumps(self._env_count, protocol=PICKLE_PROTOCOL)})
+        self._put(self.closing(self._env_count))
         self._env.close()
         self._env, self._env_count = None, 0
 
@@ -156,12 +163,12 @@ class LmdbWriter:
         np.savez(self._folder / "metadata.npz", **arrays)
 
 
-def _shard_name(number: int) -> str:
-    return f"data.{number:04d}.lmdb"
+def _shard_name(number: int, suffix: str) -> str:
+    return f"data.{number:04d}{suffix}"
 
 
 def join_folders(parts: Sequence[Path], out: Path) -> None:
-    """Move the shards of several folders of `LmdbWriter` into one, and join their metadata."""
+    """Move the shards of several folders of one writer into one, and join their metadata."""
     out.mkdir(exist_ok=True)
     columns: dict[str, list[np.ndarray]] = {}
     for part in parts:
@@ -169,9 +176,9 @@ def join_folders(parts: Sequence[Path], out: Path) -> None:
             for name, column in metadata.items():
                 columns.setdefault(name, []).append(column)
     np.savez(out / "metadata.npz", **{n: np.concatenate(c) for n, c in columns.items()})
-    shards = (shard for part in parts for shard in sorted(part.glob("*.lmdb")))
+    shards = (shard for part in parts for shard in sorted(part.glob("data.*")))
     for number, shard in enumerate(shards):
-        shard.rename(out / _shard_name(number))
+        shard.rename(out / _shard_name(number, shard.suffix))
 
 
 def open_lmdb(

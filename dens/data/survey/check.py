@@ -178,7 +178,7 @@ def check_shared(reports: list[Report]) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the force histogram, a PNG.")
 @click.pass_context
 def check_command(ctx, folder, config, cutoff, measured, as_json, plot) -> None:
-    """Look for faults in the LMDB FOLDER, or in every split in it.
+    """Look for faults in FOLDER, or in every split in it.
 
     The exit status is 1 if there are errors. With --config, records are read with the settings of
     its dataset.train (format, key_mapping, lin_ref, oc20_ref, ...), and FOLDER is whatever that

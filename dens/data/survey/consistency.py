@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dens.data.survey.samples import LmdbFolder, Sample, as_sample
+from dens.data.store.by_format import open_folder
+from dens.data.survey.samples import Sample, as_sample
 from dens.data.units import suspected_units
 
 FLOAT32_LOSS = 1e-4  # eV, a rounding error worth a warning; loaders cast energies to float32
@@ -180,7 +181,7 @@ class ForceScale:
 
 
 def find_gradients(folders: Sequence[Path], records: int = SIGN_RECORDS) -> list[str]:
-    """Look for gradients in the place of forces in LMDB folders.
+    """Look for gradients in the place of forces in folders of records.
 
     Args:
         folders: the splits of a data set.
@@ -188,7 +189,7 @@ def find_gradients(folders: Sequence[Path], records: int = SIGN_RECORDS) -> list
     """
     scale = ForceScale()
     for folder in folders:
-        dataset = LmdbFolder(folder)
+        dataset = open_folder(folder)
         runs = max(1, records // (RUN * len(folders)))
         starts = np.linspace(0, max(0, len(dataset) - RUN), runs).astype(int)
         numbers = np.unique(starts[:, None] + np.arange(min(RUN, len(dataset))))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ from torch_geometric.data import Data
 
 from dens.data.canonical import canonical, kind_of
 from dens.data.soundness import LABELS, USUAL, Fault, find_faults, open_or_periodic
-from dens.data.store.lmdb import count_records, describe_missing, open_lmdb
-from dens.safe.pickles import BadRecord, load_record
+from dens.data.store.by_format import find_shards, open_folder
+from dens.data.store.lmdb import describe_missing
 
-_DATABASES = (".db", ".json", ".aselmdb")
+_DATABASES = (".db", ".json")
 
 
 @dataclass(frozen=True)
@@ -49,45 +47,8 @@ class Sample:
     faults: list[Fault]
 
 
-class LmdbFolder:
-    """The records of an LMDB file or folder, in the order of fairchem's ``lmdb``.
-
-    Raises:
-        ValueError: a file is truncated, empty or no LMDB file, or its entry ``length`` is wrong.
-        BadRecord: on access to a record that cannot be read.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        self.paths = [path]
-        self._files = [path] if path.is_file() else sorted(path.glob("*.lmdb"))
-        self._transactions = [open_lmdb(file).begin() for file in self._files]
-        self._ends = list(accumulate(map(count_records, self._transactions, self._files)))
-        if not self._ends or self._ends[-1] == 0:
-            raise ValueError(f"{path} holds no records")
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, i: int) -> Data:
-        shard, key = self._find(i)
-        try:
-            return canonical(load_record(self._transactions[shard].get(str(key).encode())))
-        except BadRecord as error:
-            raise BadRecord(f"{self.where(i)}: {error}") from None
-
-    def where(self, i: int) -> str:
-        """Name the file of a record, its key there and its index, for messages."""
-        shard, key = self._find(i)
-        return f"{self._files[shard]}, record {key} (index {i})"
-
-    def _find(self, i: int) -> tuple[int, int]:
-        shard = bisect.bisect(self._ends, i)
-        return shard, i - (self._ends[shard - 1] if shard else 0)
-
-
 class FolderReader:
-    """Reader of LMDB folders without a training config; adapters subclass it for their configs.
+    """Reader of folders without a training config; adapters subclass it for their configs.
 
     Attributes:
         levels: the fields that training needs, see `dens.data.soundness.find_fault`.
@@ -98,7 +59,11 @@ class FolderReader:
 
     def open(self, source: str | Path, split: str = "train") -> Any:
         """Open one of `sources`; the split is that of a config."""
-        return LmdbFolder(source)
+        return open_folder(source)
+
+    def is_of_fairchem2(self, dataset: Any) -> bool:
+        """Tell whether a data set is one that fairchem-core 2 reads, and 1.10 does not."""
+        return getattr(dataset, "suffix", None) == ".aselmdb"
 
     def sources(self, path: str | None) -> dict[str, Any]:
         """List what `open` takes, by name: the splits at a path.
@@ -131,7 +96,7 @@ class FolderReader:
 
 
 def find_splits(path: str | Path) -> dict[str, Path]:
-    """List the LMDB folders at a path by name: itself, or the ones directly below it.
+    """List the folders of records at a path by name: itself, or the ones directly below it.
 
     Raises:
         ValueError: there are none.
@@ -142,13 +107,13 @@ def find_splits(path: str | Path) -> dict[str, Path]:
             f"{path} is a database of ASE: give --config FILE of a training config whose "
             "dataset.train.format reads it (ase_db)"
         )
-    if path.is_file() or any(path.glob("*.lmdb")):
+    if path.is_file() or find_shards(path):
         return {path.name: path}
-    below = sorted({file.parent for file in path.glob("*/*.lmdb")})
+    below = sorted({file.parent for folder in path.glob("*/") for file in find_shards(folder)})
     if not below:
         what = "does not exist"
         if path.exists():
-            what = describe_missing(path) or "has no *.lmdb, and none right below it"
+            what = describe_missing(path) or "has no *.lmdb or *.aselmdb, and none right below it"
         raise ValueError(f"{path} {what}: expected a folder as dens data convert writes it")
     return {folder.name: folder for folder in below}
 

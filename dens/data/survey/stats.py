@@ -14,10 +14,12 @@ import yaml
 from ase.data import chemical_symbols
 
 from dens.data.convert.command_line import DataCommand
+from dens.data.references import References, fit_references
 from dens.data.soundness import LABELS
 from dens.data.survey.check_report import UNLABELLED
 from dens.data.survey.displacement import Displacements
 from dens.data.survey.samples import FolderReader, draw, expected_levels, read_samples
+from dens.data.survey.task_stats import format_for_tasks, remarks_for_tasks
 from dens.graphs.radius import count_neighbors
 
 MEASURED = 1000  # by default, neighbours are counted in so many structures
@@ -93,6 +95,7 @@ class Stats:
         elements: structures with each symbol.
         sizes: the smallest and the largest number of atoms.
         pairs: the line about them; empty without pairs.
+        references: of the elements, if they were fitted to the energies.
     """
 
     structures: int
@@ -104,9 +107,10 @@ class Stats:
     elements: Mapping[str, int] = field(default_factory=dict)
     sizes: tuple[int, int] = (0, 0)
     pairs: str = ""
+    references: References | None = None
 
     def snippet(self, source: str, graph: Mapping[str, Any] | None, like_energy: bool) -> str:
-        """Format the statistics as YAML for a config's ``includes``.
+        """Format the statistics as YAML for a config's ``includes``, of fairchem-core 1.10.
 
         Args:
             source: the data, for the first line.
@@ -185,7 +189,10 @@ class Stats:
 
 
 def measure(
-    dataset: Any, graph: Mapping[str, Any] | None = None, measured: int | None = MEASURED
+    dataset: Any,
+    graph: Mapping[str, Any] | None = None,
+    measured: int | None = MEASURED,
+    fit: bool = False,
 ) -> Stats:
     """Compute the statistics of a data set.
 
@@ -193,6 +200,7 @@ def measure(
         dataset: see `dens.data.survey.samples.read_samples`.
         graph: from `graph_settings`, to count neighbours; None leaves them out.
         measured: count in so many structures, drawn at random with a fixed seed; None for all.
+        fit: fit references of the elements to the energies.
 
     Raises:
         ValueError: a record cannot be read, or training could not use it; one with labels, where
@@ -201,6 +209,7 @@ def measure(
     energy, forces = Moments(), Moments()
     needed = {name: level for name, level in expected_levels(dataset).items() if name in LABELS}
     largest, natoms, elements, pairs = 0.0, [], Counter(), Displacements()
+    energies: list[tuple[np.ndarray, float]] = []
     counted = set(draw(len(dataset), measured).tolist()) if graph else set()
     degrees: list[np.ndarray] = []
     for i, sample in enumerate(read_samples(dataset, needed)):
@@ -214,6 +223,8 @@ def measure(
         pairs.add(sample)
         if needed:
             energy.add(sample.energy)
+            if fit:
+                energies.append((sample.numbers.astype(np.uint8), sample.energy))
             free = sample.forces[sample.free]
             forces.add(free)
             largest = max(largest, float(np.linalg.norm(free, axis=1).max(initial=0)))
@@ -231,6 +242,7 @@ def measure(
         elements=dict(elements.most_common()),
         sizes=(min(natoms), max(natoms)),
         pairs=pairs.text(len(natoms)) if len(pairs) else "",
+        references=fit_references(energies, "the fit to these data") if energies else None,
     )
 
 
@@ -252,10 +264,11 @@ def measure(
 def stats_command(
     open_config, folder, config, cutoff, max_neighbors, measured, forces_like_energy, out
 ) -> None:
-    """Print the statistics of the LMDB FOLDER as YAML that a config can include.
+    """Print the statistics of FOLDER as YAML that a config can include.
 
     If FOLDER holds splits, train is taken: normalizers belong to the training set. With --config,
-    FOLDER is whatever the format of its dataset.train takes, by default its src.
+    FOLDER is whatever the format of its training data takes, by default these. Of .aselmdb, the
+    YAML is for fairchem-core 2: normalizer_rmsd and elem_refs, of its own configs.
     """
     if out is not None and out.exists():
         raise ValueError(f"{out} already exists")
@@ -265,12 +278,22 @@ def stats_command(
         raise ValueError(f"{folder} holds {', '.join(sources)}, but no train: name one of them")
     source = sources.get("train") or next(iter(sources.values()))
     graph = graph_settings(reader.config, cutoff, max_neighbors)
-    stats = measure(reader.open(source), graph, measured or None)
+    dataset = reader.open(source)
+    for_tasks = reader.is_of_fairchem2(dataset)
+    if for_tasks and forces_like_energy:
+        raise ValueError("--forces-like-energy is for configs of fairchem-core 1.10")
+    stats = measure(dataset, graph, measured or None, fit=for_tasks)
     click.echo(stats.table(), err=True)
-    for problem in stats.problems(forces_like_energy):
-        click.echo(f"warning: {problem}", err=True)
     name = ", ".join(map(str, source)) if isinstance(source, list) else str(source)
-    snippet = stats.snippet(name, graph, forces_like_energy)
+    if for_tasks:
+        found = stats.forces["rms"] if stats.forces else 0.0, stats.references
+        snippet = format_for_tasks(f"{name}: {stats.structures} structures", *found)
+        problems = remarks_for_tasks(*found)
+    else:
+        snippet = stats.snippet(name, graph, forces_like_energy)
+        problems = stats.problems(forces_like_energy)
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
     if out is None:
         click.echo(snippet, nl=False)
     else:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from fairchem.core.common.utils import update_config
 from torch import Tensor
@@ -132,3 +133,13 @@ def _as_safetensors(weights: Mapping[str, Tensor]) -> bytes:
             "--safetensors needs the package safetensors: pip install safetensors"
         ) from None
     return save({name: value.contiguous() for name, value in weights.items()})
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--raw", is_flag=True, help="Take the weights as trained, not their average (EMA).")
+@click.option("--safetensors", is_flag=True, help="Write the bare weights in that format.")
+def export_command(checkpoint: Path, out: Path, raw: bool, safetensors: bool) -> None:
+    """Write CHECKPOINT as stock EquiformerV2, which runs without dens."""
+    click.echo(export_checkpoint(checkpoint, out, raw=raw, bare=safetensors))

@@ -39,12 +39,17 @@ def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
     return sizes
 
 
-def inspect_checkpoint(path: str | Path) -> str:
+def inspect_checkpoint(path: str | Path, dataset: str | None = None) -> str:
     """Describe a checkpoint in a table.
+
+    Args:
+        dataset: refused: only checkpoints of fairchem-core 2 hold scales by data set.
 
     Raises:
         ValueError: it cannot be read, or its layout or its version of dens is unknown.
     """
+    if dataset is not None:
+        raise ValueError(f"--dataset {dataset} is for checkpoints of fairchem-core 2, got {path}")
     rows = _rows(read(path, raw=True))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from fairchem.core.common.utils import load_config
 
+from dens.hosts import fairchem_version, install_hint
 from dens.settings import ConfigError
 
 SPLITS = ("train", "val", "test", "relax")
@@ -17,7 +18,12 @@ SPLITS = ("train", "val", "test", "relax")
 
 @contextmanager
 def as_config_error(path: str | Path) -> Iterator[None]:
-    """Turn errors of reading the config at ``path`` into a `ConfigError` of one line."""
+    """Turn errors of reading the config at ``path`` into a `ConfigError` of one line.
+
+    Raises:
+        ConfigError: also for a config of fairchem-core 2.
+    """
+    _refuse_of_2(path)
     try:
         yield
     except OSError as error:
@@ -35,6 +41,18 @@ def as_config_error(path: str | Path) -> Iterator[None]:
         raise ConfigError(
             f"{path} must be a mapping of sections, with `includes` a list: {reason}"
         ) from error
+
+
+def _refuse_of_2(path: str | Path) -> None:
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # reading it tells the error
+        return
+    if isinstance(config, Mapping) and "runner" in config and "trainer" not in config:
+        raise ConfigError(
+            f"{path} is a config for fairchem-core 2 (it has runner:), and {fairchem_version()} is "
+            f"installed: {install_hint(2)}"
+        )
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from dens import transfer
-from dens.data.batches import join_outputs, non_finite_structures, split_batch
+from dens.data.batches import join_outputs, split_batch
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
 from dens.fairchem1.config.schema import StepSettings
 from dens.fairchem1.train.step_metrics import NotFiniteError, PendingStep
@@ -30,6 +30,7 @@ from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
 from dens.runs.check.schedule import Sampling, check_resume
+from dens.runs.not_finite import non_finite_structures
 from dens.settings import ConfigError, parse_settings
 
 

@@ -1,4 +1,4 @@
-"""Settings of monitoring, ``optim.watch``."""
+"""Settings of monitoring, ``optim.watch`` or ``watch`` of a unit."""
 
 from __future__ import annotations
 
@@ -66,13 +66,16 @@ class MonitorSettings(BaseModel):
         return max(min(1, n_validation), fitting)
 
 
-def parse_monitor(optim: Mapping[str, Any]) -> MonitorSettings:
-    """Validate ``watch`` in the section ``optim`` of a config; without it the defaults hold.
+def parse_monitor(section: Mapping[str, Any], where: str = "optim") -> MonitorSettings:
+    """Validate ``watch`` in a section of a config; without it the defaults hold.
+
+    Args:
+        where: path of the section in the config.
 
     Raises:
         ConfigError: a key is unknown or a value out of range.
     """
-    settings = optim.get("watch") or {}
+    settings, where = section.get("watch") or {}, f"{where}.watch"
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"optim.watch must be a mapping of settings, got {settings!r}")
-    return parse_settings(MonitorSettings, settings, "optim.watch")
+        raise ConfigError(f"{where} must be a mapping of settings, got {settings!r}")
+    return parse_settings(MonitorSettings, settings, where)

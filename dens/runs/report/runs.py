@@ -15,6 +15,7 @@ from dens.metrics import GROUPS, Metric, find_metric, hides_forces
 from dens.runs.history import read_history
 
 Curve = tuple[list[int], list[float]]  # steps, values
+_LOGS = "logs"  # log folder in the folder of a run of fairchem-core 2
 COLORS = ("#1f6fb4", "#c8452d", "#3a8f5c", "#8d5fb0", "#c58a1a", "#4a4f57")
 
 
@@ -62,15 +63,20 @@ def load_runs(names: Sequence[str | Path]) -> list[Run]:
     for folder in folders:
         if folders.count(folder) > 1:
             raise ValueError(f"{folder} is given twice")
-    unique = len({folder.name for folder in folders}) == len(folders)
-    labels = [folder.name if unique else str(folder) for folder in folders]
+    named = [_folder_of_run(folder).name for folder in folders]
+    unique = len(set(named)) == len(named)
+    labels = named if unique else [str(folder) for folder in folders]
     return [_load(*run) for run in zip(labels, cycle(COLORS), folders, strict=False)]
 
 
 def find_run(name: str | Path) -> Path:
-    """Find the log folder of a run from its path or id."""
-    if (Path(name) / "metrics.jsonl").is_file():
-        return Path(name).resolve()
+    """Find the log folder of a run from its path or id.
+
+    The path may also be that of the folder around it, as fairchem-core 2 makes it.
+    """
+    for folder in (Path(name), Path(name) / _LOGS):
+        if (folder / "metrics.jsonl").is_file():
+            return folder.resolve()
     found = sorted(path.parent for path in Path("logs").glob(f"*/{name}/metrics.jsonl"))
     if len(found) > 1:
         raise ValueError(f"{name} is ambiguous: {', '.join(map(str, found))}")
@@ -82,6 +88,11 @@ def find_run(name: str | Path) -> Path:
             f"got {str(name)!r}{hint}"
         )
     return found[0].resolve()
+
+
+def _folder_of_run(folder: Path) -> Path:
+    """Return the folder that is named after a run: its log folder, or that around it."""
+    return folder.parent if folder.name == _LOGS else folder
 
 
 def _load(name: str, color: str, folder: Path) -> Run:

@@ -9,7 +9,7 @@ from helpers.program import refused_data
 from helpers.program import run_data as run
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.survey.samples import LmdbFolder
+from dens.data.store.folders import LmdbFolder
 
 
 def test_one_line_converts_a_folder(tmp_path):

@@ -19,7 +19,7 @@ from helpers.labelled import molecules, slabs
 from helpers.program import run_data
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
-from dens.data.survey.samples import LmdbFolder
+from dens.data.store.folders import LmdbFolder
 
 CELL = np.array([[4.0, 0.5, 0], [0, 5, 0], [0.25, 0, 6]])  # rows are vectors
 

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
 from dens.data.checked import CheckedRecords, checked, parse_on_bad
+from dens.data.store.folders import LmdbFolder
 from dens.data.store.lmdb import LmdbWriter, open_lmdb
 from dens.data.store.records import atoms_to_data
-from dens.data.survey.samples import FolderReader, LmdbFolder
+from dens.data.survey.samples import FolderReader
 from dens.fairchem1 import DeNSTrainer
 from dens.fairchem1.data.safe_lmdb import SAFE_FORMATS, rename, use_safe_formats
 from dens.safe.pickles import BadRecord

@@ -1,0 +1,1 @@
+"""``dens check`` for configs of fairchem-core 2."""

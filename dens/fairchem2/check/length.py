@@ -1,0 +1,92 @@
+"""Check the length of a fairchem-core 2 run: steps, warm-up, moving average, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dens.runs.check.findings import Findings, counted
+from dens.runs.check.schedule import HORIZONS
+
+_UNIT = "runner.train_eval_unit"
+
+
+def check_length(runner: Mapping[str, Any], epoch: int, ranks: int, findings: Findings) -> None:
+    """Report the number of steps, and settings that do not fit it.
+
+    Args:
+        runner: its section, in plain values.
+        epoch: steps of an epoch.
+        ranks: with data of their own.
+    """
+    steps, epochs = runner.get("max_steps"), runner.get("max_epochs")
+    if steps is None and epochs is None:
+        findings.error("steps", "expected runner.max_steps or runner.max_epochs, got neither")
+        return
+    total = min(steps or math.inf, epoch * (epochs or math.inf))
+    unit = runner["train_eval_unit"]
+    detail = f"{epoch} steps an epoch on {counted(ranks, 'rank')}, {total:.0f} in all"
+    findings.ok("steps", f"{detail}, {total / epoch:.3g} epochs")
+    _check_scheduler(unit.get("cosine_lr_scheduler_fn") or {}, epoch, total, findings)
+    _check_ema(unit.get("ema_decay", 0.999), int(total), findings)
+    _check_intervals(runner, total, findings)
+
+
+def _check_scheduler(
+    scheduler: Mapping[str, Any], epoch: int, total: float, findings: Findings
+) -> None:
+    where = f"{_UNIT}.cosine_lr_scheduler_fn"
+    if scheduler and (scheduler.get("steps") is None) == (scheduler.get("epochs") is None):
+        got = "both" if scheduler.get("steps") else "neither"
+        findings.error("steps", f"expected {where}.steps or .epochs, got {got}")
+        return
+    own = scheduler.get("steps") or (scheduler.get("epochs") or 0) * epoch
+    if own and not math.isclose(own, total, rel_tol=0.01):
+        end = "is not finished" if own > total else "stays at its end"
+        findings.warn(
+            "steps",
+            f"the learning rate is scheduled for {own} steps and the run has {total:.0f}: "
+            f"the schedule {end} ({where})",
+        )
+    warmup = (scheduler.get("warmup_epochs") or 0) * epoch
+    if warmup >= total:
+        findings.warn(
+            "steps",
+            f"warm-up takes {warmup:.0f} steps and the run has {total:.0f}: the learning "
+            f"rate would never come down ({where}.warmup_epochs)",
+        )
+
+
+def _check_ema(decay: float | None, steps: int, findings: Findings) -> None:
+    if decay is None:
+        return
+    horizon = 1 / (1 - decay) if decay < 1 else math.inf
+    if steps >= HORIZONS * horizon:
+        findings.ok("EMA", f"averages the last {horizon:.0f} updates of {steps}")
+        return
+    shorter = f"{1 - 10 / steps:.3g}" if steps > 10 else "null"
+    findings.warn(
+        "EMA",
+        f"ema_decay = {decay:g} averages over {horizon:.0f} updates and the run has {steps}: "
+        f"validation and checkpoints use this average, {decay**steps:.0%} of which would still be "
+        f"the first weights at the end; {shorter} would suit this run ({_UNIT}.ema_decay)",
+    )
+
+
+def _check_intervals(runner: Mapping[str, Any], total: float, findings: Findings) -> None:
+    every = runner.get("evaluate_every_n_steps")
+    if every and every > total and runner.get("eval_dataloader"):
+        findings.warn(
+            "steps",
+            f"validation comes every {every} steps and the run has {total:.0f}: there is one at "
+            "the end of each epoch only (runner.evaluate_every_n_steps)",
+        )
+    callbacks = [c for c in runner.get("callbacks") or () if isinstance(c, Mapping)]
+    saving = [c for c in callbacks if "TrainCheckpointCallback" in str(c.get("_target_"))]
+    if not saving or not saving[0].get("checkpoint_every_n_steps"):
+        findings.warn(
+            "checkpoints",
+            "no checkpoint is written, not even the last one: fairchem writes them where a "
+            "TrainCheckpointCallback has checkpoint_every_n_steps (runner.callbacks)",
+        )

@@ -1,0 +1,141 @@
+"""Launch fairchem-core 2's own program, with its command line as it is.
+
+A leading ``main.py`` is dropped, the options and configs of fairchem-core 1.10 are refused with one
+line that names the form that version 2 has for them, and of an error in our settings its lines are
+left, without the traceback of Hydra. Nothing is replaced: ranks and jobs start as without dens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dens.hosts import fairchem_version
+from dens.settings import ConfigError
+
+# options of fairchem-core 1.10, and what to write for them now
+OPTIONS = {
+    "--config-yml": "-c FILE",
+    "--mode": "a config whose runner does it",
+    "--num-gpus": "job.scheduler.ranks_per_node=N",
+    "--num-nodes": "job.scheduler.num_nodes=N",
+    "--submit": "job.scheduler.mode=SLURM",
+    "--cpu": "job.device_type=CPU",
+    "--amp": "runner.train_eval_unit.bf16=True",
+    "--seed": "job.seed=N",
+    "--debug": "job.debug=True",
+    "--run-dir": "job.run_dir=FOLDER",
+    "--identifier": "job.run_name=NAME",
+    "--timestamp-id": "job.timestamp_id=ID",
+    "--gp-gpus": "job.graph_parallel.group_size=N",
+    "--print-every": "runner.train_eval_unit.print_every=N",
+    "--checkpoint": "runner.train_eval_unit.model.checkpoint_location=FILE to fine-tune, or "
+    "-c checkpoints/STEP/resume.yaml to resume",
+}
+_OVERRIDE = re.compile(r"--([^-=][^=]*=.*)", re.DOTALL)
+_OF_1_10 = ("trainer", "includes")  # keys at the top of its configs
+# as traceback.format_exc writes the first of a chain of exceptions
+_FIRST = re.compile(r"^dens\.settings\.ConfigError: (.*?)\n\n", re.DOTALL | re.MULTILINE)
+
+
+def launch(argv: Sequence[str]) -> Any:
+    """Run fairchem-core 2's program on the arguments of a command line.
+
+    Raises:
+        ConfigError: an option or a config of fairchem-core 1.10, or a mistake in our settings.
+    """
+    refuse_options(argv)
+    if path := _config_of(argv):
+        refuse_config(path)
+    from fairchem.core import _cli
+
+    sys.argv = [sys.argv[0], *argv]
+    try:
+        return _cli.main()
+    except Exception as error:
+        if lines := find_config_error(error):
+            raise ConfigError(lines) from error
+        raise
+
+
+def refuse_options(argv: Sequence[str]) -> None:
+    """Refuse options of fairchem-core 1.10, and overrides with its two dashes.
+
+    Raises:
+        ConfigError: with a line for each, that says what to write.
+    """
+    lines = []
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if name in OPTIONS:
+            lines.append(
+                f"{name} is an option of fairchem-core 1.10, and {fairchem_version()} is "
+                f"installed: write {OPTIONS[name]}"
+            )
+        elif name != "--config" and (override := _OVERRIDE.fullmatch(argument)):
+            lines.append(
+                f"{argument}: since fairchem-core 2, overrides have no dashes: {override[1]}"
+            )
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _config_of(argv: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-c", "--config")
+    try:
+        return parser.parse_known_args(argv)[0].config
+    except argparse.ArgumentError:  # fairchem's parser tells it
+        return None
+
+
+def refuse_config(path: str | Path) -> None:
+    """Refuse a config of fairchem-core 1.10, and one whose defaults would not be found.
+
+    Raises:
+        ConfigError: names the file, and what to do.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # fairchem's program tells it
+        return
+    if not isinstance(config, Mapping):
+        return
+    found = [f"{key}:" for key in _OF_1_10 if key in config]
+    if found and "runner" not in config:
+        raise ConfigError(
+            f"{path} is a config for fairchem-core 1.10 (it has {' and '.join(found)}), and "
+            f"{fairchem_version()} is installed: configs/fairchem2 has configs for it"
+        )
+    defaults = [name for name in config.get("defaults") or () if name != "_self_"]
+    if defaults and str(path).endswith(".yml"):
+        raise ConfigError(
+            f"{path}: rename it to {Path(path).with_suffix('.yaml').name}: fairchem-core copies a "
+            ".yml into a temporary folder, where its defaults are not found"
+        )
+
+
+def find_config_error(error: BaseException) -> str | None:
+    """Find the lines of a `ConfigError` among the causes of an exception, or in a rank's report."""
+    for cause in _causes(error):
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        failures = getattr(cause, "failures", None)  # torch's ChildFailedError: by rank
+        for failure in (failures or {}).values():
+            message = failure.message
+            report = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+            if found := _FIRST.search(report.get("py_callstack", "")):
+                return found[1]
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

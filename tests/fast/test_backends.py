@@ -167,3 +167,16 @@ def test_few_programs_take_all_rows(name, monkeypatch):
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of eager, triton, got 'cuda'"):
         backends.using("cuda").__enter__()
+
+
+def test_without_working_kernels_the_backend_is_pytorch(monkeypatch, caplog):
+    need_triton()
+    device = torch.device("cuda", 7)
+
+    def zeros(*_, **__):
+        raise RuntimeError("no C compiler\nand more")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    assert backends.backend_of(device) == "eager"
+    assert "as Triton's kernels do not work on cuda:7: RuntimeError: no C compiler" in caplog.text
+    assert backends.backend_of(torch.device("cpu")) == "eager"

@@ -1,21 +1,27 @@
 """Compile the Triton kernels for Hopper without a GPU: registers, spills, instructions.
 
-    python -m benchmarks.kernels_sm90
+    python -m benchmarks.kernels_sm90 [WORD...]
+
+WORD: only kernels whose name has one of these, as norm or rotate.
 
 Sizes are those of the OC20 recipes: 128 channels, 64 hidden ones, a grid of 18 x 18 points.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when Triton is imported
 
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, compiler
 
 from dens.fast.layout import OrderMajor
 from dens.fast.triton import attention_logits, edge_softmax, norms
@@ -43,14 +49,20 @@ def signature(kernel, constants: dict[str, int], number: str) -> dict[str, str]:
 def compiled(kernel, constants: dict[str, int], number: str, **options):
     """Compile a kernel for compute capability 9.0."""
     types = signature(kernel, constants, number)
-    # what Triton finds at run time: addresses are multiples of 16 bytes
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(types.values())
-        if kind.startswith("*")
-    }
-    source = ASTSource(kernel, types, constants, attributes)
+    source = _source(kernel, types, constants)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def _source(kernel, types: dict[str, str], constants: dict[str, int]) -> ASTSource:
+    """Describe a kernel as Triton does at run time: addresses are multiples of 16 bytes."""
+    aligned = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
+    if not hasattr(compiler, "AttrsDescriptor"):
+        attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+        return ASTSource(kernel, types, constants, attributes)
+    numbers = {name: i for i, name in enumerate(types)}  # Triton 3.0 names arguments by number
+    types = {numbers[name]: kind for name, kind in types.items() if kind != "constexpr"}
+    constants = {numbers[name]: value for name, value in constants.items()}
+    return ASTSource(kernel, types, constants, compiler.AttrsDescriptor(frozenset(aligned)))
 
 
 def usage(built) -> dict[str, int]:
@@ -106,9 +118,12 @@ def cases():
 
 
 def main() -> None:
+    words = sys.argv[1:] or [""]
     print("| kernel | features | registers | stack | " + " | ".join(COUNTED) + " |")
     print("|---" * (4 + len(COUNTED)) + "|")
     for size, kernel, constants, options in cases():
+        if not any(word in f"{size} {kernel.fn.__name__}" for word in words):
+            continue
         for number in ("fp32", "bf16"):
             found = usage(compiled(kernel, constants, number, **options))
             counts = " | ".join(str(found[name]) for name in COUNTED)

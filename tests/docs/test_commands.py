@@ -341,6 +341,7 @@ TABLE = {
     "python -m benchmarks.gpu --table results/gpu/kernels.json": Run(
         needs=(GPU_KERNELS,), says="rotate_in"
     ),
+    "python -m benchmarks.kernels_sm90": Run("softmax", says="| softmax, backward | bf16 |"),
     "python -m benchmarks.floors --size M --structures 16": Run(says="SO(2) convolution 2"),
     "python -m benchmarks.data": Run(
         "--help", says="--data", reason="makes and converts 2,000 slabs"

@@ -24,10 +24,14 @@ browser:
 	  apt-get install -y -qq --no-install-recommends chromium; } || \
 	  echo "no Chromium: install the package chromium to test reports"
 
+# A file's tests run in one worker, since they share models and runs.
+WORKERS ?= auto
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile
+
 test: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 data/demo: | install
 	$(BIN)/dens data demo $@
@@ -46,8 +50,8 @@ $(STAMP2): setup.cfg pyproject.toml
 
 # Tests of the adapter, and those of the rooms below it that fairchem-core 2 uses.
 test2: install2
-	$(BIN2)/python -m pip install --quiet pytest hypothesis -e '.[fairchem2,report]'
-	$(BIN2)/python -m pytest tests/fairchem2 tests/test_hosts.py tests/test_core_alone.py \
+	$(BIN2)/python -m pip install --quiet pytest pytest-xdist hypothesis -e '.[fairchem2,report]'
+	$(BIN2)/python $(PYTEST) tests/fairchem2 tests/test_hosts.py tests/test_core_alone.py \
 	  tests/denoising tests/data/store/test_aselmdb.py
 
 data/demo2: | install2

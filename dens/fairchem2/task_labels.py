@@ -72,6 +72,15 @@ class Labels:
                 f"({_SECTION}.dens.max_stress_norm)"
             )
 
+    def note_nan(self, batch: Any) -> None:
+        """Log labels that are NaN: as by fairchem, they are taken for none."""
+        for task in self.tasks:
+            rows = _rows_of(task, batch).isnan().any(dim=1)
+            if rows.any():
+                of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
+                named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
+                logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
+
     def join(self, batch: Any) -> None:
         """Set the fields that objectives read: forces, energy, stress and ``corruptible``.
 
@@ -116,7 +125,6 @@ class Labels:
         found: dict[str, list[Target]] = {}
         for task in self.tasks:
             base = _base_target(task, batch)
-            _note_nan(task, base.value, batch)
             for target in objective.targets([base], batch, progress):
                 own = target.name == base.name
                 found.setdefault(task.name if own else target.name, []).append(target)
@@ -129,8 +137,7 @@ class Labels:
 def _base_target(task: Task, batch: Any) -> Target:
     """Describe what fairchem would learn of a label of the uncorrupted structures."""
     level, loss = _LEVELS[task.level], task.loss_fn
-    n = len(batch.pos) if level == "atom" else len(batch.natoms)
-    value = batch[task.name].reshape(n, -1)
+    value = _rows_of(task, batch)
     finite = value.isfinite()
     # of a stress any component may be missing
     present = finite.all(dim=1) if level == "atom" else finite.any(dim=1)
@@ -148,13 +155,10 @@ def _base_target(task: Task, batch: Any) -> Target:
     )
 
 
-def _note_nan(task: Task, value: Tensor, batch: Any) -> None:
-    """Log labels that are NaN: as fairchem does, they are taken for none."""
-    rows = value.isnan().any(dim=1)
-    if rows.any():
-        of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
-        named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
-        logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
+def _rows_of(task: Task, batch: Any) -> Tensor:
+    """Return the label of a task: (n_atoms or n_structures, components)."""
+    n = len(batch.pos) if task.level == "atom" else len(batch.natoms)
+    return batch[task.name].reshape(n, -1)
 
 
 def joined_noise(targets: Sequence[Target]) -> Tensor:

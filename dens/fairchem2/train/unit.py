@@ -113,6 +113,7 @@ class DeNSUnitMixin(MonitoredSteps):
     def train_step(self, state: Any, data: Any) -> None:
         """Corrupt a batch, which comes on the CPU, and train on it."""
         progress = self.begin_step(state)
+        self.labels.note_nan(data)
         self.labels.join(data)
         self.objective.apply(data, self._draws(data), progress)
         targets = self.labels.route(data, self.objective, progress)

@@ -79,7 +79,6 @@ def test_its_help_is_its_own_and_ours_is_that_of_dens(fairchem2, monkeypatch, ca
         (["-c", "a.yaml", "--num-gpus", "8"], "write job.scheduler.ranks_per_node=N"),
         (["-c", "a.yaml", "--optim.lr=1"], "--optim.lr=1: since fairchem-core 2, overrides have"),
         (["-c", str(CONFIGS / "oc20/eqv2_demo.yml")], "is a config for fairchem-core 1.10 (it has"),
-        (["evaluate", "--config", "a"], f"evaluate needs fairchem-core 1.10, and {VERSION} is"),
         (["export"], f"export needs fairchem-core 1.10, and {VERSION} is installed: pip install"),
         (["relax", "a.traj"], f"relax needs fairchem-core 1.10, and {VERSION} is installed"),
         (["data", "download"], f"data download needs fairchem-core 1.10, and {VERSION} is"),

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from dens.random import Stream, make_generator
+from dens.random import Stream, make_generator, structure_key
 
 KEYS = {  # the lengths of the keys that the code uses
     Stream.STRUCTURES: (2,),
@@ -48,3 +48,12 @@ def test_training_streams_stay_as_they_are(stream, key, first):
     generator = stream.generator(7, *key)
     assert torch.rand(2, generator=generator).tolist() == first
     assert generator.initial_seed() == make_generator(7, int(stream), *key).initial_seed()
+
+
+def test_keys_of_structures_stay_as_they_are():
+    """The noise of runs that know no sample ids depends on these numbers."""
+    numbers, pos = torch.tensor([8, 1, 1]), torch.arange(9.0).view(3, 3)
+    assert structure_key(numbers, pos) == 40636579119014139
+    assert structure_key(numbers.int(), pos.clone()) == 40636579119014139
+    assert structure_key(numbers, pos + 1e-6) != structure_key(numbers, pos)
+    assert structure_key(numbers.flip(0), pos) != structure_key(numbers, pos)

@@ -7,7 +7,7 @@ hold the forces, one for each data set. An objective knows one label of a kind, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,11 +72,25 @@ class Labels:
                 f"({_SECTION}.dens.max_stress_norm)"
             )
 
-    def join(self, batch: Any) -> None:
+    def note_nan(self, batch: Any) -> None:
+        """Log labels that are NaN: as by fairchem, they are taken for none."""
+        for task in self.tasks:
+            label = batch[task.name]
+            rows = label.reshape(len(label), -1).isnan().any(dim=1)
+            if rows.any():
+                of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
+                named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
+                logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
+
+    def join(self, batch: Any) -> dict[str, Tensor]:
         """Set the fields that objectives read: forces, energy, stress and ``corruptible``.
 
         They are infinite where there is no label. A structure with such an atom is not corruptible.
+
+        Returns:
+            The labels by task: a field may have had the name of one.
         """
+        labels = {task.name: batch[task.name] for task in self.tasks}
         batch.forces, has_forces = self.joined("forces", batch)
         batch.energy = self.joined("energy", batch)[0].view(-1)
         if self.of("stress") and "stress" not in (task.name for task in self.tasks):
@@ -87,6 +101,7 @@ class Labels:
             chosen = [name in self.datasets for name in batch.dataset]
             allowed &= torch.tensor(chosen, device=allowed.device)
         setattr(batch, CORRUPTIBLE.name, allowed)
+        return labels
 
     def joined(self, kind: str, batch: Any) -> tuple[Tensor, Tensor]:
         """Join the labels of a property.
@@ -103,11 +118,15 @@ class Labels:
         return value, value.isfinite().all(dim=1)
 
     def route(
-        self, batch: Any, objective: Objective, progress: Progress
+        self,
+        labels: Mapping[str, Tensor],
+        batch: Any,
+        objective: Objective,
+        progress: Progress,
     ) -> dict[str, list[Target]]:
-        """Turn the labels of a corrupted batch into those of the objective.
+        """Turn ``labels`` of a corrupted batch, by task, into those of the objective.
 
-        Labels are set to infinity, in place, outside of the rows that count.
+        The batch gets them, infinite outside of the rows that count.
 
         Returns:
             By task the target with its name, and by name those that the objective makes itself,
@@ -115,22 +134,20 @@ class Labels:
         """
         found: dict[str, list[Target]] = {}
         for task in self.tasks:
-            base = _base_target(task, batch)
-            _note_nan(task, base.value, batch)
+            base = _base_target(task, labels[task.name], batch)
             for target in objective.targets([base], batch, progress):
                 own = target.name == base.name
                 found.setdefault(task.name if own else target.name, []).append(target)
                 if own:
                     label = torch.where(target.rows[:, None], target.value, torch.inf)
-                    batch[task.name] = label.view_as(batch[task.name])
+                    batch[task.name] = label.view_as(labels[task.name])
         return found
 
 
-def _base_target(task: Task, batch: Any) -> Target:
+def _base_target(task: Task, label: Tensor, batch: Any) -> Target:
     """Describe what fairchem would learn of a label of the uncorrupted structures."""
     level, loss = _LEVELS[task.level], task.loss_fn
-    n = len(batch.pos) if level == "atom" else len(batch.natoms)
-    value = batch[task.name].reshape(n, -1)
+    value = label.reshape(len(batch.pos) if level == "atom" else len(batch.natoms), -1)
     finite = value.isfinite()
     # of a stress any component may be missing
     present = finite.all(dim=1) if level == "atom" else finite.any(dim=1)
@@ -146,15 +163,6 @@ def _base_target(task: Task, batch: Any) -> Target:
         per_structure=level == "atom" and loss.reduction == "per_structure",
         present=present,
     )
-
-
-def _note_nan(task: Task, value: Tensor, batch: Any) -> None:
-    """Log labels that are NaN: as fairchem does, they are taken for none."""
-    rows = value.isnan().any(dim=1)
-    if rows.any():
-        of = batch.batch[rows] if task.level == "atom" else rows.nonzero().view(-1)
-        named = "; ".join(name_structure(batch, i) for i in of.unique().tolist())
-        logging.warning(f"label {task.name} is NaN and does not count in structure {named}")
 
 
 def joined_noise(targets: Sequence[Target]) -> Tensor:

@@ -7,7 +7,13 @@ import torch
 from helpers.structures import make_batch
 
 from dens.denoising.config import parse_config
-from dens.denoising.corruption import attach, corrupt, denoising_fields, eligible_structures
+from dens.denoising.corruption import (
+    attach,
+    corrupt,
+    corrupt_batch,
+    denoising_fields,
+    eligible_structures,
+)
 from dens.random import make_generator
 
 BASE = {"prob": 1.0, "denoising_coefficient": 10.0, "sigma": 0.1}
@@ -63,6 +69,13 @@ def test_excluded_structures_are_untouched():
     c = run(parse_config(BASE), batch, eligible=eligible)
     assert torch.equal(c.sigma > 0, eligible)
     assert torch.equal(c.noise_mask, eligible[batch.batch] & (batch.fixed == 0))
+
+
+def test_structures_that_a_host_rules_out_are_untouched(batch):
+    config = parse_config({"prob": 1.0, "denoising_coefficient": 1.0, "sigma": 0.1})
+    batch.corruptible = torch.tensor([True, False, True])
+    corruption = corrupt_batch(batch, config, make_generator(0))
+    assert (corruption.sigma > 0).tolist() == [True, False, True]
 
 
 def test_noise_statistics():

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from dens.denoising.loss import dens_loss
+from dens.denoising.loss import denoising_targets, dens_loss, l2_error
+from dens.objective import Target
 from dens.ranks import zero_gradient
 
 
@@ -65,6 +66,18 @@ def plain_loop(tensors, mask, free, reduction):
     if reduction == "joint":
         n_clean = n_corrupted = n_clean + n_corrupted
     return 100 * force_sum / max(n_clean, 1), 10 * noise_sum / max(n_corrupted, 1)
+
+
+def test_noise_counts_with_the_forces_of_its_data_set():
+    """Of five atoms the last two have a force label of another data set."""
+    present = torch.tensor([True, True, True, False, False])
+    rows, mask = torch.tensor([True, True, False, False, False]), torch.arange(5) % 2 == 0
+    values = torch.zeros(5, 3)
+    base = Target("forces", values, rows, "atom", 1.0, l2_error, present=present)
+    clean, noise = denoising_targets(base, values, mask, 2.0, "joint")
+    assert clean.rows.tolist() == [False, True, False, False, False]
+    assert noise.rows.tolist() == [True, False, True, False, False]
+    assert clean.count == noise.count == 3
 
 
 @pytest.mark.parametrize("reduction", ["joint", "separate"])

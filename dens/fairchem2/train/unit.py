@@ -113,9 +113,10 @@ class DeNSUnitMixin(MonitoredSteps):
     def train_step(self, state: Any, data: Any) -> None:
         """Corrupt a batch, which comes on the CPU, and train on it."""
         progress = self.begin_step(state)
-        self.labels.join(data)
+        self.labels.note_nan(data)
+        labels = self.labels.join(data)
         self.objective.apply(data, self._draws(data), progress)
-        targets = self.labels.route(data, self.objective, progress)
+        targets = self.labels.route(labels, data, self.objective, progress)
         targets[NOISE] = targets.pop("noise")
         data[NOISE] = joined_noise(targets[NOISE])
         device = torch.device(distutils.get_device_for_local_rank())

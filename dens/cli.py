@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from dens.hosts import fairchem_major, fairchem_version, install_hint, require_major
+from dens.hosts import explain_missing, fairchem_major, require_major
 from dens.settings import ConfigError
 
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
@@ -45,6 +45,7 @@ _OF_HOST = {  # what both adapters have, by the major version of fairchem-core
         "dens.fairchem1.data.datasets:ConfigReader",
         "dens.fairchem2.check.datasets2:ConfigReader",
     ),
+    "trainer": ("dens.fairchem1:DeNSTrainer", "dens.fairchem2:DeNSTrainEvalUnit"),
 }
 
 
@@ -138,6 +139,10 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
             "dens.runs.report.report_command:report_command",
             "Write curves, errors, figures and settings of runs as one HTML file, and as PNGs.",
         ),
+        "recipes": (
+            "dens.install.recipes_command:recipes_command",
+            "List the recipes, configs to train with, or copy one.",
+        ),
         "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),
     },
 )
@@ -228,6 +233,13 @@ def inspect(checkpoint: Path, dataset: str | None) -> None:
     click.echo(of_host("inspect")(checkpoint, dataset))
 
 
+@commands.command("doctor")
+def doctor() -> None:
+    """Describe the installation, in lines to paste into a bug report."""
+    for name, line in load("dens.install.doctor:describe")(lambda: of_host("trainer")):
+        click.echo(f"{name + ':':<17}{line}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the program on ``argv`` (default: the arguments of this process).
 
@@ -249,15 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     except ImportError as error:
         if not (error.name or "").startswith("fairchem"):
             raise
-        _fail(_missing_host(error))
-
-
-def _missing_host(error: ImportError) -> str:
-    if fairchem_version() and fairchem_version() in str(error):  # says all by itself
-        return str(error)
-    if fairchem_major() == 1:
-        return f"this needs fairchem-core 1.10: {install_hint(1)} ({error})"
-    return f"this needs fairchem-core: {install_hint(2)}, or {install_hint(1)} for 1.10 ({error})"
+        _fail(explain_missing(error))
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -24,6 +24,15 @@ def install_hint(major: int) -> str:
     return f"pip install 'fairchem-dens[fairchem{major}]'"
 
 
+def explain_missing(error: ImportError) -> str:
+    """Describe in one line which fairchem-core an import failed to find, and how to install it."""
+    if fairchem_version() and fairchem_version() in str(error):  # says all by itself
+        return str(error)
+    if fairchem_major() == 1:
+        return f"this needs fairchem-core 1.10: {install_hint(1)} ({error})"
+    return f"this needs fairchem-core: {install_hint(2)}, or {install_hint(1)} for 1.10 ({error})"
+
+
 def require_major(major: int, what: str, instead: str = "") -> None:
     """Refuse another major version of fairchem-core; none at all is found by the import.
 

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
     {"fairchem1", "fairchem2"},
-    {"runs", "data"},
+    {"runs", "data", "install"},
     {"relax"},
     {"denoising", "graphs", "fast", "safe"},
     {"objective"},

@@ -131,6 +131,7 @@ TABLE = {
     # installation, data and training
     "pip install '.[fairchem1]'": INSTALL,
     "pip install torch": INSTALL,
+    "pip wheel --no-deps .": INSTALL,
     "pip install --no-deps fairchem-core==1.10.0": INSTALL,
     "pip install '.[fairchem1-unpinned]'": INSTALL,
     # fairchem-core 2, which is not installed where this runs
@@ -154,6 +155,9 @@ TABLE = {
         says="--dataset oc20 is for checkpoints of fairchem-core 2", status=2, reason=OF_FAIRCHEM2
     ),
     "dens --help": Run(says="dashboard"),
+    "dens recipes": Run(says="oc20/eqv2_dens_demo"),
+    "dens recipes copy oc20/eqv2_dens my_configs": Run(makes="my_configs/oc20/base.yml"),
+    "dens doctor": Run(says="fairchem-core: 1.10"),
     CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
     "dens data check data/own2": Run(
         needs=(

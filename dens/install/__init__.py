@@ -1,0 +1,1 @@
+"""What an installation contains: recipes, versions, optional packages."""

@@ -1,18 +1,16 @@
 """Compile the Triton kernels for Hopper without a GPU: registers, spills, instructions.
 
-    python -m benchmarks.kernels_sm90 [WORD...]
-
-WORD: only kernels whose name has one of these, as norm or rotate.
+    python -m benchmarks.kernels_sm90
 
 Sizes are those of the OC20 recipes: 128 channels, 64 hidden ones, a grid of 18 x 18 points.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -118,7 +116,9 @@ def cases():
 
 
 def main() -> None:
-    words = sys.argv[1:] or [""]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", default=[""], help="of kernels' names, as norm, rotate")
+    words = parser.parse_args().words
     print("| kernel | features | registers | stack | " + " | ".join(COUNTED) + " |")
     print("|---" * (4 + len(COUNTED)) + "|")
     for size, kernel, constants, options in cases():

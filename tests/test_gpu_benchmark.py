@@ -62,7 +62,7 @@ def test_a_profile_covers_the_step(results):
 
 def test_operations_are_those_of_the_plain_ones(results):
     rows = results["kernels"]["rows"]
-    assert len(rows) == 24  # operations, ways, precisions
+    assert len(rows) == 30  # operations, ways, precisions
     for row in rows:
         limit = 1e-5 if row["precision"] == "fp32" else 0.05
         assert max(row["errors"].values()) < limit, row

@@ -38,6 +38,7 @@ ROLES = {
     "check",
     "data",
     "launch",
+    "bends",
     "evaluate",
     "inspect",
     "corruption",

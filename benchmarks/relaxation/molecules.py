@@ -14,7 +14,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from torch import Tensor
 
-from dens.data.survey.samples import LmdbFolder, as_sample
+from dens.data.store.folders import LmdbFolder
+from dens.data.survey.samples import as_sample
 from dens.relax.atoms.conversion import Limits, to_structures
 from dens.relax.evaluation import noisy_starts
 from dens.relax.quality import same_molecule

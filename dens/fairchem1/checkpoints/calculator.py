@@ -22,7 +22,7 @@ _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
 class DeNSCalculator(OCPCalculator):
     """fairchem's ASE calculator on a model without noise head; see :func:`load_calculator`."""
 
-    def __init__(self, path: str | Path, *, raw: bool, fast: bool | None, **kwargs: Any) -> None:
+    def __init__(self, path: str | Path, *, raw: bool, fast: bool, **kwargs: Any) -> None:
         content = export(read(path, raw), str(path))
         config = content["config"]
         # the classes of dens: their graph of molecules needs no torch-cluster
@@ -85,7 +85,7 @@ def load_calculator(
     path: str | Path,
     *,
     cpu: bool = False,
-    fast: bool | None = None,
+    fast: bool = True,
     seed: int | None = 0,
     raw: bool = False,
     **kwargs: Any,
@@ -103,7 +103,7 @@ def load_calculator(
         path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
         cpu: run on the CPU even if there is a GPU.
         fast: take the faster path through the same model (docs/performance.md), with the same
-            results up to rounding; by default where there is no GPU.
+            results up to rounding.
         seed: seeds the random frames of edges, on which the last digits of a result depend.
         raw: use the weights as trained; by default their moving average, where there is one.
         kwargs: passed on to fairchem's ``OCPCalculator``.

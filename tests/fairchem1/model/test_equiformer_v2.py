@@ -71,11 +71,10 @@ def test_training_mode_without_corruption_is_stock_too():
     assert all(torch.equal(out[name], reference[name]) for name in reference)
 
 
-def test_the_fast_path_is_taken_where_it_is_proven(monkeypatch):
+def test_the_fast_path_is_the_default():
     assert build(MODEL).backbone.fast
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not build(MODEL).backbone.fast
     assert build(MODEL, fast=True).backbone.fast
+    assert not build(MODEL, fast=False).backbone.fast
 
 
 def test_encoding_is_added_to_the_first_node_embedding():

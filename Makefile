@@ -48,6 +48,7 @@ $(STAMP2): setup.cfg pyproject.toml
 test2: install2
 	$(BIN2)/python -m pip install --quiet pytest hypothesis -e '.[fairchem2,report]'
 	$(BIN2)/python -m pytest tests/fairchem2 tests/test_hosts.py tests/test_core_alone.py \
+	  tests/test_recipes_command.py tests/test_doctor.py \
 	  tests/denoising tests/data/store/test_aselmdb.py
 
 data/demo2: | install2

@@ -127,10 +127,7 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
     lazy={
         "demo-data": (_DEMO, ""),
         "download-data": (_DOWNLOAD, ""),
-        "relax": (
-            "dens.fairchem1.morered.relax_command:relax_command",
-            "Relax FILES by denoising.",
-        ),
+        "relax": (f"{_FAIRCHEM1}morered.relax_command:relax_command", "Relax FILES by denoising."),
         "export": (
             "dens.fairchem1.checkpoints.export:export_command",
             "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
@@ -141,7 +138,7 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
         ),
         "recipes": (
             "dens.install.recipes_command:recipes_command",
-            "List the recipes, configs to train with, or copy one.",
+            "List the recipes, which are configs to train with.",
         ),
         "dashboard": ("dens.runs.dashboard:dashboard_command", "Save a W&B workspace for runs."),
     },

@@ -23,16 +23,12 @@ OF_HOST = [recipe for recipe in RECIPES if str(recipe.host) == MAJOR]
 
 
 def read_by_host(path: Path) -> dict:
-    """Read a config with the code of the installed fairchem-core."""
+    """Read a config with the code of the installed fairchem-core; version 2 has it from Hydra."""
     if MAJOR == "1":
-        from dens.fairchem1.config.read import read_config
-
-        return read_config(path)
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(version_base="1.1", config_dir=str(path.parent.absolute())):
-        return OmegaConf.to_container(compose(config_name=path.name), resolve=False)
+        return cli.load("dens.fairchem1.config.read:read_config")(path)
+    with cli.load("hydra:initialize_config_dir")(str(path.parent.absolute()), version_base="1.3"):
+        config = cli.load("hydra:compose")(config_name=path.name)
+    return cli.load("omegaconf:OmegaConf").to_container(config, resolve=False)
 
 
 def command(*argv: str):

@@ -157,7 +157,7 @@ TABLE = {
     "dens --help": Run(says="dashboard"),
     "dens recipes": Run(says="oc20/eqv2_dens_demo"),
     "dens recipes copy oc20/eqv2_dens my_configs": Run(makes="my_configs/oc20/base.yml"),
-    "dens doctor": Run(says="fairchem-core: 1.10"),
+    "dens doctor": Run(says="the program of dens"),
     CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
     "dens data check data/own2": Run(
         needs=(

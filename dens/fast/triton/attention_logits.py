@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dens.fast.triton.rotations.blocks import sum_type
+from dens.fast.triton.source import launch
 
 WARPS = 4
 PROGRAMS = 1024  # of the backward pass, each with its own sums of the parameters' gradients
@@ -85,7 +86,7 @@ class _Logits(torch.autograd.Function):
         ctx.stride, ctx.sizes = x.stride(0), {"EPS": eps, "SLOPE": slope, **_sizes(x, dot)}
         out = x.new_empty(len(dot), len(x), dtype=getattr(torch, sum_type(x)))
         if len(x):
-            forward[(len(x),)](x, weight, bias, dot, out, len(x), ctx.stride, **ctx.sizes)
+            launch(forward, (len(x),), x, weight, bias, dot, out, len(x), ctx.stride, **ctx.sizes)
         return out.t()  # in memory as fairchem's einsum leaves it, which dropout follows
 
     @staticmethod
@@ -97,7 +98,7 @@ class _Logits(torch.autograd.Function):
         sums = x.new_empty(programs, 3, *dot.shape, dtype=dtype)
         if programs:
             tensors = x, weight, bias, dot, grad_out.t().contiguous(), grad_x, sums
-            backward[(programs,)](*tensors, len(x), ctx.stride, **ctx.sizes)
+            launch(backward, (programs,), *tensors, len(x), ctx.stride, **ctx.sizes)
         of_weight, of_bias, of_dot = sums.sum(0)
         grads = of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(bias.dtype)
         return grad_x, *grads, of_dot.to(dot.dtype), None, None

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dens.fast.triton.source import launch
+
 SIZE = {"BN": 1024, "num_warps": 4}
 
 
@@ -35,7 +37,8 @@ def add_up(grad_block, grad_weight, n_out, width, BN: tl.constexpr):
 
 
 def _launch(kernel, source: Tensor, out: Tensor, n_out: int, width: int) -> Tensor:
-    kernel[(triton.cdiv(out.numel(), SIZE["BN"]),)](source, out, n_out, width, **SIZE)
+    blocks = (triton.cdiv(out.numel(), SIZE["BN"]),)
+    launch(kernel, blocks, source, out, n_out, width, **SIZE)
     return out
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dens.fast.triton.rotations.blocks import sum_type
+from dens.fast.triton.source import launch
 
 EDGES = 32  # of an atom at once
 
@@ -72,7 +73,7 @@ class _Softmax(torch.autograd.Function):
         ctx.save_for_backward(weights, order, starts)
         if atoms and logits.numel():
             tensors = logits, order, starts, weights
-            forward[(atoms,)](*tensors, *logits.stride(), **_sizes(logits))
+            launch(forward, (atoms,), *tensors, *logits.stride(), **_sizes(logits))
         return weights
 
     @staticmethod
@@ -83,7 +84,7 @@ class _Softmax(torch.autograd.Function):
         if atoms and weights.numel():
             tensors = weights, grad, order, starts, grad_logits
             strides = *weights.stride(), *grad.stride()
-            backward[(atoms,)](*tensors, *strides, **_sizes(weights))
+            launch(backward, (atoms,), *tensors, *strides, **_sizes(weights))
         return grad_logits, None, None
 
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from dens.fast.chunks import output_type
 from dens.fast.triton.rotations.blocks import sum_type
+from dens.fast.triton.source import launch
 
 ROWS = {"ROWS": 8, "num_warps": 4}  # of a program at a time
 ATOM = {"num_warps": 8}
@@ -122,7 +123,7 @@ class _NormSilu(torch.autograd.Function):
         out = torch.empty_like(x, dtype=output_type(x))
         if len(x):
             blocks = (triton.cdiv(len(x), ROWS["ROWS"]),)
-            norm_silu[blocks](*tensors, out, len(x), **ctx.sizes)
+            launch(norm_silu, blocks, *tensors, out, len(x), **ctx.sizes)
         return out
 
     @staticmethod
@@ -136,7 +137,7 @@ class _NormSilu(torch.autograd.Function):
         sums = x.new_empty(programs, 2, x.shape[1], dtype=getattr(torch, sum_type(x)))
         if programs:
             tensors = *saved, grad_out.contiguous(), grad_x, marks, sums
-            norm_silu_grads[(programs,)](*tensors, len(x), **ctx.sizes)
+            launch(norm_silu_grads, (programs,), *tensors, len(x), **ctx.sizes)
         of_weight, of_bias = sums.sum(0).to(weight.dtype)
         grads = grad_x, of_weight, of_bias, None
         if not elements:
@@ -242,7 +243,7 @@ class _DegreeNorm(torch.autograd.Function):
         ctx.sizes |= {**_sizes(x, eps), **ATOM}
         out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, weight.dtype))
         if len(x):
-            degree_norm[(len(x),)](x, weight_0, bias_0, weight, balance, out, **ctx.sizes)
+            launch(degree_norm, (len(x),), x, weight_0, bias_0, weight, balance, out, **ctx.sizes)
         return out
 
     @staticmethod
@@ -254,7 +255,7 @@ class _DegreeNorm(torch.autograd.Function):
         sums = x.new_empty(shape, dtype=getattr(torch, sum_type(x)))
         if programs:
             tensors = x, weight_0, weight, balance, grad_out.contiguous(), grad_x, sums
-            degree_norm_grads[(programs,)](*tensors, len(x), **ctx.sizes)
+            launch(degree_norm_grads, (programs,), *tensors, len(x), **ctx.sizes)
         total = sums.sum(0).to(weight.dtype)
         return grad_x, total[0], total[1], total[2:], None, None
 

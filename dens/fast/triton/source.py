@@ -10,10 +10,21 @@ import linecache
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import libdevice
+
+
+def launch(kernel, blocks: tuple[int, ...], *arguments: Any, **sizes: Any) -> None:
+    """Launch a kernel on the GPU of its tensors, whichever GPU is the current one."""
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[blocks](*arguments, **sizes)
 
 
 def interpreted() -> bool:

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from dens.fast.layout import OrderMajor
 from dens.fast.triton.grids.writer import GridWriter, slope, tables
+from dens.fast.triton.source import launch
 
 # columns of a program and its warps
 FORWARD = {"BN": 256, "num_warps": 4}
@@ -112,7 +113,8 @@ def _launch(kernel, how: dict, gate: Tensor, zero: Tensor, *tensors: Tensor) -> 
     columns = gate.numel()
     if columns:
         blocks = (triton.cdiv(columns, how["BN"]),)
-        kernel[blocks](*tensors, gate.stride(0), zero.stride(0), columns, C=gate.shape[1], **how)
+        strides = gate.stride(0), zero.stride(0)
+        launch(kernel, blocks, *tensors, *strides, columns, C=gate.shape[1], **how)
 
 
 def separable_s2(

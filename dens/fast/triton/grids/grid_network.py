@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dens.fast.chunks import FusedFunction
 from dens.fast.triton.grids.writer import GridWriter, slope, tables
+from dens.fast.triton.source import launch
 
 COLUMNS = {"BN": 128, "num_warps": 4}
 
@@ -106,7 +107,7 @@ def _launch(kernel, columns_of: Tensor, *tensors: Tensor, latitudes: int = 1) ->
     columns = len(columns_of) * columns_of.shape[2]
     if columns:
         blocks = triton.cdiv(columns, COLUMNS["BN"]), latitudes
-        kernel[blocks](*tensors, columns, C=columns_of.shape[2], **COLUMNS)
+        launch(kernel, blocks, *tensors, columns, C=columns_of.shape[2], **COLUMNS)
 
 
 def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:

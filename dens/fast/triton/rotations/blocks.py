@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dens.fast.triton.source import indented, total
+from dens.fast.triton.source import indented, launch, total
 
 EDGE = {"num_warps": 4}
 ATOM = {"num_warps": 4}
@@ -108,4 +108,5 @@ def per_atom(kernel, n_atoms: int, width: int, *tensors: Tensor, **sizes: int) -
 def _launch(kernel, count: int, width: int, how: dict, tensors, sizes) -> None:
     columns = min(triton.next_power_of_2(width), 32 * how["num_warps"])
     if count:
-        kernel[(count, triton.cdiv(width, columns))](*tensors, **sizes, BN=columns, **how)
+        blocks = count, triton.cdiv(width, columns)
+        launch(kernel, blocks, *tensors, **sizes, BN=columns, **how)

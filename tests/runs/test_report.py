@@ -104,7 +104,7 @@ def test_a_browser_shows_curves_table_and_figures_without_network(report):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))
-        page.goto(report[0].as_uri())
+        page.goto(report[0].as_uri(), timeout=120_000)  # ms; other tests share the cores
         page.wait_for_selector("[data-panels] .panel .scatterlayer .trace")
         curves = page.locator(".scatterlayer .trace").count()
         panels = page.locator(".panel").count()

@@ -20,8 +20,8 @@ from dens.denoising.force_encoding import ForceEncoding
 from dens.ranks import zero_gradient
 from dens.settings import ConfigError
 
-# Of the noise: head, task and label. fairchem takes an atom's label as one row only where the name
-# has "forces" in it; ``noise_forces`` is the field with the forces to encode.
+# Name of the noise's head, task and label. fairchem takes an atom's label as one row only where the
+# name has "forces" in it; ``noise_forces`` is the field with the forces to encode.
 NOISE = "dens_noise_forces"
 ADDED = ("backbone.force_encoding.", f"output_heads.{NOISE}.")
 

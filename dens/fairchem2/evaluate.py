@@ -17,6 +17,7 @@ import torch
 from dens.denoising.metrics import NOISE_MAE
 from dens.fairchem2.check.compose import compose
 from dens.fairchem2.check.one_step import build_unit, on_cpu, process_group
+from dens.fairchem2.train.host import ListedRecords
 from dens.metrics import at_level, find_metric
 from dens.runs.monitor.validation import DenoisingValidation, Schedule
 from dens.settings import ConfigError
@@ -98,24 +99,8 @@ def _denoised(unit: Any, loader: Any) -> Iterator[tuple[str, float]]:
     unit.host.stock_collate = loader.collate_fn
     watch = unit.watch.model_copy(update={"denoising_structures": _DENOISED})
     schedule = Schedule(seed=unit.seed, rank=0, ranks=1, batch_size=8, evaluate_every=None)
-    found, _ = DenoisingValidation(unit.host, watch, schedule)(_Listed(loader.dataset))
+    found, _ = DenoisingValidation(unit.host, watch, schedule)(ListedRecords(loader.dataset))
     yield from found.items()
-
-
-class _Listed:
-    """A data set that is read by lists of numbers too."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> Any:
-        return self.dataset[number]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
-        return [self.dataset[number] for number in numbers]
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> str:

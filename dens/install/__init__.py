@@ -1,1 +1,1 @@
-"""What an installation contains: recipes, versions, optional packages."""
+"""List and copy recipes, and describe an installation for bug reports."""

@@ -6,10 +6,10 @@ Triton's kernels run in its interpreter, on the CPU, or on the GPU where there i
 import math
 from contextlib import nullcontext
 
-import numpy
 import pytest
 import torch
 from e3nn import o3
+from helpers.interpreter import need_triton
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dens.fast import backends, ops, reference
@@ -31,12 +31,6 @@ OPERATIONS = [
     "equivariant_layer_norm",
 ]
 LAYOUTS = [(2, 1), (3, 2), (3, 3), (4, 2)]
-
-
-def need_triton() -> None:
-    pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
-    if DEVICE == "cpu" and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0":
-        pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
 
 
 @pytest.fixture(params=backends.BACKENDS)

@@ -6,16 +6,11 @@ left behind: the trainer is built in a temporary folder, without logger, and dis
 
 from __future__ import annotations
 
-import logging
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from fairchem.core.common.utils import build_config
 
@@ -44,7 +39,7 @@ from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
 from dens.objective import Objective
 from dens.runs.check.corruption import check_denoising
-from dens.runs.check.findings import Findings
+from dens.runs.check.findings import Findings, printed_findings
 from dens.runs.check.memory import check_memory
 from dens.runs.check.schedule import Sampling, check_schedule
 
@@ -79,28 +74,11 @@ def check_command(
     argv += ["--checkpoint", str(checkpoint)] if checkpoint else []
     args, changes = parse_args([*argv, *overrides])
     args.cpu |= not torch.cuda.is_available()
-    started = time.perf_counter()
-    with _silence():
+    with printed_findings() as findings:
         with as_config_error(config_path):
             config = build_config(args, changes)
-        findings = Findings(show=lambda finding: click.echo(finding.styled()))
         examine(config, findings, sample)
-    click.echo(f"{findings.summary()} ({time.perf_counter() - started:.1f} s)")
     return not findings.count("error")
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep fairchem's log and Python's warnings out of the list of findings."""
-    root, level = logging.getLogger(), logging.getLogger().level
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        root.setLevel(level)
 
 
 def examine(config: Mapping[str, Any], findings: Findings, sample: int = SAMPLE) -> None:

@@ -6,16 +6,11 @@ left behind: the unit is built in a temporary folder, without logger, and discar
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import hydra
 from omegaconf import OmegaConf
 
@@ -35,7 +30,7 @@ from dens.fairchem2.check.task_data import (
     read_sample,
 )
 from dens.runs.check.corruption import check_denoising
-from dens.runs.check.findings import Findings
+from dens.runs.check.findings import Findings, printed_findings
 from dens.settings import ConfigError
 
 _SECTION = "runner.train_eval_unit.dens"
@@ -70,26 +65,11 @@ def check_command(
             "--checkpoint is for fairchem-core 1.10: configs of 2 name it, as "
             "runner.train_eval_unit.model.checkpoint_location"
         )
-    started = time.perf_counter()
-    findings = Findings(show=lambda finding: click.echo(finding.styled()))
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder, printed_findings() as findings:
         own = [f"++job.run_dir={folder}", "++job.debug=True", "++job.logger=null"]
         config = compose(config_path, [*overrides, *own])
         examine(config, findings, sample, num_gpus)
-    click.echo(f"{findings.summary()} ({time.perf_counter() - started:.1f} s)")
     return not findings.count("error")
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the log of the host and Python's warnings out of the list of findings."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def examine(config: Any, findings: Findings, sample: int, num_gpus: int = 1) -> None:

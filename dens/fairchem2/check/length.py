@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dens.runs.check.findings import Findings, counted
-from dens.runs.check.schedule import HORIZONS
+from dens.runs.check.schedule import check_ema, check_warmup_end
 
 _UNIT = "runner.train_eval_unit"
 
@@ -29,7 +29,8 @@ def check_length(runner: Mapping[str, Any], epoch: int, ranks: int, findings: Fi
     detail = f"{epoch} steps an epoch on {counted(ranks, 'rank')}, {total:.0f} in all"
     findings.ok("steps", f"{detail}, {total / epoch:.3g} epochs")
     _check_scheduler(unit.get("cosine_lr_scheduler_fn") or {}, epoch, total, findings)
-    _check_ema(unit.get("ema_decay", 0.999), int(total), findings)
+    if (decay := unit.get("ema_decay", 0.999)) is not None:
+        check_ema(decay, int(total), f"{_UNIT}.ema_decay", "first", findings)
     _check_intervals(runner, total, findings)
 
 
@@ -50,28 +51,7 @@ def _check_scheduler(
             f"the schedule {end} ({where})",
         )
     warmup = (scheduler.get("warmup_epochs") or 0) * epoch
-    if warmup >= total:
-        findings.warn(
-            "steps",
-            f"warm-up takes {warmup:.0f} steps and the run has {total:.0f}: the learning "
-            f"rate would never come down ({where}.warmup_epochs)",
-        )
-
-
-def _check_ema(decay: float | None, steps: int, findings: Findings) -> None:
-    if decay is None:
-        return
-    horizon = 1 / (1 - decay) if decay < 1 else math.inf
-    if steps >= HORIZONS * horizon:
-        findings.ok("EMA", f"averages the last {horizon:.0f} updates of {steps}")
-        return
-    shorter = f"{1 - 10 / steps:.3g}" if steps > 10 else "null"
-    findings.warn(
-        "EMA",
-        f"ema_decay = {decay:g} averages over {horizon:.0f} updates and the run has {steps}: "
-        f"validation and checkpoints use this average, {decay**steps:.0%} of which would still be "
-        f"the first weights at the end; {shorter} would suit this run ({_UNIT}.ema_decay)",
-    )
+    check_warmup_end(warmup, total, f"{where}.warmup_epochs", findings)
 
 
 def _check_intervals(runner: Mapping[str, Any], total: float, findings: Findings) -> None:

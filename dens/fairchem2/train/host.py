@@ -19,13 +19,29 @@ from dens.runs.figure_data import FigureData
 
 
 class Unit(Protocol):
-    """What a host reads of a training unit."""
+    """Interface of a training unit that its host reads."""
 
     objective: Objective
     labels: Labels
     eval_unit: Any  # fairchem's
     logger: UnitLog | None
     tf32: bool
+
+
+class ListedRecords:
+    """Data set of fairchem-core 2 that can also be read by lists of numbers."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.dataset[number]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
+        return [self.dataset[number] for number in numbers]
 
 
 class UnitHost:

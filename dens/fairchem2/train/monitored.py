@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dens.fairchem2.inference_checkpoint import BestCheckpoint
 from dens.fairchem2.task_labels import Labels
-from dens.fairchem2.train.host import UnitHost
+from dens.fairchem2.train.host import ListedRecords, UnitHost
 from dens.fairchem2.train.logger import UnitLog
 from dens.fairchem2.train.step_metrics import step_metrics
 from dens.fairchem2.train.steps import ReproducibleSteps, data_rank, data_ranks
@@ -143,7 +143,7 @@ class MonitoredSteps(ReproducibleSteps):
         if self.logger is not None and self.save_inference_ckpt:
             self.best.update(self, self.logger.validated)
         if self._dens_monitor is not None:
-            records = _Records(state.eval_state.dataloader.dataset)
+            records = ListedRecords(state.eval_state.dataloader.dataset)
             self._dens_monitor.after_validation("val", records)
 
     # ---- state ------------------------------------------------------------------------------
@@ -154,22 +154,6 @@ class MonitoredSteps(ReproducibleSteps):
     def load_dens_state(self, state: Mapping[str, Any]) -> None:
         super().load_dens_state(state)
         self.best.value = state["best"]
-
-
-class _Records:
-    """A data set of fairchem-core 2, read by lists of numbers."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> Any:
-        return self.dataset[number]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
-        return [self.dataset[number] for number in numbers]
 
 
 def _primary_metric(name: str | None, tasks: Sequence[Any]) -> str:

@@ -1,8 +1,7 @@
 """Pointwise activations on a grid over the sphere, computed in chunks and never stored.
 
 A grid has ten to twenty times as many points as there are coefficients. Both functions here compute
-it in small chunks, and again in the backward pass, so that only coefficients are stored. A GPU
-kernel would have to replace only :func:`separable_s2` and :func:`grid_mlp`.
+it in small chunks, and again in the backward pass, so that only coefficients are stored.
 """
 
 from __future__ import annotations
@@ -17,39 +16,13 @@ _silu_backward = torch.ops.aten.silu_backward.grad_input
 
 
 def separable_s2(gate: Tensor, x: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
-    r"""Apply SiLU to a function on the sphere, and to separate scalars in place of its mean.
-
-    .. math:: y_{l>0} = F\,\mathrm{silu}(T x), \qquad y_{0} = \mathrm{silu}(g)
-
-    Args:
-        gate: (n, channels), g.
-        x: (n, rows, channels), coefficients, row 0 being l = 0.
-        to_grid: (points, rows), T.
-        from_grid: (points, rows), the transpose of F.
-
-    Returns:
-        (n, rows, channels).
-    """
+    """Compute :func:`dens.fast.ops.separable_s2` for joined orders: (n, rows, channels)."""
     gate, x, to_grid, from_grid = autocast_type(gate, x, to_grid, from_grid)
     return _SeparableS2.apply(gate, x, to_grid, _without_mean(from_grid))
 
 
 def grid_mlp(x: Tensor, weight: Tensor, to_grid: Tensor, from_grid: Tensor) -> Tensor:
-    r"""Apply SiLU, a linear layer and SiLU at every point of the sphere.
-
-    .. math:: y = F\,\mathrm{silu}(\mathrm{silu}(T x)\,W^T)
-
-    Linear layers before and after commute with T and F and are cheaper on coefficients.
-
-    Args:
-        x: (n, rows, channels), coefficients.
-        weight: (hidden, channels), W.
-        to_grid: (points, rows), T.
-        from_grid: (points, rows), the transpose of F.
-
-    Returns:
-        (n, rows, hidden), with row 0 (l = 0) left zero.
-    """
+    """Compute :func:`dens.fast.ops.grid_mlp`."""
     x, weight, to_grid, from_grid = autocast_type(x, weight, to_grid, from_grid)
     return _GridMLP.apply(x, weight, to_grid, _without_mean(from_grid))
 

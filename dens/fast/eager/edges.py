@@ -12,21 +12,9 @@ from dens.fast.layout import OrderMajor
 def rotate_in(
     x: Tensor, radial: Tensor, rotation: Tensor, source: Tensor, target: Tensor, layout: OrderMajor
 ) -> tuple[Tensor, ...]:
-    r"""Rotate the features of each edge's atoms into its frame, and multiply by radial weights.
-
-    .. math:: y_e = w_e \odot D_e\,[x_{s(e)}, x_{t(e)}]
+    """Compute :func:`dens.fast.ops.rotate_in`.
 
     Of all tensors with a row per edge, only the weights are kept for the backward pass.
-
-    Args:
-        x: (n_atoms, (lmax + 1)^2, channels).
-        radial: (n_edges, sum(layout.degrees) * 2 channels), w, for both signs of m.
-        rotation: (n_edges, rows, (lmax + 1)^2), D with order-major rows.
-        source, target: (n_edges,) int64.
-
-    Returns:
-        for m = 0: (n_edges, (lmax + 1) * 2 channels); for each m > 0: (n_edges, 2,
-        (lmax - m + 1) * 2 channels), +m before -m.
     """
     x, radial, rotation = autocast_type(x, radial, rotation)
     return _RotateIn.apply(x, radial, rotation, source, target, layout)
@@ -35,19 +23,7 @@ def rotate_in(
 def rotate_out(
     values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
 ) -> Tensor:
-    r"""Rotate weighted messages out of the edges' frames, and sum them at the target atoms.
-
-    .. math:: y_i = \sum_{e: t(e) = i} D_e^T\,(\alpha_e \odot v_e)
-
-    Args:
-        values: (n_edges, rows, heads * channels), v.
-        weights: (n_edges, heads), alpha, each for ``channels`` consecutive features.
-        rotation: (n_edges, rows, n_out), D, rescaled.
-        target: (n_edges,) int64.
-
-    Returns:
-        (n_atoms, n_out, heads * channels).
-    """
+    """Compute :func:`dens.fast.ops.rotate_out` for joined orders: (n_edges, rows, channels)."""
     values, weights, rotation = autocast_type(values, weights, rotation)
     return _RotateOut.apply(values, weights, rotation, target, n_atoms)
 

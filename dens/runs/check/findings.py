@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +90,26 @@ def explain(error: BaseException) -> list[str]:
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     message = " ".join(str(error).split()) or "no message"
     return [f"{type(error).__name__}: {message}{place}"]
+
+
+@contextmanager
+def printed_findings() -> Iterator[Findings]:
+    """Print the findings of a ``with`` block as they come, and a summary.
+
+    The host's log and Python's warnings are kept out of the list.
+    """
+    started = time.perf_counter()
+    findings = Findings(show=lambda finding: click.echo(finding.styled()))
+    root, level = logging.getLogger(), logging.getLogger().level
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield findings
+    finally:
+        logging.disable(logging.NOTSET)
+        root.setLevel(level)
+    click.echo(f"{findings.summary()} ({time.perf_counter() - started:.1f} s)")
 
 
 def counted(n: int, noun: str) -> str:

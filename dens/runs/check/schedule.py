@@ -110,7 +110,7 @@ def check_schedule(
     if warmup is not None:
         _check_warmup(warmup, epoch, total, findings)
     if optim.get("ema_decay"):
-        _check_ema(optim["ema_decay"], total, findings)
+        check_ema(optim["ema_decay"], total, "optim.ema_decay", "untrained", findings)
     _check_intervals(optim, epoch, total, validates, findings)
 
 
@@ -122,15 +122,28 @@ def _check_warmup(warmup_epochs: float, epoch: int, total: int, findings: Findin
             f"warmup_epochs must be at least one step, and an epoch has {epoch}: got "
             f"{warmup_epochs} ({key})",
         )
-    elif warmup >= total:
+    else:
+        check_warmup_end(warmup, total, key, findings)
+
+
+def check_warmup_end(warmup: float, total: float, key: str, findings: Findings) -> None:
+    """Warn of a warm-up that lasts as long as the run, both in steps; ``key`` sets it."""
+    if warmup >= total:
         findings.warn(
             "steps",
-            f"warm-up takes {warmup} steps and the run has {total}: the learning rate would never "
-            f"come down ({key})",
+            f"warm-up takes {warmup:.0f} steps and the run has {total:.0f}: the learning rate "
+            f"would never come down ({key})",
         )
 
 
-def _check_ema(decay: float, updates: int, findings: Findings) -> None:
+def check_ema(decay: float, updates: int, key: str, first: str, findings: Findings) -> None:
+    """Check that a moving average of weights forgets those it starts from.
+
+    Args:
+        updates: of the whole run.
+        key: sets ``decay``.
+        first: describes the weights at the start.
+    """
     horizon = 1 / (1 - decay) if decay < 1 else math.inf
     if updates >= HORIZONS * horizon:
         findings.ok("EMA", f"averages the last {horizon:.0f} updates of {updates}")
@@ -140,7 +153,7 @@ def _check_ema(decay: float, updates: int, findings: Findings) -> None:
         "EMA",
         f"ema_decay = {decay:g} averages over {horizon:.0f} updates and the run has {updates}: "
         f"validation and checkpoints use this average, {decay**updates:.0%} of which would still "
-        f"be the untrained weights at the end; {shorter} would suit this run (optim.ema_decay)",
+        f"be the {first} weights at the end; {shorter} would suit this run ({key})",
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.base import HydraModel
+from helpers.interpreter import need_triton
 from helpers.precision import double, geometry_in_single, in_double
 from helpers.ranks import assert_same as assert_same_step
 from helpers.ranks import gradients, on_ranks
@@ -130,9 +131,7 @@ def test_outputs_gradients_and_random_numbers(settings, ratio, train):
 
 def test_kernels_in_a_model():
     """Compare a model on Triton's kernels with one of fairchem's modules."""
-    pytest.importorskip("triton", reason="torch without CUDA brings no Triton")
-    if np.lib.NumpyVersion(np.__version__) >= "2.4.0" and not torch.cuda.is_available():
-        pytest.skip("Triton's interpreter cannot loop up to a loaded number with NumPy 2.4")
+    need_triton()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = in_double(corrupted(make_batch(1))).to(device)
     settings = {"max_neighbors": 4, "num_layers": 1, "activation_checkpoint": True}

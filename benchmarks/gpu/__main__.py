@@ -24,6 +24,8 @@ import sys
 import traceback
 from pathlib import Path
 
+if "--cpu" in sys.argv:  # read when Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # before fairchem: it supplies what fairchem imports
 import dens.fairchem1  # noqa: F401  # isort: skip
 import torch

@@ -9,7 +9,7 @@ import runpy
 import shlex
 import sys
 import traceback
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
 
     Leading ``NAME=VALUE`` set the environment, and patterns are expanded.
     """
+    _start_server()
     log = folder / "output.txt"
     process = _context.Process(target=_run, args=(_words(command, folder), folder, log))
     process.start()
@@ -43,6 +44,16 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
         process.kill()
     process.join()
     return Result(process.exitcode, log.read_text(encoding="utf-8"))
+
+
+def _start_server() -> None:
+    """Start the process to fork from without Triton's interpreter, which users do not have set."""
+    interpreter = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if interpreter is not None:
+            os.environ["TRITON_INTERPRET"] = interpreter
 
 
 def _words(command: str, folder: Path) -> list[str]:

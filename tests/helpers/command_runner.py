@@ -1,15 +1,14 @@
-"""Run commands as typed in a shell, in processes forked from one that has done the imports."""
+"""Run commands as typed in a shell, those of dens and fairchem in forks of one process."""
 
 from __future__ import annotations
 
 import glob
 import multiprocessing
 import os
-import runpy
 import shlex
 import sys
 import traceback
-from multiprocessing import forkserver, util
+from multiprocessing import util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,6 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
 
     Leading ``NAME=VALUE`` set the environment, and patterns are expanded.
     """
-    _start_server()
     log = folder / "output.txt"
     process = _context.Process(target=_run, args=(_words(command, folder), folder, log))
     process.start()
@@ -44,16 +42,6 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
         process.kill()
     process.join()
     return Result(process.exitcode, log.read_text(encoding="utf-8"))
-
-
-def _start_server() -> None:
-    """Start the process to fork from without Triton's interpreter, which users do not have set."""
-    interpreter = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if interpreter is not None:
-            os.environ["TRITON_INTERPRET"] = interpreter
 
 
 def _words(command: str, folder: Path) -> list[str]:
@@ -93,14 +81,10 @@ def _call(words: list[str]) -> int:
 
         sys.argv = [program, *words]
         main()
-    elif program == "python" and words[0] == "-m":
-        sys.path.insert(0, os.getcwd())
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif program == "python":
-        sys.path.insert(0, str(Path(words[0]).parent.resolve()))
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+        # a new interpreter, as scripts may set what is read when Triton is imported
+        os.environ.pop("TRITON_INTERPRET", None)
+        os.execv(sys.executable, [sys.executable, *words])
     else:
         raise ValueError(f"cannot run {program}")
     return 0

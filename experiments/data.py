@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import yaml
 
 _PATH = click.Path(path_type=Path)
 
@@ -65,6 +67,56 @@ def oc20(source: Path, out: Path) -> None:
         for files, folder, more in ((held_out, "ood", []), (known, "id", split)):
             words = ["convert", *files, *more, *common, "--out", str(out / folder)]
             data.main(words, standalone_mode=False)
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.argument("out", type=_PATH)
+def molecules(source: Path, out: Path) -> None:
+    """Make aselmdb folders: OUT/aspirin to train on, OUT/ethanol50 and OUT/ethanol200 to tune on.
+
+    Of 1,200 frames of rMD17 aspirin 50 validate. Of 1,000 of CCSD(T) ethanol 50 or 200 train, the
+    next 50 validate, and 750 test; the smaller training set is part of the larger one.
+    """
+    aspirin, ethanol = (np.random.default_rng(0).permutation(n) for n in (1200, 1000))
+    parts = {
+        "aspirin": {"val": aspirin[:50], "train": aspirin[50:]},
+        **{
+            f"ethanol{n}": {"train": ethanol[:n], "val": ethanol[200:250], "test": ethanol[250:]}
+            for n in (50, 200)
+        },
+    }
+    files = {"aspirin": "rmd17_aspirin_1200.xyz", "ethanol": "sgdml_ethanol_ccsd_t_1000.npz"}
+    units = {"aspirin": "eV-A", "ethanol": "kcal/mol"}
+    from dens.cli import data
+
+    for name, splits in parts.items():
+        molecule = name.rstrip("0123456789")
+        words = ["convert", str(_only(source, files[molecule])), "--units", units[molecule]]
+        with tempfile.TemporaryDirectory() as temporary:
+            for split, numbers in splits.items():
+                index = Path(temporary, f"{split}.txt")
+                np.savetxt(index, np.sort(numbers), fmt="%d")
+                words += ["--index", f"{split}={index}"]
+            words += ["--format", "aselmdb", "--out", str(out / name)]
+            data.main(words, standalone_mode=False)
+
+
+@main.command()
+@click.argument("config", type=_PATH)
+@click.argument("out", type=_PATH)
+def pretrained(config: Path, out: Path) -> None:
+    """Train CONFIG with fairchem-core 2, and keep the best checkpoint as OUT/inference_ckpt.pt."""
+    from dens.cli import main as program
+    from experiments.study import read_config
+
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "config.yaml")
+        path.write_text(yaml.safe_dump(read_config(config), sort_keys=False))
+        program(["-c", str(path), f"job.run_dir={temporary}", "+job.timestamp_id=run"])
+        out.mkdir(parents=True)
+        best = Path(temporary, "run", "checkpoints", "best_inference_ckpt.pt")
+        shutil.copy(best, out / "inference_ckpt.pt")
 
 
 def _only(source: Path, name: str) -> Path:

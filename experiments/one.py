@@ -8,21 +8,19 @@ validation, and the last raw weights. The results are written to ``FOLDER/measur
 from __future__ import annotations
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
-import fcntl
 import json
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
 import torch
 from fairchem.core.common.utils import new_trainer_context
 
-from benchmarks.measure import commit
 from dens.cli import main
 from dens.fairchem1.launch import parse_args, read_config
 from dens.random import make_generator
 from dens.runs.monitor.denoise import best_weights, denoise
+from experiments.timed import exclusive, timed
 
 WEIGHTS = {"best": "best_checkpoint.pt", "final": "checkpoint.pt"}
 DENOISED = 400  # structures to measure denoising on: enough, and each is visited six times
@@ -35,14 +33,9 @@ def train(folder: Path, name: str, seed: int) -> None:
     Raises:
         SystemExit: training was stopped, or failed.
     """
-    at, wall, cpu = commit(), time.time(), time.process_time()
-    try:
-        run = ["--run-dir", str(folder), "--timestamp-id", name, "--seed", str(seed)]
+    run = ["--run-dir", str(folder), "--timestamp-id", name, "--seed", str(seed)]
+    with timed(folder):
         main(["--config", str(folder / "config.yml"), *run])
-    finally:
-        took = {"cpu_s": time.process_time() - cpu, "wall_s": time.time() - wall, "commit": at}
-        with open(folder / "times.jsonl", "a") as file:
-            file.write(json.dumps(took) + "\n")
 
 
 def measure(folder: Path, name: str, seed: int, tests: dict, sigmas: list) -> dict:
@@ -113,11 +106,7 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
 def train_and_measure(folder: Path) -> None:
     """Train and measure the run in a folder, with a lock against a second process."""
     task = json.loads((folder / "run.json").read_text())
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            sys.exit(f"another process is at work in {folder}")
+    with exclusive(folder):
         train(folder, task["name"], task["seed"])
         (folder / "measured.json").write_text(json.dumps(measure(folder, **task)))
 

@@ -25,6 +25,10 @@ from experiments.study import ROOT, Run, Study, expand, load_study
 
 DATA_VARIABLE = "DENS_DATA"
 LAUNCHER = "from dens.cli import main; main()"
+# By host: how a run trains, with its file of the config, and where its log lies
+MODULES = {1: "experiments.one", 2: "experiments.one2"}
+CONFIGS = {1: "config.yml", 2: "config.yaml"}
+LOGS = {1: "logs/tensorboard/{name}/metrics.jsonl", 2: "{name}/logs/metrics.jsonl"}
 
 
 class Runner:
@@ -75,7 +79,7 @@ class Runner:
             if self.stopped.is_set():
                 return
             self._prepare(run, folder)
-            process = self._start(folder)
+            process = self._start(run, folder)
         if process.wait() == 0:
             self._keep(run, folder)
         elif not self.stopped.is_set():
@@ -84,20 +88,21 @@ class Runner:
             raise click.ClickException(f"{run.name} failed, see {log}: {' '.join(last)}")
 
     def _prepare(self, run: Run, folder: Path) -> None:
-        mark, begun = folder / "fingerprint", (folder / "checkpoints").exists()
+        mark = folder / "fingerprint"
+        begun = any(folder.glob("**/checkpoints"))
         if begun and mark.exists():
             _refuse_other(folder, mark.read_text(), run)
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(run.fingerprint)
-        (folder / "config.yml").write_text(yaml.safe_dump(run.config, sort_keys=False))
+        (folder / CONFIGS[run.host]).write_text(yaml.safe_dump(run.config, sort_keys=False))
         task = {"name": run.name, "seed": run.seed, "tests": run.tests, "sigmas": run.sigmas}
         (folder / "run.json").write_text(json.dumps(task))
         click.echo(f"{run.name}: {'goes on' if begun else 'starts'}")
 
-    def _start(self, folder: Path) -> subprocess.Popen:
+    def _start(self, run: Run, folder: Path) -> subprocess.Popen:
         with open(folder / "log.txt", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.one", str(folder)],
+                [sys.executable, "-m", MODULES[run.host], str(folder)],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
@@ -119,7 +124,7 @@ class Runner:
             [json.loads(line) for line in path.read_text().splitlines()]
             for path in (
                 folder / "times.jsonl",
-                folder / "logs" / "tensorboard" / run.name / "metrics.jsonl",
+                folder / LOGS[run.host].format(name=run.name),
             )
         )
         result = {

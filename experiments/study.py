@@ -2,7 +2,8 @@
 
 A run is one arm (a config) of one variant (such as a size of the training set) with one seed. Its
 config is the arm's file with the settings of study, variant and arm merged into it, in that order.
-Nothing here needs fairchem.
+Nothing here needs fairchem. Runs of
+fairchem-core 2 and of 1.10 need an environment each.
 """
 
 from __future__ import annotations
@@ -19,9 +20,16 @@ from click import ClickException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).parent.parent
-# no account is asked for, nothing but training takes time, and no loader takes another core
+# by host: no account is asked for, nothing but training takes time, no loader takes another core
 NO_WATCH = {"denoising_structures": 0, "figures_every": 0, "gradients_every": 0}
-ALL_RUNS = {"logger": {"name": "tensorboard"}, "optim": {"num_workers": 0, "watch": NO_WATCH}}
+ALL_RUNS = {
+    1: {"logger": {"name": "tensorboard"}, "optim": {"num_workers": 0, "watch": NO_WATCH}},
+    2: {
+        "job": {"device_type": "CPU", "debug": True},
+        "loader": {"num_workers": 0},
+        "runner": {"train_eval_unit": {"watch": NO_WATCH}},
+    },
+}
 
 
 class Part(BaseModel):
@@ -111,6 +119,11 @@ class Run:
         return f"{self.variant}-{self.arm}-seed{self.seed}"
 
     @property
+    def host(self) -> int:
+        """Major version of fairchem-core that trains it."""
+        return host_of(self.source)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of config, measurements and seed."""
         parts = [self.config, self.tests, self.sigmas, self.seed]
@@ -145,7 +158,12 @@ def expand(name: str, study: Study) -> list[Run]:
         for variant_name, variant in study.variants.items():
             for arm_name in study.arms_of(variant_name):
                 arm, settings = study.arms[arm_name], {}
-                for part in (ALL_RUNS, study.settings, variant.settings, arm.settings):
+                for part in (
+                    ALL_RUNS[host_of(arm.config)],
+                    study.settings,
+                    variant.settings,
+                    arm.settings,
+                ):
                     settings = merged(settings, part)
                 config = merged(read_config(ROOT / arm.config), settings)
                 place = (name, variant_name, arm_name, seed, arm.config)
@@ -153,14 +171,20 @@ def expand(name: str, study: Study) -> list[Run]:
     return runs
 
 
+def host_of(config: Path) -> int:
+    """Tell the major version of fairchem-core that a config is for, by its suffix."""
+    return 2 if config.suffix == ".yaml" else 1
+
+
 def read_config(path: Path) -> dict:
-    """Read a training config with its ``includes``."""
+    """Read a training config with its ``includes``, or ``defaults`` with fairchem-core 2."""
     if not path.is_file():
         raise ClickException(f"{path} does not exist (config of an arm)")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     config: dict = {}
-    for include in own.pop("includes", []):
-        config = merged(config, read_config(path.parent / include))
+    others = [f"{name}.yaml" for name in own.pop("defaults", []) if name != "_self_"]
+    for other in own.pop("includes", []) + others:
+        config = merged(config, read_config(path.parent / other))
     return merged(config, own)
 
 

@@ -71,6 +71,8 @@ _ROWS = (
     Metric("lr", "learning rate", group="Optimisation"),
     Metric("grad_norm", "gradient norm", group="Optimisation"),
     Metric("corrupted_fraction", "corrupted fraction", group="Optimisation"),
+    Metric("prob", "probability of corruption", group="Optimisation"),
+    Metric("denoising_coefficient", "weight of the noise", group="Optimisation"),
     Metric(GRADIENT_SHARE, "share of the gradient: {}", group="Optimisation"),
     Metric(LOSS_TERM, "loss term: {}", "", "lower", "Optimisation"),
     Metric("skipped_steps", "skipped steps", group="Optimisation"),

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
+AUTO = "auto"
+UNSCHEDULED = {"early_epochs": None, "clean_start": 0.0, "clean_end": 0.0}
+LONGEST_AUTO = 0.5  # the largest fraction that ``clean_end: auto`` becomes
+
 
 def _positive(description: str, unit: str = "Å", expects: str = "a number > 0, or null") -> Any:
     """Define an optional setting > 0."""
@@ -110,6 +114,19 @@ class DeNSConfig(BaseModel):
         unit="epochs",
         ge=1,
     )
+    clean_start: float = setting(
+        "a number in [0, 1)",
+        "fraction of training at its start in which nothing is corrupted",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
+    clean_end: float | Literal["auto"] = setting(
+        "a number in [0, 1), or 'auto'",
+        "fraction of training at its end in which nothing is corrupted; auto: half of up to 35 "
+        "epochs, a fifth of 100 and more",
+        default=0.0,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DeNSConfig:
@@ -134,6 +151,16 @@ class DeNSConfig(BaseModel):
             raise ValueError(
                 f"strict_max_ratio = {self.strict_max_ratio} needs corrupt_ratio: "
                 "without it all atoms are corrupted"
+            )
+        if self.clean_end != AUTO and not 0 <= self.clean_end < 1:
+            raise ValueError(
+                f"clean_end must be a number in [0, 1), or 'auto', got {self.clean_end}"
+            )
+        longest = LONGEST_AUTO if self.clean_end == AUTO else self.clean_end
+        if self.clean_start + longest >= 1:
+            raise ValueError(
+                f"clean_start = {self.clean_start} and clean_end = {self.clean_end} leave nothing "
+                "corrupted: their sum must be < 1"
             )
         return self
 
@@ -195,7 +222,7 @@ def corrupt_all(dens: DeNSConfig, data: Any, sigma: float | None = None) -> DeNS
         data: a structure; exclusions by a field that it lacks are dropped.
         sigma: a noise level, Å; None keeps that of training, or the ladder.
     """
-    change: dict[str, Any] = {"prob": 1.0, "early_epochs": None}
+    change: dict[str, Any] = {"prob": 1.0, **UNSCHEDULED}
     if dens.exclude_md:
         change["exclude_md"] = "if_marked"
     if getattr(data, "stress", None) is None:

@@ -21,6 +21,7 @@ from dens.denoising.corruption import (
 )
 from dens.denoising.loss import denoising_targets
 from dens.denoising.metrics import denoising_metric_names, denoising_metrics
+from dens.denoising.schedule import at, is_scheduled, probability
 from dens.fields import DENOISING_FIELDS
 from dens.metrics import Ratio
 from dens.objective import Objective, Prediction, Probe, Progress, Target
@@ -57,7 +58,7 @@ class DeNSObjective(Objective):
         return sample_draws_by_structure(batch.natoms, streams, whole, batch.pos.dtype)
 
     def apply(self, batch: Any, draws: Draws | torch.Generator, progress: Progress) -> None:
-        corruption = corrupt_batch(batch, self.config, draws, epoch=progress.epochs_done)
+        corruption = corrupt_batch(batch, at(self.config, progress), draws)
         attach(batch, corruption, batch.forces)
         if self.hide_forces:
             batch.noise_forces = torch.zeros_like(batch.noise_forces)
@@ -78,6 +79,14 @@ class DeNSObjective(Objective):
             else:
                 rows = clean[batch.batch] if target.level == "atom" else clean
                 found.append(replace(target, rows=target.rows & rows))
+        return found
+
+    def schedule(self, progress: Progress) -> dict[str, float]:
+        found = {}
+        if is_scheduled(self.config):
+            found["prob"] = probability(self.config, progress)
+        if self.config.denoising_coefficient_end is not None:
+            found["denoising_coefficient"] = self.config.coefficient_at(progress.fraction)
         return found
 
     def metrics(self, prediction: Prediction, batch: Any) -> dict[str, Ratio]:

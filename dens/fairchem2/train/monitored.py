@@ -130,6 +130,7 @@ class MonitoredSteps(ReproducibleSteps):
         prediction = self.host.in_physical_units(self.step_outputs(), batch)
         terms = {name: term.detach() for name, term in self.step_terms().items()}
         found = step_metrics(prediction, batch, self.objective, terms)
+        found |= self.objective.schedule(self.host.progress)
         found["skipped_steps"] = self.skipped_steps
         self.host.log(found, "train")
         if distutils.is_master():

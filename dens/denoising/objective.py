@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dens.denoising.clean_phases import at, is_scheduled, probability
 from dens.denoising.config import DeNSConfig, corrupt_all
 from dens.denoising.corruption import (
     Draws,
@@ -21,7 +22,6 @@ from dens.denoising.corruption import (
 )
 from dens.denoising.loss import denoising_targets
 from dens.denoising.metrics import denoising_metric_names, denoising_metrics
-from dens.denoising.schedule import at, is_scheduled, probability
 from dens.fields import DENOISING_FIELDS
 from dens.metrics import Ratio
 from dens.objective import Objective, Prediction, Probe, Progress, Target

@@ -16,7 +16,7 @@ from dens import transfer
 from dens.data.batches import select_structures
 from dens.fairchem1.config.rules import metric_names
 from dens.metrics import LOSS_TERM, Ratio, find_metric
-from dens.objective import Objective, Progress
+from dens.objective import Objective
 from dens.patching import replaced
 from dens.ranks import sum_over_ranks, world_size
 
@@ -48,7 +48,6 @@ class TrainingMetrics:
     """
 
     objective: Objective
-    progress: Progress
     _validating = False
     _pending: PendingStep | None = None
     _loss_values: dict[str, float]  # terms of the loss of the present step, averages over ranks
@@ -141,8 +140,6 @@ class TrainingMetrics:
             return metrics
         sums = dict(zip(names, map(Ratio, numbers[::2], numbers[1::2]), strict=True))
         sums |= {LOSS_TERM + name: Ratio(value, 1) for name, value in self._loss_values.items()}
-        schedule = self.objective.schedule(self.progress)
-        sums |= {name: Ratio(value, 1) for name, value in schedule.items()}
         for name, (total, count) in sums.items():
             if count:
                 stat = {"total": total, "numel": int(count)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dens.denoising.clean_phases import SHORT, clean_end, is_scheduled
 from dens.denoising.config import DeNSConfig
-from dens.denoising.schedule import SHORT, clean_end, is_scheduled
 from dens.runs.check.findings import Findings, counted
 
 SIZES = "50 to 2,600 structures"  # of the training sets measured (docs/results.md)

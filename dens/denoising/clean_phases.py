@@ -1,4 +1,4 @@
-"""Schedule of the corruption: in which part of training structures are corrupted."""
+"""Phases of training without corruption: when DeNS begins and ends."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.structures import make_batch
 
-from dens.denoising import schedule
+from dens.denoising import clean_phases
 from dens.denoising.config import corrupt_all, parse_config
 from dens.denoising.objective import DeNSObjective
 from dens.objective import Progress
@@ -23,7 +23,7 @@ def corrupting(**settings) -> list[int]:
     """List the steps, counted from 1, at which a training may corrupt structures."""
     dens = parse_config({**BASE, **settings})
     of_steps = {n: Progress(n * EPOCHS / STEPS, EPOCHS) for n in range(1, STEPS + 1)}
-    return [n for n, progress in of_steps.items() if schedule.probability(dens, progress) > 0]
+    return [n for n, progress in of_steps.items() if clean_phases.probability(dens, progress) > 0]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_steps_that_corrupt(settings, first, last):
 
 
 def test_the_examples_of_the_module():
-    assert doctest.testmod(schedule) == (0, 4)
+    assert doctest.testmod(clean_phases) == (0, 4)
 
 
 @pytest.mark.parametrize("setting", ["clean_end", "clean_start"])
@@ -68,7 +68,7 @@ def test_a_schedule_changes_no_draw(setting):
 
 def test_measuring_denoising_ignores_the_schedule():
     dens = parse_config({**BASE, "clean_end": 0.9, "clean_start": 0.05, "early_epochs": 1})
-    assert not schedule.is_scheduled(corrupt_all(dens, make_batch()))
+    assert not clean_phases.is_scheduled(corrupt_all(dens, make_batch()))
 
 
 def test_what_is_logged():

@@ -15,15 +15,15 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
     ("settings", "epochs", "said"),
     [
         ({"prob": 0.0}, 4, []),
-        ({}, 30, ["950 structures in 30 epochs: DeNS raised the force errors by 7 to 14 %"]),
+        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +14 %"]),
         ({}, 50, ["950 structures in 50 epochs: between the lengths that were measured"]),
         ({}, 120, ["950 structures in 120 epochs: DeNS lowered the force errors"]),
         (
             {"clean_end": "auto"},
             30,
-            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "with half of the training clean"],
+            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "with half of it clean"],
         ),
-        ({"clean_start": 0.1, "early_epochs": 5}, 30, ["from epoch 3 to 5 of 30", "raised"]),
+        ({"clean_start": 0.1, "early_epochs": 5}, 30, ["from epoch 3 to 5 of 30", "changed"]),
     ],
 )
 def test_what_is_said(settings, epochs, said):

@@ -1,13 +1,15 @@
 """Force encoding and noise head for a backbone of fairchem-core 1.10, by mixin and hook.
 
-A backbone puts :class:`EncodesForces` before fairchem's class and adds ``self.encoded`` to its first
-node embedding in a hook; its noise head puts :class:`NoiseOutput` before fairchem's force head.
-Clean batches (see :func:`dens.denoising.corruption.denoising_fields`), so every evaluation, have no
-encoding and no noise: there a backbone computes what fairchem's own does with the same weights.
+A backbone puts :class:`EncodesForces` before fairchem's class and adds ``self.encoded`` to its
+first node embedding in a hook; its noise head puts :class:`NoiseOutput` before fairchem's force
+head. Clean batches (see :func:`dens.denoising.corruption.denoising_fields`), so every evaluation,
+have no encoding and no noise: a backbone then computes what fairchem's does with the same weights.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,3 +107,27 @@ class NoiseOutput(nn.Module):
         if denoising_fields(data) is None:
             return {}
         return {"noise": super().forward(data, emb)["forces"]}
+
+
+def check_gradient_scales(modules: Iterable[nn.Module], normalizers: Mapping[str, Any]) -> None:
+    """Refuse different normalisers of an energy and of forces that are its gradient.
+
+    Args:
+        modules: of the model.
+        normalizers: fairchem's, by the names of targets.
+
+    Raises:
+        ConfigError: names both standard deviations.
+    """
+    if all(getattr(module, "direct_forces", True) for module in modules):
+        return
+    energy, forces = (
+        float(normalizers[name].rmsd) if name in normalizers else 1.0
+        for name in ("energy", "forces")
+    )
+    if not math.isclose(energy, forces, rel_tol=1e-6):
+        raise ConfigError(
+            "forces are gradients of the energy, so both must have the same stdev in their "
+            f"normalizers, got {energy:g} for energy and {forces:g} for forces "
+            "(dataset.train.transforms.normalizer.forces.stdev)"
+        )

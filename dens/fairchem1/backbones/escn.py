@@ -46,8 +46,8 @@ class ESCNBackbone(EncodesForces, RadiusGraphs, eSCNBackbone):
     def _init_edge_rot_mat(self, data, edge_index, edge_distance_vec):
         if len(edge_distance_vec) == 0:
             raise ValueError(
-                f"no atom of a batch has a neighbour within cutoff = {self.cutoff} Å, which eSCN of "
-                "fairchem-core 1.10 cannot take (model.backbone.cutoff)"
+                f"no atom of a batch has a neighbour within cutoff = {self.cutoff} Å, which eSCN "
+                "of fairchem-core 1.10 cannot take (model.backbone.cutoff)"
             )
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 

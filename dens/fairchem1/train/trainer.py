@@ -15,6 +15,7 @@ from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.force_encoding import ForceEncoding
 from dens.denoising.objective import DeNSObjective
+from dens.fairchem1.backbones.attached import check_gradient_scales
 from dens.fairchem1.config.methods.dens import check_model_classes, check_targets, parse_dens
 from dens.fairchem1.train.host import ObjectiveMixin
 from dens.fairchem1.train.optimizer import EpochTrainer
@@ -78,6 +79,7 @@ class DeNSMixin(ObjectiveMixin):
                 "the model has no force encoding or no noise head, so it would ignore optim.dens: "
                 f"got {type(self._unwrapped_model).__name__} (model)"
             )
+        check_gradient_scales(modules, self.normalizers)
         encodings = [m for m in modules if isinstance(m, ForceEncoding)]
         self._dens_parameters = [p for m in heads + encodings for p in m.parameters()]
 

@@ -303,6 +303,9 @@ TABLE = {
     ),
     "OMP_NUM_THREADS=1 python -m benchmarks.curve --steps 300": Run("--steps 6", says="control 2"),
     "OMP_NUM_THREADS=1 python -m benchmarks.neighbors": Run("--rounds 1", says="ratio"),
+    "python -m benchmarks.nve --model direct=A.pt --model gradient=B.pt --structure aspirin.xyz": Run(
+        "--help", says="--timestep", reason="needs trained models; tests/test_benchmarks starts it"
+    ),
     "python -m benchmarks.launches --sizes M L": Run("--sizes S --arms ours", says="dense.py"),
     "OMP_NUM_THREADS=1 python -m benchmarks.regions --size S": Run(
         "--rounds 1", says="SO(2) convolution"

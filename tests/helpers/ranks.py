@@ -68,7 +68,7 @@ def gradients(
     metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})
     named = trainer._unwrapped_model.named_parameters()
     return {
-        **{name: parameter.grad.numpy() for name, parameter in named},
+        **{name: parameter.grad.numpy() for name, parameter in named if parameter.requires_grad},
         "loss": np.array(loss.item()),
         "metrics": {name: metric["metric"] for name, metric in metrics.items()},
     }

@@ -79,7 +79,6 @@ class DeNSMixin(ObjectiveMixin):
                 "the model has no force encoding or no noise head, so it would ignore optim.dens: "
                 f"got {type(self._unwrapped_model).__name__} (model)"
             )
-        check_gradient_scales(modules, self.normalizers)
         encodings = [m for m in modules if isinstance(m, ForceEncoding)]
         self._dens_parameters = [p for m in heads + encodings for p in m.parameters()]
 
@@ -91,6 +90,7 @@ class DeNSMixin(ObjectiveMixin):
             return
         with replaced(self, train_dataset=checked(dataset, "train", self.config)):
             super().load_references_and_normalizers()
+        check_gradient_scales(self._unwrapped_model.modules(), self.normalizers)
 
     def run_relaxations(self) -> None:
         with safe_lbfgs():

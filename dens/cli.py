@@ -130,7 +130,7 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
         "relax": (f"{_FAIRCHEM1}morered.relax_command:relax_command", "Relax FILES by denoising."),
         "export": (
             "dens.fairchem1.checkpoints.export:export_command",
-            "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
+            "Write CHECKPOINT as a stock model, which runs without dens.",
         ),
         "report": (
             "dens.runs.report.report_command:report_command",

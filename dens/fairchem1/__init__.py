@@ -13,6 +13,8 @@ compat.install()  # before fairchem is imported: it supplies modules that fairch
 # at every start fairchem loads its own files in a way that torch 2.4 warns about
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairchem\.core\.")
 
+from dens.fairchem1.backbones.escn import ESCNBackbone, ESCNNoiseHead  # noqa: E402
+from dens.fairchem1.backbones.esen import ESENBackbone, ESENNoiseHead  # noqa: E402
 from dens.fairchem1.data.oc22 import OC22LmdbDataset  # noqa: E402
 from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     EnergyHead,
@@ -30,6 +32,10 @@ compat.repair()
 __all__ = [
     "DeNSMixin",
     "DeNSTrainer",
+    "ESCNBackbone",
+    "ESCNNoiseHead",
+    "ESENBackbone",
+    "ESENNoiseHead",
     "EnergyHead",
     "EquiformerV2Backbone",
     "EquiformerV2DeNS",

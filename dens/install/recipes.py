@@ -20,7 +20,11 @@ import yaml
 from dens.files import atomic_file
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-_BACKBONES = {"equiformer_v2_backbone": "EquiformerV2", "eSCNMDBackbone": "eSEN"}
+_BACKBONES = {
+    "equiformer_v2_backbone": "EquiformerV2",
+    **dict.fromkeys(("escn_backbone", "ESCNBackbone"), "eSCN"),
+    **dict.fromkeys(("esen_backbone", "ESENBackbone", "eSCNMDBackbone"), "eSEN"),
+}
 _METHOD = re.compile(r"dens\.(?:\w+\.)*(\w+?)(?:Trainer|TrainEvalUnit)")
 _ORIGINS = {"Published: ": "published", "Published for ": "adapted"}
 _BASELINE = re.compile(r"baseline of (\S+?\.yml)")

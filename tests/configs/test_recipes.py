@@ -35,6 +35,11 @@ SHRUNKEN = {
     "mmax_list": [2],
     "max_radius": 4.0,
     "max_neighbors": 8,
+    "hidden_channels": 8,
+    "num_sphere_samples": 16,
+    "cutoff": 4.0,
+    "lmax": 2,
+    "mmax": 2,
 }
 
 

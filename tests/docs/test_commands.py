@@ -122,6 +122,9 @@ RELAX_SLABS = (
     "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
 )
 GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
+CONSERVED = (
+    "python -m benchmarks.nve --model direct=A.pt --model gradient=B.pt --structure aspirin.xyz"
+)
 
 OF_FAIRCHEM2 = "needs fairchem-core 2; its tests run it there, here 1.10 refuses it"
 CONVERT2 = "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system"
@@ -303,6 +306,9 @@ TABLE = {
     ),
     "OMP_NUM_THREADS=1 python -m benchmarks.curve --steps 300": Run("--steps 6", says="control 2"),
     "OMP_NUM_THREADS=1 python -m benchmarks.neighbors": Run("--rounds 1", says="ratio"),
+    CONSERVED: Run(
+        "--help", says="--timestep", reason="needs trained models; tests/test_benchmarks starts it"
+    ),
     "python -m benchmarks.launches --sizes M L": Run("--sizes S --arms ours", says="dense.py"),
     "OMP_NUM_THREADS=1 python -m benchmarks.regions --size S": Run(
         "--rounds 1", says="SO(2) convolution"

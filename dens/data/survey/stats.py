@@ -34,7 +34,7 @@ def graph_settings(
         ``cutoff`` (Å), ``max_neighbors`` and ``strict``; None without cutoff and config.
 
     Raises:
-        ValueError: a limit without a cutoff, or a model without max_radius.
+        ValueError: a limit without a cutoff, or a model without either name of it.
     """
     if cutoff is not None:
         return {"cutoff": cutoff, "max_neighbors": max_neighbors, "strict": True}
@@ -44,10 +44,11 @@ def graph_settings(
         return None
     model = config.get("model") or {}
     backbone = model.get("backbone", model)
-    if "max_radius" not in backbone:
-        raise ValueError("the config has no model.backbone.max_radius: give --cutoff")
+    given = backbone.get("max_radius", backbone.get("cutoff"))
+    if given is None:
+        raise ValueError("the config has no model.backbone.max_radius or cutoff: give --cutoff")
     return {
-        "cutoff": backbone["max_radius"],
+        "cutoff": given,
         "max_neighbors": backbone.get("max_neighbors"),
         "strict": backbone.get("enforce_max_neighbors_strictly", True),
     }

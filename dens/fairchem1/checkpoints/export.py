@@ -1,4 +1,4 @@
-"""Export a checkpoint of any layout to stock EquiformerV2, for machines without dens.
+"""Export a checkpoint of any layout to fairchem's own model, for machines without dens.
 
 Noise head and force encoding are left out: they have no effect in evaluation. The file holds
 tensors, numbers, text and plain containers only, so that every PyTorch reads it.
@@ -17,6 +17,7 @@ import torch
 from fairchem.core.common.utils import update_config
 from torch import Tensor
 
+from dens.fairchem1.backbones.families import family_of_section
 from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
 from dens.fairchem1.checkpoints.model_sections import stock_section
 from dens.fairchem1.checkpoints.state import EXPORTED_ELEMENTS, trained_elements
@@ -26,7 +27,7 @@ _LIN_REF = "backbone.energy_lin_ref"
 
 
 def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = False) -> str:
-    """Write a stock EquiformerV2 checkpoint; return a line that describes it.
+    """Write a checkpoint of fairchem's own model; return a line that describes it.
 
     Args:
         path: a checkpoint of any layout.
@@ -50,7 +51,8 @@ def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = 
             file.write(content) if bare else torch.save(stock, file)
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
-    return f"{out}: stock EquiformerV2, outputs {', '.join(stock['config']['outputs'])}"
+    title = family_of_section(stock["config"]["model"]).title
+    return f"{out}: stock {title}, outputs {', '.join(stock['config']['outputs'])}"
 
 
 def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
@@ -141,5 +143,5 @@ def _as_safetensors(weights: Mapping[str, Tensor]) -> bytes:
 @click.option("--raw", is_flag=True, help="Take the weights as trained, not their average (EMA).")
 @click.option("--safetensors", is_flag=True, help="Write the bare weights in that format.")
 def export_command(checkpoint: Path, out: Path, raw: bool, safetensors: bool) -> None:
-    """Write CHECKPOINT as stock EquiformerV2, which runs without dens."""
+    """Write CHECKPOINT as a stock model, which runs without dens."""
     click.echo(export_checkpoint(checkpoint, out, raw=raw, bare=safetensors))

@@ -94,7 +94,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
     ) -> None:
-        """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
+        """Resume a checkpoint of dens, or start from the weights of any other model."""
         parent = super().load_checkpoint
         load_from(self, parent, checkpoint_path, checkpoint, inference_only)
         self.forget_host_modules()

@@ -15,12 +15,20 @@ from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbon
 from dens.fairchem1.config.translate import translate_model
 
 BACKBONE, NOISE_HEAD = "dens.EquiformerV2Backbone", "dens.NoiseHead"
+STRESS_HEAD = "dens.StressHead"
+# fairchem's head with the settings in which it can hold the weights of ours; not the reverse
+_STOCK_STRESS = {
+    "module": "rank2_symmetric_head",
+    "decompose": True,
+    "use_source_target_embedding": True,
+}
 # each row: the name in dens, the stock name, further names of equivalent classes
 _CLASSES = """
 dens.EquiformerV2Backbone equiformer_v2_backbone dens_equiformer_v2_backbone
 dens.EnergyHead equiformerV2_scalar_head equiformer_v2_energy_head dens_energy_head
 dens.ForceHead equiformerV2_vector_head equiformer_v2_force_head dens_force_head
 dens.NoiseHead - dens_noise_head
+dens.StressHead - dens_stress_head
 """
 _ROWS = [row.split() for row in _CLASSES.strip().splitlines()]
 _TO_DENS = {other: ours for ours, *others in _ROWS for other in others}
@@ -102,7 +110,9 @@ def stock_section(model: Mapping[str, Any]) -> dict[str, Any]:
     backbone["model"] = _TO_STOCK[model["backbone"]["model"]]
     heads = {}
     for name, head in model["heads"].items():
-        if head["module"] != NOISE_HEAD:
+        if head["module"] == STRESS_HEAD:
+            heads[name] = {**head, **_STOCK_STRESS}
+        elif head["module"] != NOISE_HEAD:
             heads[name] = {**head, "module": _TO_STOCK.get(head["module"], head["module"])}
     return {**model, "backbone": backbone, "heads": heads}
 

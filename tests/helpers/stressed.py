@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from ase import units
 from torch_geometric.data import Batch, Data
 
 from dens.data.bulk.crystals import Labelled, label, make_crystals, run_frames, strained
@@ -81,3 +83,28 @@ def stress_config(src: str, *, head: str = "dens.StressHead", model=None, **sect
     ]
     config["evaluation_metrics"]["metrics"]["stress"] = ["mae"]
     return config
+
+
+def as_mptrj(frame: Labelled) -> dict:
+    """Write a labelled frame as MPtrj has it: pymatgen's structure, kbar with VASP's sign."""
+    atoms = frame.atoms
+    sites = [
+        {"species": [{"element": symbol, "occu": 1}], "xyz": list(xyz), "abc": [0, 0, 0]}
+        for symbol, xyz in zip(atoms.symbols, atoms.positions.tolist(), strict=True)
+    ]
+    return {
+        "structure": {"lattice": {"matrix": atoms.cell.tolist()}, "sites": sites},
+        "uncorrected_total_energy": frame.energy + 1.5,
+        "corrected_total_energy": frame.energy,
+        "energy_per_atom": frame.energy / len(atoms),
+        "force": frame.forces.tolist(),
+        "stress": (-frame.stress / (0.1 * units.GPa)).tolist(),
+        "magmom": None,
+        "bandgap": 0.0,
+    }
+
+
+def write_mptrj(path: Path, frames: Iterable[Labelled]) -> None:
+    """Write each frame as a material of its own, in the layout of MPtrj."""
+    content = {f"mp-{i}": {f"mp-{i}-0-0": as_mptrj(frame)} for i, frame in enumerate(frames)}
+    path.write_text(json.dumps(content))

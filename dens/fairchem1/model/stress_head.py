@@ -23,8 +23,10 @@ class StressHead(Rank2SymmetricTensorHead):
 
     with the means over the neighbours j of atom i, and x the node embedding. fairchem's own
     ``rank2_symmetric_head`` has a SiLU and biases on the components of the degree-2 part, so its
-    stress does not turn with the structure. This one does. Its weights are also those of a head of
-    fairchem's, see :func:`as_stock`.
+    stress does not turn with the structure. This one does. It also sees the degree 0 of x from the
+    start, without which all cubic crystals look alike up to lmax 3: the normalisation of Y removes
+    it, and fairchem's bias starts at 0. Its weights are also those of a head of fairchem's, see
+    :func:`as_stock`.
 
     Args:
         backbone: of EquiformerV2.
@@ -38,6 +40,9 @@ class StressHead(Rank2SymmetricTensorHead):
         super().__init__(backbone, output_name, decompose=True, use_source_target_embedding=True)
         channels = self.block.emb_size
         self.block.irrep2_MLP = nn.Linear(channels, 1, bias=False)
+        for name, bias in self.sphharm_norm.named_parameters():
+            if name.endswith("bias"):  # of degree 0, in all of fairchem's normalisations
+                nn.init.ones_(bias)
         nn.init.uniform_(self.block.irrep2_MLP.weight, -(channels**-0.5), channels**-0.5)
 
     def forward(self, data, emb) -> dict[str, Tensor]:

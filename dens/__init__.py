@@ -38,6 +38,7 @@ _HOME = {
     "EnergyHead": "dens.fairchem1",
     "ForceHead": "dens.fairchem1",
     "NoiseHead": "dens.fairchem1",
+    "StressHead": "dens.fairchem1",
     "MoreRedHead": "dens.fairchem1",
     "MoreRedMixin": "dens.fairchem1",
     "MoreRedTrainer": "dens.fairchem1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-FORCES_MAE, ENERGY_MAE = "forces_mae", "energy_mae"
+FORCES_MAE, ENERGY_MAE, STRESS_MAE = "forces_mae", "energy_mae", "stress_mae"
 NOISE_MAE, NOISE_COSINE = "denoising_pos_mae", "denoising_pos_cosine"
 NOISE_EXPLAINED = "denoising_pos_explained_variance"
 NOISY_ENERGY_MAE, NOISY_FORCES_MAE = "denoising_energy_mae", "denoising_forces_mae"
@@ -57,6 +57,8 @@ _ROWS = (
     Metric("loss", "loss", "", "lower", "Optimisation", short="loss"),
     Metric(FORCES_MAE, "force MAE", "eV/Å", "lower", short="F"),
     Metric(ENERGY_MAE, "energy MAE", "eV", "lower", short="E"),
+    Metric(STRESS_MAE, "stress MAE", "eV/Å³", "lower", short="S"),
+    Metric("energy_per_atom_mae", "energy MAE per atom", "eV", "lower"),
     Metric("forces_cosine_similarity", "force cosine similarity", "", "higher"),
     Metric(NOISE_MAE, "noise MAE", "Å", "lower", "Denoising", short="noise"),
     Metric(NOISE_EXPLAINED, "noise variance explained", "", "higher", "Denoising"),

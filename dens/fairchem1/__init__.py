@@ -23,6 +23,7 @@ from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     ForceHead,
     NoiseHead,
 )
+from dens.fairchem1.model.stress_head import StressHead  # noqa: E402
 from dens.fairchem1.morered.heads import MoreRedHead, TimeHead  # noqa: E402
 from dens.fairchem1.morered.train import MoreRedMixin, MoreRedTrainer  # noqa: E402
 from dens.fairchem1.train.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
@@ -45,5 +46,6 @@ __all__ = [
     "MoreRedTrainer",
     "NoiseHead",
     "OC22LmdbDataset",
+    "StressHead",
     "TimeHead",
 ]

@@ -129,6 +129,8 @@ def _describe(path: Path, root: Path) -> Recipe | None:
         src = config.get("dataset", {}).get("train", {}).get("src")
     if not trainer or not src:
         return None
+    if isinstance(src, list):
+        src = src[0] + f" and {len(src) - 1} more" * (len(src) > 1)
     backbone = model.get("backbone", {}).get("model") or model["checkpoint_location"]
     method = _METHOD.fullmatch(trainer)
     return Recipe(

@@ -25,8 +25,10 @@ from helpers.documents import PAGES, apply_diff, code_blocks, commands
 from helpers.equilibria import write_equilibria
 from helpers.labelled import slabs, write_oc20
 from helpers.paths import CONFIGS, DOCS, README, ROOT
+from helpers.stressed import some_frames, write_mptrj
 from helpers.written import read
 
+from dens.data.bulk.bulk_demo import make_bulk_demo
 from dens.data.demo import make_demo_data
 from dens.data.equilibria.slabs import make_relaxed_demo
 from dens.data.store.records import data_to_atoms
@@ -61,6 +63,7 @@ class Run:
 
 
 TRAIN = "fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
+BULK = "fairchem main.py --config configs/mptrj/eqv2_dens_demo.yml"
 PLAIN = "fairchem main.py --config configs/oc20/eqv2_demo.yml --identifier plain"
 RELAXING = "fairchem main.py --config examples/relax_demo.yml --identifier relax"
 OWN = (
@@ -179,6 +182,18 @@ TABLE = {
     ),
     "dens data demo data/demo": Run(
         says="data/demo already exists", status=2, reason="takes a minute; tests/data make less"
+    ),
+    "dens data demo data/demo_bulk --bulk": Run(
+        says="data/demo_bulk already exists",
+        status=2,
+        reason="takes a minute; tests/data make less",
+    ),
+    BULK: Run(f"{FEW} --optim.watch.denoising_structures=0", makes="checkpoints/*/checkpoint.pt"),
+    "dens data mptrj MPtrj_2022.9_full.json --out data/mptrj": Run(
+        "--val 0.4", says="corrected energies; stress, in kbar with VASP's sign"
+    ),
+    "dens data oc20 s2ef_train_2M --out data/oc20/s2ef/2M_total/train": Run(
+        says="0 of them from MD, 3 not"
     ),
     "dens data demo data/demo_relaxed --relaxed": Run(
         says="data/demo_relaxed already exists",
@@ -381,6 +396,8 @@ class Workplace:
         shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
         (folder / "data/demo2").mkdir()
+        make_bulk_demo(folder / "data/demo_bulk", train_frames=20, val_frames=10)
+        write_mptrj(folder / "MPtrj_2022.9_full.json", some_frames(3, 2))
         systems = {"train": 8, "val_id": 2, "val_ood": 1}
         make_relaxed_demo(folder / "data/demo_relaxed", systems=systems)
         results = folder / "docs/results/relaxation"
@@ -407,7 +424,7 @@ class Workplace:
         write_equilibria(self.folder)
         slab = data_to_atoms(read(self.folder / "data/demo/val_id")[0])
         ase.io.write(self.folder / "slab.traj", slab)
-        for name in ("s2ef_train_all", "s2ef_md"):
+        for name in ("s2ef_train_all", "s2ef_md", "s2ef_train_2M"):
             lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
             write_oc20(self.folder / name, 0, slabs(3), lines)
         (self.folder / "data/md17").mkdir()

@@ -97,6 +97,7 @@ dens.EquiformerV2Backbone equiformer_v2_backbone dens_equiformer_v2_backbone
 dens.EnergyHead equiformerV2_scalar_head equiformer_v2_energy_head dens_energy_head
 dens.ForceHead equiformerV2_vector_head equiformer_v2_force_head dens_force_head
 dens.NoiseHead - dens_noise_head
+dens.StressHead - dens_stress_head
 """,
     heads={"energy": "dens.EnergyHead", "forces": "dens.ForceHead", "noise": "dens.NoiseHead"},
     flat=("dens.EquiformerV2DeNS", "dens_equiformer_v2", "equiformer_v2"),

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dens.fairchem1.backbones.families import family_of_section
 from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
-from dens.fairchem1.checkpoints.model_sections import stock_section
+from dens.fairchem1.checkpoints.model_sections import STRESS_HEAD, stock_section
 from dens.fairchem1.checkpoints.state import EXPORTED_ELEMENTS, trained_elements
+from dens.fairchem1.model.stress_head import as_stock
 from dens.files import atomic_file
 
 _LIN_REF = "backbone.energy_lin_ref"
@@ -74,6 +75,9 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
         *(f"output_heads.{n}." for n, r in checkpoint.heads.items() if r == "noise"),
     )
     weights = {k: v for k, v in checkpoint.weights.items() if not k.startswith(left_out)}
+    for name, head in checkpoint.model["heads"].items():
+        if head["module"] == STRESS_HEAD:
+            weights = as_stock(weights, name)
     if model["backbone"].get("use_pbc") is False:
         logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
     elements, elementrefs = trained_elements(checkpoint.content), dict(checkpoint.elementrefs)

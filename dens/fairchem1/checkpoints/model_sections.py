@@ -19,6 +19,13 @@ from dens.fairchem1.backbones.families import (
 )
 from dens.fairchem1.config.translate import translate_model
 
+STRESS_HEAD = "dens.StressHead"
+# fairchem's head with the settings in which it can hold the weights of ours; not the reverse
+_STOCK_STRESS = {
+    "module": "rank2_symmetric_head",
+    "decompose": True,
+    "use_source_target_embedding": True,
+}
 _ROWS = [row for family in FAMILIES for row in family.rows]
 _TO_DENS = {other: ours for ours, *others in _ROWS for other in others}
 _TO_STOCK = {ours: stock for ours, stock, *_ in _ROWS}
@@ -99,7 +106,9 @@ def stock_section(model: Mapping[str, Any]) -> dict[str, Any]:
     backbone["model"] = _TO_STOCK[model["backbone"]["model"]]
     heads = {}
     for name, head in model["heads"].items():
-        if head["module"] not in NOISE_HEADS:
+        if head["module"] == STRESS_HEAD:
+            heads[name] = {**head, **_STOCK_STRESS}
+        elif head["module"] not in NOISE_HEADS:
             heads[name] = {**head, "module": _TO_STOCK.get(head["module"], head["module"])}
     return {**model, "backbone": backbone, "heads": heads}
 

@@ -166,10 +166,7 @@ def commands() -> None:
             "dens.data.convert.md17:md17_command",
             "Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.",
         ),
-        "mptrj": (
-            "dens.data.bulk.mptrj:mptrj_command",
-            "Convert MPtrj's FILE to LMDB, split by material.",
-        ),
+        "mptrj": ("dens.data.bulk.mptrj:mptrj_command", "Convert MPtrj's FILE to LMDB."),
         "qm7x": ("dens.data.equilibria.qm7x:qm7x_command", "Convert QM7-X's equilibria to LMDB."),
         "qm9": ("dens.data.equilibria.qm9:qm9_command", "Convert QM9's equilibria to LMDB."),
         "stats": (

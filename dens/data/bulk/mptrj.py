@@ -229,7 +229,10 @@ def _report(out: Path, counts: dict[str, Counter], skipped: list, energy: str) -
 @click.option("--md5", help="Of FILE; nothing is written if it is another file.")
 @common_options
 def mptrj_command(file, out, workers, **options) -> None:
-    """Convert MPtrj's FILE, MPtrj_2022.9_full.json, to the folder OUT, split by material."""
+    """Convert MPtrj's FILE to LMDB.
+
+    FILE is MPtrj_2022.9_full.json. The folder OUT gets train and val, split by material.
+    """
     if workers != 1:
         raise click.UsageError("--workers must be 1: the file is one stream")
     rules = take_rules(options)

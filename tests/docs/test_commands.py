@@ -125,6 +125,7 @@ RELAX_SLABS = (
     "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
 )
 GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
+ESEN_DEMO = "fairchem main.py --config configs/oc20/esen_dens_demo.yml --timestamp-id esen --seed 0"
 CONSERVED = (
     "python -m benchmarks.nve --model direct=A.pt --model gradient=B.pt --structure aspirin.xyz"
 )
@@ -279,6 +280,11 @@ TABLE = {
     "fairchem --help": Run(says="--optim.dens.sigma=0.15"),
     "dens evaluate --config configs/oc20/eqv2_dens_demo.yml --checkpoint checkpoint.pt": Run(
         "--optim.num_workers=0", needs=(TRAIN,), says="denoising_pos_mae"
+    ),
+    ESEN_DEMO: Run(FEW, makes="checkpoints/esen/checkpoint.pt"),
+    "dens evaluate --config configs/oc20/esen_dens_demo.yml "
+    "--checkpoint checkpoints/esen/checkpoint.pt --dataset.val.first_n=48": Run(
+        "--optim.num_workers=0", needs=(ESEN_DEMO,), says="denoising_pos_mae"
     ),
     "fairchem --config CONFIG --timestamp-id my-run": Run(
         FEW, makes="checkpoints/my-run/checkpoint.pt"

@@ -46,8 +46,7 @@ def graph_settings(
         return None
     model = config.get("model") or {}
     backbone = model.get("backbone", model)
-    given = backbone.get("max_radius", backbone.get("cutoff"))
-    if given is None:
+    if not (given := backbone.get("max_radius", backbone.get("cutoff"))):
         raise ValueError("the config has no model.backbone.max_radius or cutoff: give --cutoff")
     return {
         "cutoff": given,

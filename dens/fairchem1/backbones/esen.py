@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.esen.esen import Linear_Force_Head, eSEN_Backbone
 
@@ -32,8 +33,9 @@ class ESENBackbone(EncodesForces, eSEN_Backbone, RadiusGraphs):
         """Run fairchem's forward; a graph without edges has zero forces and zero gradients."""
         out = super().forward(data)
         if out["edge_index"].shape[1] == 0:  # fairchem leaves all layers out
-            zero = 0 * data.pos.sum() + zero_gradient(self.parameters())
-            out["node_embedding"] = out["node_embedding"] + zero
+            with torch.set_grad_enabled(torch.is_grad_enabled() or data.pos.requires_grad):
+                zero = 0 * data.pos.sum() + zero_gradient(self.parameters())
+                out["node_embedding"] = out["node_embedding"] + zero
         return out
 
     def _add_encoding(self, embedding, args):

@@ -6,9 +6,10 @@ from typing import ClassVar
 import pytest
 import torch
 from contracts.backbone import BackboneContract, build, corrupted, run
+from fairchem.core.common import gp_utils
 from helpers.backbones import SETTINGS, model_of
 from helpers.structures import make_batch
-from helpers.trainers import DENS, trainer_config
+from helpers.trainers import DENS, morered_config, trainer_config
 
 import dens
 from dens.fairchem1.backbones.families import EQUIFORMER_V2, ESCN, ESEN, FAMILIES
@@ -60,7 +61,8 @@ class TestESENWithGradientForces(BackboneContract):
     def test_atoms_without_neighbours_have_no_forces(self):
         model, batch = build(self.model), make_batch(1)
         batch.pos, batch.cell = 30 * batch.pos, 30 * batch.cell
-        assert (run(model, batch)["forces"] == 0).all()
+        with torch.no_grad():  # as in validation
+            assert (run(model, batch)["forces"] == 0).all()
 
 
 def test_the_table_has_a_tiny_model_of_every_family():
@@ -110,6 +112,19 @@ def test_escn_names_a_batch_without_neighbours():
     batch.pos, batch.cell = 30 * batch.pos, 30 * batch.cell
     with pytest.raises(ValueError, match=r"no atom of a batch has a neighbour within cutoff = 4.0"):
         run(model, batch)
+
+
+@pytest.mark.parametrize("family", [ESCN, ESEN], ids=lambda family: family.title)
+def test_what_only_equiformer_v2_can_is_refused(dataset, family, monkeypatch):
+    config = morered_config(dataset)
+    config["model"]["backbone"] = {**model_of(family)["backbone"], "force_encoding": False}
+    with pytest.raises(
+        ConfigError, match=r"model.backbone.model must be dens.EquiformerV2Backbone"
+    ):
+        dens.MoreRedTrainer(**config)
+    monkeypatch.setattr(gp_utils, "initialized", lambda: True)
+    with pytest.raises(ConfigError, match="--gp-gpus needs EquiformerV2"):
+        build(model_of(family))
 
 
 def test_unequal_normalisers_of_gradient_forces_are_refused(dataset):

@@ -10,6 +10,7 @@ import dens
 
 DOTTED = """
     DeNSTrainer DeNSMixin EquiformerV2Backbone EquiformerV2DeNS EnergyHead ForceHead NoiseHead
+    StressHead
     OC22LmdbDataset load_calculator ConfigError DeNSConfig parse_config Corruption corrupt
     ForceEncoding dens_loss denoising_metrics NoiseLevels MoreRedConfig
     RelaxSettings relax_structures DeNSTrainEvalUnit DeNSUnitMixin
@@ -21,7 +22,7 @@ import dens.fairchem1
 from fairchem.core.common.registry import registry
 
 registry.get_trainer_class("dens")
-models = "equiformer_v2_backbone energy_head force_head noise_head equiformer_v2 "
+models = "equiformer_v2_backbone energy_head force_head noise_head stress_head equiformer_v2 "
 models += "escn_backbone escn_noise_head esen_backbone esen_noise_head"
 for name in models.split():
     registry.get_model_class(f"dens_{name}")

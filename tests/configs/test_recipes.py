@@ -140,6 +140,7 @@ def make_crystals_in(folder: Path, *, as_database: bool) -> None:
             stress = full_3x3_to_voigt_6_stress(frame.stress)
             frame.atoms.calc = SinglePointCalculator(frame.atoms, **labels, stress=stress)
             database.write(frame.atoms)
+    np.savez(folder / "metadata.npz", natoms=[len(frame.atoms) for frame in frames])
 
 
 def make_relaxed(folder: Path, *, is_open: bool) -> None:

@@ -31,6 +31,7 @@ PYTEST = -m pytest -n $(WORKERS) --dist loadfile
 test: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python $(PYTEST)
 
 data/demo: | install

@@ -278,9 +278,7 @@ def _run(argv: list[str], program: str) -> None:
             # not standalone: errors come to main(), which prints them like all others
             sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
     if fairchem_major() == 2:
-        from dens.fairchem2.launch import launch
-
-        sys.exit(launch(argv))
+        sys.exit(load("dens.fairchem2.launch:launch")(argv))
     if first and not first.startswith("-") and "=" not in first:
         raise click.UsageError(
             f"unknown command {first!r}: the commands are {', '.join(commands.list_commands())}; "

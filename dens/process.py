@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -41,7 +42,7 @@ class StopSignals:
         self.replace = replace
         self.pending: int | None = None
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> StopSignals:
         from submitit.core.job_environment import JobEnvironment

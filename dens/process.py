@@ -10,6 +10,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from dens.settings import ConfigError
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
@@ -25,6 +27,23 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name in os.environ for name in _CHOSEN):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def refuse_torchrun(ranks: str) -> None:
+    """Refuse to run as one of torchrun's processes: fairchem would make each a run of one rank.
+
+    Args:
+        ranks: how fairchem is told the number of ranks, which it starts itself.
+
+    Raises:
+        ConfigError: torchrun has started this process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        number = os.environ.get("WORLD_SIZE", "N")
+        raise ConfigError(
+            f"torchrun has started {number} processes, but fairchem starts its ranks itself: run "
+            f"it without torchrun, with {ranks}"
+        )
 
 
 class StopSignals:

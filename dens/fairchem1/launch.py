@@ -46,6 +46,7 @@ from dens.fairchem1.data.safe_lmdb import use_safe_formats
 from dens.fairchem1.describe_run import NOISE, announcing, output_of_run
 from dens.fairchem1.train.logger import keep_logs
 from dens.patching import replaced
+from dens.process import refuse_torchrun
 from dens.runs.terminal.output import VERBOSE, terminal_output
 from dens.settings import ConfigError
 
@@ -171,10 +172,11 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train, validate, predict or relax (``args.mode``), as fairchem's ``main`` does.
 
     Raises:
-        ConfigError: a mistake of the user, found here or by a rank.
+        ConfigError: a mistake of the user, found here or by a rank; torchrun.
         SystemExit: with the report of a spawned rank that failed; or with status 143 after SIGTERM,
             when the run has saved.
     """
+    refuse_torchrun("--num-gpus N")
     ours = {
         "build_config": read_config,
         "create_grid": _create_grid,

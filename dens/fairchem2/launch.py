@@ -21,6 +21,7 @@ import yaml
 
 from dens.hosts import fairchem_version
 from dens.patching import replaced
+from dens.process import refuse_torchrun
 from dens.runs.terminal.output import VERBOSE, terminal_output
 from dens.settings import ConfigError
 
@@ -77,6 +78,7 @@ def launch(argv: Sequence[str]) -> Any:
             def read_config(path: str, overrides: list[str]) -> Any:
                 config = stock(path, overrides)
                 if is_ours(config):
+                    refuse_torchrun("job.scheduler.ranks_per_node=N")
                     output.enter_context(output_of_run(config))
                 return config
 

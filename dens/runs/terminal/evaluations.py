@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dens.metrics import METRICS, NOISE_MAE, Metric, find_metric, hides_forces
+from dens.metrics import METRICS, NOISE_MAE, RELAXED_RMSD, Metric, find_metric, hides_forces
 from dens.runs.history import plain_numbers
 from dens.runs.terminal.output import show
 
@@ -84,6 +84,7 @@ def _columns(line: Mapping[str, Any]) -> dict[str, Metric]:
     levels = [name for name in line if name.startswith(_AT_LEVEL) and not hides_forces(name)]
     levels.sort(key=lambda name: float(name.removeprefix(_AT_LEVEL)))
     chosen += levels[len(levels) // 2 :][:1]
+    chosen += [name for name in line if name.startswith(f"{RELAXED_RMSD}/sigma=")]
     return {name: find_metric(name) for name in [*chosen, *[_LOSS] * (_LOSS in line)]}
 
 

@@ -44,9 +44,9 @@ def describe_device(device: torch.device | str, ranks: int) -> str:
     """Describe the device of this rank, and the number of ranks."""
     device = torch.device(device)
     name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    missing = " (there is no CUDA device)" if not torch.cuda.is_available() else ""
+    missing = "" if torch.cuda.is_available() else "There is no CUDA device: "
     threads = f", {count_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
-    return f"{name}{missing}, {count_of(ranks, 'rank')}{threads} on {platform.node()}"
+    return f"{missing}{name}, {count_of(ranks, 'rank')}{threads} on {platform.node()}"
 
 
 def count_of(n: int, noun: str) -> str:

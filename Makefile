@@ -8,7 +8,7 @@ BIN2 = $(VENV2)/bin
 STAMP2 = $(VENV2)/.installed
 DEMO2 = configs/fairchem2/esen_dens_demo.yaml
 
-.PHONY: install browser test demo install2 test2 demo2 clean
+.PHONY: install browser test test-all demo install2 test2 demo2 clean
 
 install: $(STAMP)
 
@@ -28,10 +28,13 @@ browser:
 WORKERS ?= auto
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile
 
-test: install browser
+# Without the commands of the docs, studies and benchmarks, which test-all runs too.
+test: SELECTED = -m 'not slow'
+test test-all: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python $(PYTEST)
+	$(BIN)/mypy
+	$(BIN)/python $(PYTEST) $(SELECTED)
 
 data/demo: | install
 	$(BIN)/dens data demo $@

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from dens.hosts import explain_missing, fairchem_major, require_major
+from dens.runs.terminal.output import terminal_output
 from dens.settings import ConfigError
 
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
@@ -274,12 +275,11 @@ def _run(argv: list[str], program: str) -> None:
     if program not in ("fairchem", "main.py"):
         ours += ("--help", "-h")
     if first in ours:
-        # not standalone: errors come to main(), which prints them like all others
-        sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
+        with terminal_output():  # warnings, too, take a line each
+            # not standalone: errors come to main(), which prints them like all others
+            sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
     if fairchem_major() == 2:
-        from dens.fairchem2.launch import launch
-
-        sys.exit(launch(argv))
+        sys.exit(load("dens.fairchem2.launch:launch")(argv))
     if first and not first.startswith("-") and "=" not in first:
         raise click.UsageError(
             f"unknown command {first!r}: the commands are {', '.join(commands.list_commands())}; "

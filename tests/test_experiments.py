@@ -22,6 +22,8 @@ from experiments import run as runner_module
 from experiments.report import paired_difference, write_report
 from experiments.study import ROOT, expand, load_study
 
+pytestmark = pytest.mark.slow
+
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.yml"))
 STEPS = 24
 

@@ -35,7 +35,7 @@ def command(*argv: str):
     return CliRunner().invoke(cli.commands, ["recipes", *argv])
 
 
-def test_the_wheel_has_every_config(monkeypatch):
+def test_the_wheel_has_every_file_and_config(monkeypatch):
     """By setuptools' own list of what it puts into a wheel."""
     setuptools = pytest.importorskip("setuptools")
     monkeypatch.chdir(ROOT)
@@ -44,9 +44,11 @@ def test_the_wheel_has_every_config(monkeypatch):
     build = project.get_command_obj("build_py")
     build.ensure_finalized()
     packed = {str(Path(path).relative_to(build.build_lib)) for path in build.get_outputs(0)}
-    assert packed >= {f"dens/recipes/{name}" for name in FILES}
-    assert packed >= {"dens/py.typed", "dens/runs/report/page.html", "dens/install/recipes.py"}
-    assert not {path for path in packed if path.split("/")[0] != "dens"}
+    here = (path for path in (ROOT / "dens").rglob("*") if path.is_file())
+    needed = {str(path.relative_to(ROOT)) for path in here if "__pycache__" not in path.parts}
+    needed |= {f"dens/recipes/{name}" for name in FILES}
+    assert packed == needed
+    assert {"dens/py.typed", "dens/runs/report/page.html"} <= needed
     from dens import __version__
 
     assert project.metadata.version == __version__

@@ -143,7 +143,7 @@ class DeNSConfig(BaseModel):
                 "give either sigma, or all of sigma_low, sigma_high and num_sigmas: got no sigma"
                 + (f", and no {', '.join(missing)}" if given else "")
             )
-        if given and self.sigma_low >= self.sigma_high:
+        if given and self.ladder[0] >= self.ladder[1]:
             raise ValueError(
                 f"sigma_high must be > sigma_low, got {self.sigma_high} <= {self.sigma_low}"
             )
@@ -174,12 +174,21 @@ class DeNSConfig(BaseModel):
         """The possible noise levels with their indices, see :meth:`NoiseLevels.geometric`."""
         if self.sigma is not None:
             return NoiseLevels((self.sigma,))
-        return NoiseLevels.geometric(self.sigma_low, self.sigma_high, self.num_sigmas)
+        return NoiseLevels.geometric(*self.ladder)
+
+    @property
+    def ladder(self) -> tuple[float, float, int]:
+        """The ends of a ladder in Å, and the number of its levels."""
+        low, high, number = self.sigma_low, self.sigma_high, self.num_sigmas
+        assert low is not None
+        assert high is not None
+        assert number is not None
+        return low, high, number
 
     @property
     def noise_scale(self) -> float:
         """s_N in Å, the divisor of noise targets: sigma, or sigma_high of a ladder."""
-        return self.sigma if self.sigma is not None else self.sigma_high
+        return self.sigma if self.sigma is not None else self.ladder[1]
 
     @property
     def required_fields(self) -> dict[str, str]:

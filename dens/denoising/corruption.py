@@ -121,6 +121,7 @@ def eligible_structures(
         total = forces.new_zeros(len(natoms), 3).index_add(0, batch, forces)
         ok &= torch.linalg.vector_norm(total, dim=-1) <= config.max_mean_force_norm * natoms
     if config.max_stress_norm is not None:
+        assert stress is not None  # it is required
         norm = torch.linalg.vector_norm(stress.reshape(len(natoms), -1), dim=-1)
         ok &= norm <= config.max_stress_norm
     return ok

@@ -67,7 +67,8 @@ class DeNSObjective(Objective):
         set_fields(batch, values)
 
     def targets(self, base: Sequence[Target], batch: Any, progress: Progress) -> list[Target]:
-        found, clean = [], batch.sigma == 0
+        found: list[Target] = []
+        clean = batch.sigma == 0
         for target in base:
             if target.name == "forces":
                 coefficient = self.config.coefficient_at(progress.fraction)
@@ -127,7 +128,8 @@ class DeNSObjective(Objective):
         dens = self.config
         if dens.sigma is not None:
             return [dens.sigma / 2, dens.sigma, 2 * dens.sigma]
-        return [dens.sigma_low, math.sqrt(dens.sigma_low * dens.sigma_high), dens.sigma_high]
+        low, high, _ = dens.ladder
+        return [low, math.sqrt(low * high), high]
 
     @property
     def typical_sigma(self) -> float:

@@ -259,7 +259,7 @@ TABLE = {
     TRAIN_QM7: Run(
         "--optim.scheduler_params.warmup_epochs=1 --optim.max_epochs=2 --logger=tensorboard",
         needs=(TRAIN, QM7),
-        says="relaxed_rmsd/sigma=0.10",
+        says="RMSD after relaxation, sigma = 0.10 Å (Å)",
         makes="checkpoints/*-qm7/checkpoint.pt",
     ),
     "dens relax start.xyz --checkpoint checkpoints/*-qm7/checkpoint.pt --out relaxed.traj": Run(
@@ -274,7 +274,7 @@ TABLE = {
     ),
     # launcher and long runs
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "
-    "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="forces_mae"),
+    "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="force MAE (eV/Å)"),
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --optim.dens.sigma=0.05 "
     "--logger=tensorboard --quiet": Run(FEW),
     "fairchem --help": Run(says="--optim.dens.sigma=0.15"),
@@ -468,6 +468,7 @@ def workplace(tmp_path_factory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("clone"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [c for c in TABLE if not c.startswith(("pip", "make"))], ids=lambda c: c[:60]
 )
@@ -500,6 +501,7 @@ def test_make_demo_trains_and_evaluates():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_starts_from_the_error_of_zeros(workplace):
     """As in the demo's table: an untrained noise head predicts almost no noise."""
     (evaluate,) = (c for c in TABLE if c.startswith("dens evaluate") and "eqv2" in c)
@@ -512,6 +514,7 @@ def test_the_demo_starts_from_the_error_of_zeros(workplace):
     assert untrained == pytest.approx(zeros, rel=0.2)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_data(workplace):
     (stats,) = (c for c in TABLE if c.startswith("dens data stats data/mine"))
     workplace.run(stats)
@@ -520,6 +523,7 @@ def test_statistics_are_those_of_the_data(workplace):
     assert snippet["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] > 0.1
 
 
+@pytest.mark.slow
 def test_missing_data_name_the_commands_that_get_them(workplace):
     """The OC20 recipe, as typed, ends in one line with the commands of the README."""
     output = workplace.run("fairchem main.py --config configs/oc20/eqv2_dens.yml").output
@@ -529,6 +533,7 @@ def test_missing_data_name_the_commands_that_get_them(workplace):
     assert f"dens data demo data/demo && {TRAIN}" in line
 
 
+@pytest.mark.slow
 def test_a_run_without_gpu_says_so(workplace):
     output = workplace.run(TRAIN).output
     assert "There is no CUDA device" in output or "cuda" in output

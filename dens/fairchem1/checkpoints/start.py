@@ -14,7 +14,6 @@ the copy points the wrong way, and its errors are far above those of predicting 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from dens.fairchem1.checkpoints.trained_settings import (
     settings_notice,
     settle_scales,
 )
+from dens.runs.terminal.output import show
 from dens.safe.checkpoints import safe_load
 from dens.settings import ConfigError, parse_settings, setting
 
@@ -116,7 +116,7 @@ def load_from(
         trainer.resumed(content)
         return
     if distutils.is_master():
-        logging.info(table)
+        show(table)
     scales = {"normalizers": source.normalizers, "elementrefs": source.elementrefs}
     had_average = trainer.ema is not None
     scaler, trainer.scaler = trainer.scaler, None  # starts afresh, like the optimizer

@@ -75,7 +75,7 @@ def _has_fields(dens: DeNSConfig, records: Sequence[Any], findings: Findings) ->
 
 def only(dens: DeNSConfig, name: str | None) -> DeNSConfig:
     """Copy the settings with a single exclusion, or with none."""
-    off = {rule: None for rule in EXCLUDING if rule != name}
+    off: dict[str, Any] = {rule: None for rule in EXCLUDING if rule != name}
     off |= UNSCHEDULED | ({"exclude_md": False} if "exclude_md" in off else {})
     return dens.model_copy(update=off)
 

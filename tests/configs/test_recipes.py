@@ -174,6 +174,9 @@ def shrink(config: dict) -> dict:
     config["optim"].update(small)
     config["optim"]["scheduler_params"]["warmup_epochs"] = 1
     config["optim"].pop("eval_every", None)
+    for split in config["dataset"].values():
+        if isinstance(split["src"], list):
+            split["src"] = split["src"][:1]
     return config
 
 

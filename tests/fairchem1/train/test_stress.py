@@ -97,6 +97,7 @@ def trained(tmp_path_factory):
     found = [frame for i, cell in enumerate(cells) for frame in strains(cell, 6, i, 0.003)]
     src = write_frames(folder / "data", found)
     optim = {"max_epochs": 40, "batch_size": 8, "lr_initial": 5e-3, "ema_decay": 0.95}
+    optim["eval_every"] = 1000  # never
     config = stress_config(
         src, optim=optim, is_debug=False, run_dir=str(folder), logger="tensorboard"
     )

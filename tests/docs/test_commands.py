@@ -171,6 +171,10 @@ TABLE = {
         ),
         makes="stats2.yaml",
     ),
+    **{
+        f"make docs{what}": Run(reason="builds the site, for minutes; .ci/run does")
+        for what in ("", "-check", "-links")
+    },
     "make demo": Run(
         says="dens evaluate", reason="installs, then trains for minutes; .ci/run does both"
     ),

@@ -1,4 +1,4 @@
-"""Sphinx directives that write the reference from the code: schemas and the launcher's options."""
+"""Sphinx directives that write pages from the code: schemas, the launcher's options, messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from docutils import nodes
+from error_texts import error_texts
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -57,9 +58,33 @@ class LauncherHelp(SphinxDirective):
         return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
 
 
+class Messages(SphinxDirective):
+    """Directive that lists the messages of rooms by module: ``{messages} data relax``."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Return a definition list."""
+        by_module: dict[str, list[str]] = {}
+        for folder in self.arguments[0].split():
+            for module, text in error_texts("" if folder == "top" else folder):
+                by_module.setdefault(module, []).append(text)
+        listing = nodes.definition_list()
+        for module, texts in by_module.items():
+            items = [
+                nodes.list_item("", nodes.paragraph(text=text)) for text in dict.fromkeys(texts)
+            ]
+            term = nodes.term("", "", nodes.literal(text=module))
+            body = nodes.definition("", nodes.bullet_list("", *items))
+            listing += nodes.definition_list_item("", term, body)
+        return [listing]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Add the directives."""
     app.add_directive("options", Options)
     app.add_directive("keys", Keys)
+    app.add_directive("messages", Messages)
     app.add_directive("launcher-help", LauncherHelp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

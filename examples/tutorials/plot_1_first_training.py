@@ -32,7 +32,7 @@ print(make_demo_data(shell.folder / "data/demo", train_frames=80, val_frames=20)
 # where it was if the same command is given again.
 
 common = (
-    "--seed 0 --logger=tensorboard --optim.num_workers=0 --optim.max_epochs=5 --optim.eval_every=10"
+    "--seed 0 --logger=tensorboard --optim.num_workers=0 --optim.max_epochs=3 --optim.eval_every=10"
 )
 shell(
     f"fairchem --config configs/oc20/eqv2_demo.yml --timestamp-id baseline {common}",

@@ -34,7 +34,7 @@ def dynamics(seed: int, calculator, every, steps: int = 80):
     atoms.rattle(0.1, seed=seed)
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
-    run = Langevin(atoms, 4 * fs, temperature_K=600, friction=0.02, rng=rng)
+    run = Langevin(atoms, 4 * fs, temperature_K=600, friction=0.02, fixcm=False, rng=rng)
     run.attach(lambda: every(atoms), interval=4)
     run.run(steps)
 

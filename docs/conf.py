@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_click",
+    "sphinx_gallery.gen_gallery",
     "mathml",
     "generated",
 ]
@@ -39,6 +40,23 @@ python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+
+# The build runs the tutorials: one that fails ends it. -D plot_gallery=0 leaves that out.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/tutorials",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"/plot_[1236]",
+    "ignore_pattern": r"shell\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "default_thumb_file": str(DOCS / "report.png"),
+    "download_all_examples": False,
+    "min_reported_time": 0,
+    "show_signature": False,
+    "write_computation_times": False,
+    "remove_config_comments": True,
+}
 
 # Nothing is loaded from elsewhere when a page is read: formulas are MathML, written by the build.
 html_math_renderer = "mathml"

@@ -29,10 +29,12 @@ print(make_demo_data(shell.folder / "data/demo", train_frames=80, val_frames=20)
 #
 # The recipe ``eqv2_demo`` is the baseline, ``eqv2_dens_demo`` adds DeNS. An option
 # ``--section.key=value`` changes the config. A run with ``--timestamp-id`` has a name, and goes on
-# where it was if the same command is given again.
+# where it was if the same command is given again. The last two options shrink the model.
 
 common = (
-    "--seed 0 --logger=tensorboard --optim.num_workers=0 --optim.max_epochs=3 --optim.eval_every=10"
+    "--seed 0 --logger=tensorboard --optim.num_workers=0 --optim.max_epochs=3 "
+    "--optim.eval_every=10 --optim.scheduler_params.warmup_epochs=0.3 "
+    "--model.backbone.num_layers=1 --model.backbone.sphere_channels=16"
 )
 shell(
     f"fairchem --config configs/oc20/eqv2_demo.yml --timestamp-id baseline {common}",

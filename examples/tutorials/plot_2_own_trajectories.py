@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from ase.build import add_adsorbate, fcc111
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import Trajectory
 from ase.md.langevin import Langevin
 from ase.units import fs
@@ -31,6 +32,7 @@ def dynamics(seed: int, calculator, every, steps: int = 80):
     """Run molecular dynamics of a slab of nine atoms; ``every(atoms)`` is called each 4 steps."""
     atoms = fcc111("Cu", size=(2, 2, 2), vacuum=6.0, periodic=True)
     add_adsorbate(atoms, "O", height=1.4, position="fcc")
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() == 2))  # the lowest layer
     atoms.rattle(0.1, seed=seed)
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
@@ -79,8 +81,14 @@ config = {
         "train": {"src": "data/mine/train", **stats["dataset"]["train"]},
         "val": {"src": "data/mine/val"},
     },
-    "model": stats["model"],
-    "optim": {"max_epochs": 12, "eval_every": 60, "num_workers": 0, "ema_decay": 0.95},
+    "model": {"backbone": {**stats["model"]["backbone"], "num_layers": 1}},
+    "optim": {
+        "max_epochs": 10,
+        "eval_every": 50,
+        "num_workers": 0,
+        "ema_decay": 0.95,
+        "watch": {"denoising_structures": 8, "figures_every": 0},
+    },
     "logger": "tensorboard",
 }
 shell.write("own.yml", yaml.safe_dump(config, sort_keys=False))
@@ -116,7 +124,7 @@ def compare(atoms) -> None:
     true.append(reference.get_forces())
 
 
-dynamics(100, model, compare, steps=40)
+dynamics(100, model, compare, steps=24)
 predicted, true = np.array(predicted), np.array(true)
 error = np.abs(predicted - true).mean()
 print(f"mean absolute error of the forces: {error:.3f} eV/Å; of zeros: {np.abs(true).mean():.3f}")

@@ -16,7 +16,7 @@ from dens.data.demo import make_demo_data
 shell = Shell()  # a folder of its own, with what a clone has
 shell.link("experiments")
 shell.link("benchmarks")
-make_demo_data(shell.folder / "data/mine", train_frames=40, val_frames=20)
+make_demo_data(shell.folder / "data/mine", train_frames=40, val_frames=10)
 
 # %%
 # A study
@@ -37,7 +37,11 @@ study = {
     "settings": {
         "dataset": {"train": {"src": "data/mine/train"}, "val": {"src": "data/mine/val_id"}},
         "model": {"backbone": {"num_layers": 1, "sphere_channels": 16}},
-        "optim": {"max_epochs": 8},
+        "optim": {
+            "max_epochs": 6,
+            "scheduler_params": {"warmup_epochs": 1},
+            "ema_decay": 0.9,  # a horizon of ten steps, of thirty
+        },
     },
     "variants": {"short": {"structures": 40, "tests": {"other_metal": "data/mine/val_ood"}}},
     "arms": {

@@ -20,7 +20,11 @@ import dens
 
 shell = Shell()  # a folder of its own, in which the commands run
 rng = np.random.default_rng(0)
-common = "--logger=tensorboard --seed 0 --optim.watch.gradients_every=0 --optim.ema_decay=0.95"
+common = (
+    "--logger=tensorboard --seed 0 --optim.watch.gradients_every=0 --optim.ema_decay=0.95 "
+    "--optim.watch.figures_every=0 --optim.watch.denoising_structures=4 "
+    "--model.backbone.num_layers=2"
+)
 
 # %%
 # Molecules
@@ -42,8 +46,8 @@ for name in ("molecules", "held_out"):
 
 shell(
     "fairchem --config configs/qm7/eqv2_morered.yml --timestamp-id molecules "
-    "--dataset.train.src=data/molecules --dataset.val.src=data/held_out --optim.max_epochs=60 "
-    f"--optim.eval_every=120 --optim.scheduler_params.warmup_epochs=2 {common}",
+    "--dataset.train.src=data/molecules --dataset.val.src=data/held_out --optim.max_epochs=40 "
+    f"--optim.eval_every=160 --optim.scheduler_params.warmup_epochs=2 {common}",
     grep="relaxed_rmsd",
     lines=1,
 )
@@ -99,7 +103,7 @@ shell(
     "fairchem --config configs/oc20/eqv2_morered_demo.yml --timestamp-id slabs "
     "--dataset.train.src=data/slabs --dataset.val.src=data/slabs --optim.max_epochs=100 "
     "--optim.batch_size=12 --optim.eval_every=100 --optim.scheduler_params.warmup_epochs=10 "
-    f"--optim.morered.pair_share=0 {common}",
+    f"--optim.morered.pair_share=0 --dataset.relax.src=data/slabs {common}",
     grep="relaxed_rmsd",
     lines=1,
 )

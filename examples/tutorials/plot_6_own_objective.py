@@ -101,7 +101,12 @@ make_demo_data(shell.folder / "data/demo", train_frames=40, val_frames=10)
 config = {
     "includes": ["configs/oc20/eqv2_demo.yml"],
     "trainer": "taylor_trainer.TaylorTrainer",
-    "optim": {"taylor": {"prob": 0.5, "scale": 0.02}, "max_epochs": 3, "num_workers": 0},
+    "optim": {
+        "taylor": {"prob": 0.5, "scale": 0.02},
+        "max_epochs": 3,
+        "num_workers": 0,
+        "scheduler_params": {"warmup_epochs": 1},
+    },
     "logger": "tensorboard",
 }
 shell.write("taylor.yml", yaml.safe_dump(config, sort_keys=False))

@@ -76,6 +76,16 @@ def skip_tuple_fields(app, what: str, name: str, value: object, skip: bool, opti
     return True if type(value).__name__ == "_tuplegetter" else None
 
 
+def list_new_pages(app, docname: str, source: list[str]) -> None:
+    """List pages of ``docs/`` that no toctree names, in place of NEW-PAGES, last of the guides."""
+    if docname == root_doc:
+        pages = sorted(p.stem for p in DOCS.glob("*.md") if p.name not in exclude_patterns)
+        named = source[0].split()
+        new = [page for page in pages if page != root_doc and page not in named]
+        source[0] = source[0].replace("NEW-PAGES", "\n".join(new))
+
+
 def setup(app) -> None:
     """Connect what is too small for an extension."""
     app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("source-read", list_new_pages)

@@ -2,9 +2,9 @@
 
 .. math:: E(p + \\delta) \\approx E(p) - \\sum_i f_i \\cdot \\delta_i
 
-Labels of forces make labels of energies nearby, to second order in the displacement
-(Cooper et al., npj Comput. Mater. 6, 54, 2020). Forces of displaced structures are not known, and
-are not trained on.
+Labels of forces make labels of energies nearby, to second order in the displacement (Cooper et
+al., npj Computational Materials 6, 54, 2020). Forces of displaced structures are not known, and are
+not trained on.
 """
 
 from __future__ import annotations

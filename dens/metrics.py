@@ -17,7 +17,11 @@ _FORCES_HIDDEN = "/no_forces"
 
 
 class Ratio(NamedTuple):
-    """A mean kept as ``total / weight``, so that parts of it from batches or ranks can be added."""
+    """A mean kept as ``total / weight``, so that parts of it from batches or ranks can be added.
+
+    >>> (Ratio(1.0, 2) + Ratio(5.0, 2)).value
+    1.5
+    """
 
     total: float
     weight: float

@@ -210,6 +210,12 @@ class DeNSConfig(BaseModel):
 def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
     """Validate DeNS settings.
 
+    >>> parse_config({"prob": 0.5, "denoising_coefficient": 10.0, "sigma": 0.05}).sigmas
+    (0.05,)
+    >>> parse_config({"prob": 1.5, "denoising_coefficient": 10.0, "sigma": 0.05})
+    Traceback (most recent call last):
+    dens.settings.ConfigError: prob must be a number in [0, 1], got 1.5 (optim.dens.prob)
+
     Args:
         settings: a mapping as read from YAML.
         where: its path in the user's config, for messages.

@@ -142,6 +142,14 @@ def corrupt(
     .. math:: \tilde p_i = p_i + \epsilon_i,\quad \epsilon_i \sim N(0, \sigma_{s(i)}^2 I)
         \text{ for } i \in C, \qquad \epsilon_i = 0 \text{ otherwise}
 
+    >>> from dens.denoising.config import parse_config
+    >>> config = parse_config({"prob": 1.0, "denoising_coefficient": 10.0, "sigma": 0.1})
+    >>> pos, batch, natoms = torch.zeros(3, 3), torch.tensor([0, 0, 1]), torch.tensor([2, 1])
+    >>> fixed = torch.tensor([1, 0, 0])
+    >>> made = corrupt(pos, batch, natoms, config, torch.Generator(), fixed=fixed)
+    >>> made.noise_mask.tolist(), torch.equal(made.pos - pos, made.noise)
+    ([False, True, True], True)
+
     Args:
         pos: (n_atoms, 3), Å; not modified.
         batch: (n_atoms,), index of the structure of each atom.

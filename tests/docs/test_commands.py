@@ -178,6 +178,11 @@ TABLE = {
         ),
         makes="stats2.yaml",
     ),
+    **{
+        f"make docs{what}": Run(reason="builds the site, for minutes; .ci/run does")
+        for what in ("", "-check", "-links")
+    },
+    "python docs/figures/draw.py": Run("--out pictures", makes="pictures/slab.png"),
     "make demo": Run(
         says="dens evaluate", reason="installs, then trains for minutes; .ci/run does both"
     ),
@@ -400,6 +405,7 @@ class Workplace:
         (folder / "docs").mkdir()
         shutil.copy(ROOT / "docs/results.md", folder / "docs")
         shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
+        shutil.copytree(ROOT / "docs/figures", folder / "docs/figures")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
         (folder / "data/demo2").mkdir()
         make_bulk_demo(folder / "data/demo_bulk", train_frames=20, val_frames=10)

@@ -8,7 +8,7 @@ BIN2 = $(VENV2)/bin
 STAMP2 = $(VENV2)/.installed
 DEMO2 = configs/fairchem2/esen_dens_demo.yaml
 
-.PHONY: install browser test demo install2 test2 demo2 clean
+.PHONY: install browser test test-slow docs docs-check docs-links demo install2 test2 demo2 clean
 
 install: $(STAMP)
 
@@ -31,7 +31,33 @@ PYTEST = -m pytest -n $(WORKERS) --dist loadfile
 test: install browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python $(PYTEST)
+	$(BIN)/mypy
+	$(BIN)/python $(PYTEST) -m 'not slow'
+
+# Commands of the docs, studies and benchmarks.
+test-slow: install browser
+	$(BIN)/python $(PYTEST) -m slow
+
+# The site, docs/_build/html/index.html: warnings are errors.
+SITE = docs/_build
+SPHINX = $(BIN)/python -m sphinx -q
+DOCS_STAMP = $(VENV)/.docs-installed
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP)
+	$(BIN)/codespell
+	$(SPHINX) -W --keep-going docs $(SITE)/html
+
+# Every page in Chromium, as wide as a desktop and as a phone.
+docs-check: docs browser
+	$(BIN)/python docs/check_pages.py
+
+# Links to other sites; needs a network.
+docs-links: $(DOCS_STAMP)
+	$(SPHINX) -b linkcheck docs $(SITE)/links
 
 data/demo: | install
 	$(BIN)/dens data demo $@
@@ -64,4 +90,4 @@ demo2: install2 data/demo2
 	  --checkpoint "$$(ls -td runs/esen_dens_demo/*/checkpoints/final | head -n 1)"
 
 clean:
-	rm -rf $(VENV) $(VENV2) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(SITE) docs/tutorials $(VENV) $(VENV2) build *.egg-info .pytest_cache .ruff_cache

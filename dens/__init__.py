@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ConfigError": "dens.settings",
@@ -31,9 +31,14 @@ _HOME = {
     "DeNSTrainer": "dens.fairchem1",
     "EquiformerV2Backbone": "dens.fairchem1",
     "EquiformerV2DeNS": "dens.fairchem1",
+    "ESCNBackbone": "dens.fairchem1",
+    "ESCNNoiseHead": "dens.fairchem1",
+    "ESENBackbone": "dens.fairchem1",
+    "ESENNoiseHead": "dens.fairchem1",
     "EnergyHead": "dens.fairchem1",
     "ForceHead": "dens.fairchem1",
     "NoiseHead": "dens.fairchem1",
+    "StressHead": "dens.fairchem1",
     "MoreRedHead": "dens.fairchem1",
     "MoreRedMixin": "dens.fairchem1",
     "MoreRedTrainer": "dens.fairchem1",

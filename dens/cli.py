@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from dens.hosts import explain_missing, fairchem_major, require_major
+from dens.runs.terminal.output import terminal_output
 from dens.settings import ConfigError
 
 _OVERRIDES = {"ignore_unknown_options": True}  # such as --optim.dens.sigma=0.15
@@ -130,7 +131,7 @@ _DOWNLOAD = "dens.fairchem1.data.download:download_command"
         "relax": (f"{_FAIRCHEM1}morered.relax_command:relax_command", "Relax FILES by denoising."),
         "export": (
             "dens.fairchem1.checkpoints.export:export_command",
-            "Write CHECKPOINT as stock EquiformerV2, which runs without dens.",
+            "Write CHECKPOINT as a stock model, which runs without dens.",
         ),
         "report": (
             "dens.runs.report.report_command:report_command",
@@ -166,6 +167,7 @@ def commands() -> None:
             "dens.data.convert.md17:md17_command",
             "Convert a MOLECULE of MD17, rMD17 or sGDML's CCSD(T) sets to LMDB.",
         ),
+        "mptrj": ("dens.data.bulk.mptrj:mptrj_command", "Convert MPtrj's FILE to LMDB."),
         "qm7x": ("dens.data.equilibria.qm7x:qm7x_command", "Convert QM7-X's equilibria to LMDB."),
         "qm9": ("dens.data.equilibria.qm9:qm9_command", "Convert QM9's equilibria to LMDB."),
         "stats": (
@@ -273,12 +275,11 @@ def _run(argv: list[str], program: str) -> None:
     if program not in ("fairchem", "main.py"):
         ours += ("--help", "-h")
     if first in ours:
-        # not standalone: errors come to main(), which prints them like all others
-        sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
+        with terminal_output():  # warnings, too, take a line each
+            # not standalone: errors come to main(), which prints them like all others
+            sys.exit(commands.main(argv, prog_name=program, standalone_mode=False))
     if fairchem_major() == 2:
-        from dens.fairchem2.launch import launch
-
-        sys.exit(launch(argv))
+        sys.exit(load("dens.fairchem2.launch:launch")(argv))
     if first and not first.startswith("-") and "=" not in first:
         raise click.UsageError(
             f"unknown command {first!r}: the commands are {', '.join(commands.list_commands())}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-FORCES_MAE, ENERGY_MAE = "forces_mae", "energy_mae"
+FORCES_MAE, ENERGY_MAE, STRESS_MAE = "forces_mae", "energy_mae", "stress_mae"
 NOISE_MAE, NOISE_COSINE = "denoising_pos_mae", "denoising_pos_cosine"
 NOISE_EXPLAINED = "denoising_pos_explained_variance"
 NOISY_ENERGY_MAE, NOISY_FORCES_MAE = "denoising_energy_mae", "denoising_forces_mae"
@@ -17,12 +17,16 @@ _FORCES_HIDDEN = "/no_forces"
 
 
 class Ratio(NamedTuple):
-    """A mean kept as ``total / weight``, so that parts of it from batches or ranks can be added."""
+    """A mean kept as ``total / weight``, so that parts of it from batches or ranks can be added.
+
+    >>> (Ratio(1.0, 2) + Ratio(5.0, 2)).value
+    1.5
+    """
 
     total: float
     weight: float
 
-    def __add__(self, other: Ratio) -> Ratio:
+    def __add__(self, other: Ratio) -> Ratio:  # type: ignore[override]  # sums, joins no tuples
         return Ratio(self.total + other.total, self.weight + other.weight)
 
     @property
@@ -57,6 +61,8 @@ _ROWS = (
     Metric("loss", "loss", "", "lower", "Optimisation", short="loss"),
     Metric(FORCES_MAE, "force MAE", "eV/Å", "lower", short="F"),
     Metric(ENERGY_MAE, "energy MAE", "eV", "lower", short="E"),
+    Metric(STRESS_MAE, "stress MAE", "eV/Å³", "lower", short="S"),
+    Metric("energy_per_atom_mae", "energy MAE per atom", "eV", "lower"),
     Metric("forces_cosine_similarity", "force cosine similarity", "", "higher"),
     Metric(NOISE_MAE, "noise MAE", "Å", "lower", "Denoising", short="noise"),
     Metric(NOISE_EXPLAINED, "noise variance explained", "", "higher", "Denoising"),
@@ -71,6 +77,8 @@ _ROWS = (
     Metric("lr", "learning rate", group="Optimisation"),
     Metric("grad_norm", "gradient norm", group="Optimisation"),
     Metric("corrupted_fraction", "corrupted fraction", group="Optimisation"),
+    Metric("prob", "probability of corruption", group="Optimisation"),
+    Metric("denoising_coefficient", "weight of the noise", group="Optimisation"),
     Metric(GRADIENT_SHARE, "share of the gradient: {}", group="Optimisation"),
     Metric(LOSS_TERM, "loss term: {}", "", "lower", "Optimisation"),
     Metric("skipped_steps", "skipped steps", group="Optimisation"),

@@ -19,6 +19,12 @@ class NoiseLevels:
     """A sequence of noise levels, lowest first; level t has the standard deviation ``sigmas[t]``.
 
     ``t`` is the index of a level, 0 to T - 1, and tau = t / (T - 1) in [0, 1] its diffusion time.
+
+    >>> levels = NoiseLevels.geometric(0.01, 0.16, 5)
+    >>> [round(sigma, 3) for sigma in levels.sigmas]
+    [0.01, 0.02, 0.04, 0.08, 0.16]
+    >>> int(levels.nearest(0.05))
+    2
     """
 
     sigmas: tuple[float, ...]  # (T,) | Å

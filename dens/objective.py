@@ -118,6 +118,10 @@ class Objective(ABC):
     def targets(self, base: Sequence[Target], batch: Any, progress: Progress) -> list[Target]:
         """Turn the host's own targets (energy, forces, ...) into those of the corrupted batch."""
 
+    def schedule(self, progress: Progress) -> dict[str, float]:
+        """Return the settings that change in training, as they are at a step, for the log."""
+        return {}
+
     @abstractmethod
     def metrics(self, prediction: Prediction, batch: Any) -> dict[str, Ratio]:
         """Measure the predictions for a corrupted batch, by name; only what has any element."""

@@ -8,6 +8,9 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
+
+from dens.settings import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -26,6 +29,23 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def refuse_torchrun(ranks: str) -> None:
+    """Refuse to run as one of torchrun's processes: fairchem would make each a run of one rank.
+
+    Args:
+        ranks: how fairchem is told the number of ranks, which it starts itself.
+
+    Raises:
+        ConfigError: torchrun has started this process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        number = os.environ.get("WORLD_SIZE", "N")
+        raise ConfigError(
+            f"torchrun has started {number} processes, but fairchem starts its ranks itself: run "
+            f"it without torchrun, with {ranks}"
+        )
+
+
 class StopSignals:
     """Context that defers SIGTERM, and submitit's signal of preemption, to the end of a step.
 
@@ -41,7 +61,7 @@ class StopSignals:
         self.replace = replace
         self.pending: int | None = None
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # handlers
 
     def __enter__(self) -> StopSignals:
         from submitit.core.job_environment import JobEnvironment

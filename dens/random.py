@@ -25,7 +25,12 @@ class Stream(IntEnum):
     STARTS = 7  # noise of what an evaluation relaxes: sigma in 1e-6 Å, number of the structure
 
     def generator(self, seed: int, *key: int) -> torch.Generator:
-        """Make the generator of this stream for a seed and the key that its comment lists."""
+        """Make the generator of this stream for a seed and the key that its comment lists.
+
+        >>> numbers = [torch.rand(1, generator=Stream.BATCHES.generator(0, 7)) for _ in range(2)]
+        >>> torch.equal(*numbers)
+        True
+        """
         if self > Stream.MODEL:
             # (3, 0) and (3,) would give the same numbers, as SeedSequence pads with zeros;
             # a training stream has keys of a single length

@@ -235,7 +235,7 @@ def _all_results(studies: Path, results: Path) -> dict[str, tuple[Study, list[di
     found = {}
     for path in sorted(studies.glob("*.yml")):
         study = load_study(path)
-        if study.overview is not None:
+        if study.overview:
             runner = Runner(ROOT / "runs" / path.stem, results / path.stem)
             found[path.stem] = study, [*runner.kept(expand(path.stem, study)).values()]
     return found

@@ -64,8 +64,8 @@ class Study(Part):
     data: dict[str, str] = Field({}, description="command by the folder that it makes")
     seeds: list[int] = Field(min_length=1)
     reference: str = Field(description="the arm that the others are compared with")
-    overview: str | None = Field(
-        None, description="the arm that the table over all studies compares with the reference"
+    overview: list[str] = Field(
+        [], description="the arms that the table over all studies compares with the reference"
     )
     arms: dict[str, Arm]
     variants: dict[str, Variant]
@@ -84,9 +84,9 @@ class Study(Part):
                 )
         if self.arms[self.reference].variants is not None:
             raise ValueError(f"reference {self.reference!r} must be run for all variants")
-        if self.overview is not None:
-            if self.overview not in self.arms:
-                raise ValueError(f"overview must be one of the arms {[*self.arms]}")
+        if self.overview:
+            if not {*self.overview} <= {*self.arms}:
+                raise ValueError(f"overview must be some of the arms {[*self.arms]}")
             unknown = [name for name, v in self.variants.items() if v.structures is None]
             if unknown:
                 raise ValueError(f"variants.{unknown[0]}.structures is missing: overview needs it")

@@ -10,6 +10,7 @@ PROGRAMS = [p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in 
 PROGRAMS += [p.parent.name for p in (ROOT / "benchmarks").glob("*/__main__.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
 def test_starts(name):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]

@@ -22,6 +22,8 @@ from experiments import run as runner_module
 from experiments.report import paired_difference, write_report
 from experiments.study import ROOT, expand, load_study
 
+pytestmark = pytest.mark.slow
+
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.yml"))
 STEPS = 24
 
@@ -270,7 +272,7 @@ def test_an_arm_of_some_variants(tmp_path):
     assert "| many |" not in text
 
 
-OVERVIEW = {"overview": "other", "variants": {"all": {"structures": 8, "tests": {"test": "x"}}}}
+OVERVIEW = {"overview": ["other"], "variants": {"all": {"structures": 8, "tests": {"test": "x"}}}}
 
 
 @pytest.mark.parametrize("two_arms", [OVERVIEW], indirect=True)
@@ -284,7 +286,7 @@ def test_table_over_all_studies(two_arms):
         assert invoke("--report").exit_code == 0
         pages.append((folder / "docs" / "r.md").read_text())
     assert "<!-- overview -->" not in pages[0]
-    place = f"| tiny_study | all | 8 | {STEPS // 4} |"
+    place = f"| tiny_study | all | 8 | {STEPS // 4} | other |"
     assert f"{place} 1 of 3 | -30.0 [one seed], -30 % |" in pages[1]
     assert f"{place} 2 of 3 | **-29.5 [-35.9 to -23.1], -29 %** |" in pages[2]
     assert pages[2].count("tiny_study | all") == 1
@@ -317,8 +319,8 @@ def _arm_of(*variants: str) -> dict:
         (_arm_of("none"), "arms.dens.variants must be of ['all'], got ['none']"),
         (_arm_of(), "arms.dens.variants: List should have at least 1 item"),
         (_arm_of("all"), "reference 'dens' must be run for all variants"),
-        ({"overview": "none"}, "overview must be one of the arms ['dens']"),
-        ({"overview": "dens"}, "variants.all.structures is missing: overview needs it"),
+        ({"overview": ["none"]}, "overview must be some of the arms ['dens']"),
+        ({"overview": ["dens"]}, "variants.all.structures is missing: overview needs it"),
     ],
 )
 def test_wrong_study_files(tmp_path, change, message):

@@ -123,7 +123,6 @@ CONFIGS = st.builds(
     max_force_norm=LIMITS,
     max_mean_force_norm=LIMITS,
     max_stress_norm=LIMITS,
-    early_epochs=st.none() | st.integers(1, 3),
 )
 
 
@@ -150,7 +149,6 @@ def batches(draw) -> dict:
         "fixed": torch.rand(n_atoms, generator=generator) < shares,
         "md": draw(st.none() | st.just(torch.rand(n_structures, generator=generator) < 0.5)),
         "stress": noise(n_structures, 9) * scale,
-        "epoch": draw(st.integers(0, 3)),
         "seed": draw(st.integers(0, 2**32)),
     }
 
@@ -161,7 +159,7 @@ def test_corruption(config, given_batch, by_structure):
     note(str(given_batch["natoms"]))
     pos, batch, natoms = (given_batch[name] for name in ("pos", "batch", "natoms"))
     seed, before, fixed = given_batch["seed"], pos.clone(), given_batch["fixed"]
-    fields = ("forces", "batch", "natoms", "md", "stress", "epoch")
+    fields = ("forces", "batch", "natoms", "md", "stress")
     eligible = eligible_structures(config, **{name: given_batch[name] for name in fields})
     if by_structure:
         streams = [make_generator(seed, i) for i in range(len(natoms))]

@@ -36,12 +36,14 @@ def results(tmp_path_factory) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_the_fast_path_is_exact_in_double(results):
     for name, errors in results["numbers"]["numbers"].items():
         limit = 1e-12 if name.startswith("float64") else 1e-4 if name.startswith("fp32") else 1
         assert max(errors.values()) < limit, name
 
 
+@pytest.mark.slow
 def test_arms_are_timed_in_turns(results):
     (case,) = results["step"]["cases"]
     assert list(case["arms"]) == ["ours", "ours DeNS", "fairchem"]
@@ -49,6 +51,7 @@ def test_arms_are_timed_in_turns(results):
     assert list(case["ratios"]) == ["plain: fairchem / ours", "ours: DeNS / plain"]
 
 
+@pytest.mark.slow
 def test_a_profile_covers_the_step(results):
     (profile,) = results["profile"]["profiles"].values()
     assert (
@@ -60,6 +63,7 @@ def test_a_profile_covers_the_step(results):
     assert {"S2 activation", "SO(2) convolution"} <= profile["operation"].keys()
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_the_plain_ones(results):
     rows = results["kernels"]["rows"]
     assert len(rows) == 30  # operations, ways, precisions

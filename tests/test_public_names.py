@@ -10,9 +10,11 @@ import dens
 
 DOTTED = """
     DeNSTrainer DeNSMixin EquiformerV2Backbone EquiformerV2DeNS EnergyHead ForceHead NoiseHead
+    StressHead
     OC22LmdbDataset load_calculator ConfigError DeNSConfig parse_config Corruption corrupt
     ForceEncoding dens_loss denoising_metrics NoiseLevels MoreRedConfig
     RelaxSettings relax_structures DeNSTrainEvalUnit DeNSUnitMixin
+    ESCNBackbone ESCNNoiseHead ESENBackbone ESENNoiseHead
 """
 HOSTS = {"dens.fairchem1": "1", "dens.fairchem2": "2"}
 SHORT = """
@@ -20,7 +22,8 @@ import dens.fairchem1
 from fairchem.core.common.registry import registry
 
 registry.get_trainer_class("dens")
-models = "equiformer_v2_backbone energy_head force_head noise_head equiformer_v2"
+models = "equiformer_v2_backbone energy_head force_head noise_head stress_head equiformer_v2 "
+models += "escn_backbone escn_noise_head esen_backbone esen_noise_head"
 for name in models.split():
     registry.get_model_class(f"dens_{name}")
 for name in ("dens_lmdb", "dens_oc22_lmdb"):

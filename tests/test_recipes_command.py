@@ -35,7 +35,7 @@ def command(*argv: str):
     return CliRunner().invoke(cli.commands, ["recipes", *argv])
 
 
-def test_the_wheel_has_every_config(monkeypatch):
+def test_the_wheel_has_every_file_and_config(monkeypatch):
     """By setuptools' own list of what it puts into a wheel."""
     setuptools = pytest.importorskip("setuptools")
     monkeypatch.chdir(ROOT)
@@ -44,9 +44,11 @@ def test_the_wheel_has_every_config(monkeypatch):
     build = project.get_command_obj("build_py")
     build.ensure_finalized()
     packed = {str(Path(path).relative_to(build.build_lib)) for path in build.get_outputs(0)}
-    assert packed >= {f"dens/recipes/{name}" for name in FILES}
-    assert packed >= {"dens/py.typed", "dens/runs/report/page.html", "dens/install/recipes.py"}
-    assert not {path for path in packed if path.split("/")[0] != "dens"}
+    here = (path for path in (ROOT / "dens").rglob("*") if path.is_file())
+    needed = {str(path.relative_to(ROOT)) for path in here if "__pycache__" not in path.parts}
+    needed |= {f"dens/recipes/{name}" for name in FILES}
+    assert packed == needed
+    assert {"dens/py.typed", "dens/runs/report/page.html"} <= needed
     from dens import __version__
 
     assert project.metadata.version == __version__
@@ -87,6 +89,10 @@ def test_a_copied_recipe_is_what_the_host_reads_in_the_clone(recipe, tmp_path):
         ("configs/md17/toluene/eqv2_l3.yml", "baseline", "EquiformerV2", 1, "adapted"),
         ("md17/ethanol/eqv2_dens_small", "DeNS", "EquiformerV2", 1, "ours"),
         ("qm9/eqv2_morered", "MoreRed", "EquiformerV2", 1, "ours"),
+        ("oc20/escn_dens", "DeNS", "eSCN", 1, "published"),
+        ("oc20/escn", "baseline", "eSCN", 1, "published"),
+        ("oc20/esen_dens_demo", "DeNS", "eSEN", 1, "ours"),
+        ("md17/aspirin/esen_conservative_small", "baseline", "eSEN", 1, "ours"),
         ("fairchem2/esen_direct", "DeNS", "eSEN", 2, "ours"),
         ("fairchem2/uma_finetune_baseline.yaml", "baseline", "uma-s-1p1.pt", 2, "ours"),
     ],

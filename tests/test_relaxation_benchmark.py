@@ -17,6 +17,8 @@ from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import add_start, atoms_to_data
 from dens.relax.atoms.conversion import Limits, to_structures
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("H2O", "CH4", "NH3", "C2H6", "CH3OH", "CH3CH2OH")
 WITHOUT_START = 3
 

@@ -25,6 +25,7 @@ import click
 import numpy as np
 
 from dens.constraints import fixed_atoms
+from dens.data.bulk.bulk_demo import make_bulk_demo
 from dens.data.convert.command_line import format_option
 from dens.data.equilibria.slabs import make_relaxed_demo
 from dens.data.sources.emt import (
@@ -200,9 +201,12 @@ Seed: {summary.seed}
     is_flag=True,
     help="Relaxed structures without labels, with their starts, to learn relaxation from.",
 )
+@click.option("--bulk", is_flag=True, help="Bulk crystals with energies, forces and stress.")
 @format_option
-def demo_command(out: Path, seed: int, relaxed: bool, store: str) -> None:
+def demo_command(out: Path, seed: int, relaxed: bool, bulk: bool, store: str) -> None:
     """Make the data of the demo in the folder OUT."""
+    if relaxed and bulk:
+        raise click.UsageError("--relaxed and --bulk are two kinds of data: give one")
     if relaxed and store != "lmdb":
         raise click.UsageError(f"--relaxed is for fairchem-core 1.10: --format lmdb, got {store}")
     what = "systems" if relaxed else "frames"
@@ -212,5 +216,5 @@ def demo_command(out: Path, seed: int, relaxed: bool, store: str) -> None:
 
     shown = {"progress": show} if sys.stderr.isatty() else {}  # else it would flood a log
     chosen = {"store": store} if store != "lmdb" else {}
-    make = make_relaxed_demo if relaxed else make_demo_data
+    make = make_relaxed_demo if relaxed else make_bulk_demo if bulk else make_demo_data
     click.echo(make(out, seed, **chosen, **shown).table())

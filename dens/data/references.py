@@ -39,6 +39,11 @@ class References:
     def energy(self, numbers: np.ndarray) -> float:
         """Sum the references of atoms, in eV.
 
+        >>> coeff = np.full(119, np.nan)
+        >>> coeff[[1, 8]] = -3.5, -7.0
+        >>> References(coeff, "water").energy(np.array([8, 1, 1]))
+        -14.0
+
         Args:
             numbers: (n_atoms,) atomic numbers.
 

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
+AUTO = "auto"
+UNSCHEDULED = {"early_epochs": None, "clean_start": 0.0, "clean_end": 0.0}
+LONGEST_AUTO = 0.5  # the largest fraction that ``clean_end: auto`` becomes
+
 
 def _positive(description: str, unit: str = "Å", expects: str = "a number > 0, or null") -> Any:
     """Define an optional setting > 0."""
@@ -110,6 +114,19 @@ class DeNSConfig(BaseModel):
         unit="epochs",
         ge=1,
     )
+    clean_start: float = setting(
+        "a number in [0, 1)",
+        "fraction of training at its start in which nothing is corrupted",
+        default=0.0,
+        ge=0,
+        lt=1,
+    )
+    clean_end: float | Literal["auto"] = setting(
+        "a number in [0, 1), or 'auto'",
+        "fraction of training at its end in which nothing is corrupted; auto: half of up to 35 "
+        "epochs, a fifth of 100 and more",
+        default=0.0,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DeNSConfig:
@@ -126,7 +143,7 @@ class DeNSConfig(BaseModel):
                 "give either sigma, or all of sigma_low, sigma_high and num_sigmas: got no sigma"
                 + (f", and no {', '.join(missing)}" if given else "")
             )
-        if given and self.sigma_low >= self.sigma_high:
+        if given and self.ladder[0] >= self.ladder[1]:
             raise ValueError(
                 f"sigma_high must be > sigma_low, got {self.sigma_high} <= {self.sigma_low}"
             )
@@ -134,6 +151,16 @@ class DeNSConfig(BaseModel):
             raise ValueError(
                 f"strict_max_ratio = {self.strict_max_ratio} needs corrupt_ratio: "
                 "without it all atoms are corrupted"
+            )
+        if self.clean_end != AUTO and not 0 <= self.clean_end < 1:
+            raise ValueError(
+                f"clean_end must be a number in [0, 1), or 'auto', got {self.clean_end}"
+            )
+        longest = LONGEST_AUTO if self.clean_end == AUTO else self.clean_end
+        if self.clean_start + longest >= 1:
+            raise ValueError(
+                f"clean_start = {self.clean_start} and clean_end = {self.clean_end} leave nothing "
+                "corrupted: their sum must be < 1"
             )
         return self
 
@@ -147,12 +174,21 @@ class DeNSConfig(BaseModel):
         """The possible noise levels with their indices, see :meth:`NoiseLevels.geometric`."""
         if self.sigma is not None:
             return NoiseLevels((self.sigma,))
-        return NoiseLevels.geometric(self.sigma_low, self.sigma_high, self.num_sigmas)
+        return NoiseLevels.geometric(*self.ladder)
+
+    @property
+    def ladder(self) -> tuple[float, float, int]:
+        """The ends of a ladder in Å, and the number of its levels."""
+        low, high, number = self.sigma_low, self.sigma_high, self.num_sigmas
+        assert low is not None
+        assert high is not None
+        assert number is not None
+        return low, high, number
 
     @property
     def noise_scale(self) -> float:
         """s_N in Å, the divisor of noise targets: sigma, or sigma_high of a ladder."""
-        return self.sigma if self.sigma is not None else self.sigma_high
+        return self.sigma if self.sigma is not None else self.ladder[1]
 
     @property
     def required_fields(self) -> dict[str, str]:
@@ -173,6 +209,12 @@ class DeNSConfig(BaseModel):
 
 def parse_config(settings: Any, where: str = "optim.dens") -> DeNSConfig:
     """Validate DeNS settings.
+
+    >>> parse_config({"prob": 0.5, "denoising_coefficient": 10.0, "sigma": 0.05}).sigmas
+    (0.05,)
+    >>> parse_config({"prob": 1.5, "denoising_coefficient": 10.0, "sigma": 0.05})
+    Traceback (most recent call last):
+    dens.settings.ConfigError: prob must be a number in [0, 1], got 1.5 (optim.dens.prob)
 
     Args:
         settings: a mapping as read from YAML.
@@ -195,7 +237,7 @@ def corrupt_all(dens: DeNSConfig, data: Any, sigma: float | None = None) -> DeNS
         data: a structure; exclusions by a field that it lacks are dropped.
         sigma: a noise level, Å; None keeps that of training, or the ladder.
     """
-    change: dict[str, Any] = {"prob": 1.0, "early_epochs": None}
+    change: dict[str, Any] = {"prob": 1.0, **UNSCHEDULED}
     if dens.exclude_md:
         change["exclude_md"] = "if_marked"
     if getattr(data, "stress", None) is None:

@@ -86,7 +86,6 @@ def eligible_structures(
     natoms: Tensor,
     md: Tensor | None = None,
     stress: Tensor | None = None,
-    epoch: int = 0,
 ) -> Tensor:
     """Select the structures that may be corrupted; the others stay ordinary S2EF samples.
 
@@ -96,7 +95,6 @@ def eligible_structures(
         natoms: (n_structures,), number of atoms of each structure.
         md: (n_structures,) bool, whether a structure comes from molecular dynamics, or None.
         stress: (n_structures, 9), (n_structures, 3, 3) or (3 n_structures, 3), or None.
-        epoch: number of completed epochs, for ``early_epochs``.
 
     Returns:
         (n_structures,) bool.
@@ -105,8 +103,6 @@ def eligible_structures(
         ValueError: the config asks for a field (``md``, ``stress``) that is None.
     """
     ok = torch.ones(len(natoms), dtype=torch.bool, device=forces.device)
-    if config.early_epochs is not None and epoch >= config.early_epochs:
-        return torch.zeros_like(ok)
     for field, setting in config.required_fields.items():
         if {"md": md, "stress": stress}[field] is None:
             raise ValueError(
@@ -125,6 +121,7 @@ def eligible_structures(
         total = forces.new_zeros(len(natoms), 3).index_add(0, batch, forces)
         ok &= torch.linalg.vector_norm(total, dim=-1) <= config.max_mean_force_norm * natoms
     if config.max_stress_norm is not None:
+        assert stress is not None  # it is required
         norm = torch.linalg.vector_norm(stress.reshape(len(natoms), -1), dim=-1)
         ok &= norm <= config.max_stress_norm
     return ok
@@ -144,6 +141,14 @@ def corrupt(
 
     .. math:: \tilde p_i = p_i + \epsilon_i,\quad \epsilon_i \sim N(0, \sigma_{s(i)}^2 I)
         \text{ for } i \in C, \qquad \epsilon_i = 0 \text{ otherwise}
+
+    >>> from dens.denoising.config import parse_config
+    >>> config = parse_config({"prob": 1.0, "denoising_coefficient": 10.0, "sigma": 0.1})
+    >>> pos, batch, natoms = torch.zeros(3, 3), torch.tensor([0, 0, 1]), torch.tensor([2, 1])
+    >>> fixed = torch.tensor([1, 0, 0])
+    >>> made = corrupt(pos, batch, natoms, config, torch.Generator(), fixed=fixed)
+    >>> made.noise_mask.tolist(), torch.equal(made.pos - pos, made.noise)
+    ([False, True, True], True)
 
     Args:
         pos: (n_atoms, 3), Å; not modified.
@@ -182,17 +187,15 @@ def corrupt(
     return Corruption(pos=moved, noise=moved - pos, noise_mask=mask, sigma=sigma)
 
 
-def corrupt_batch(
-    batch: Any, config: DeNSConfig, draws: Draws | torch.Generator, *, epoch: int = 0
-) -> Corruption:
+def corrupt_batch(batch: Any, config: DeNSConfig, draws: Draws | torch.Generator) -> Corruption:
     """Corrupt the eligible structures of a PyG batch, which is not modified.
 
     Those that the field ``corruptible`` rules out, if the batch has it, stay clean as well. See
-    :func:`eligible_structures` for ``epoch`` and errors, and :func:`corrupt`.
+    :func:`eligible_structures` for errors, and :func:`corrupt`.
     """
     layout = {"batch": batch.batch, "natoms": batch.natoms}
     marks = {name: getattr(batch, name, None) for name in ("md", "stress")}
-    ok = eligible_structures(config, forces=batch.forces, epoch=epoch, **layout, **marks)
+    ok = eligible_structures(config, forces=batch.forces, **layout, **marks)
     allowed = getattr(batch, CORRUPTIBLE.name, None)
     if allowed is not None:
         ok = ok & allowed

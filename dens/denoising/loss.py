@@ -68,6 +68,17 @@ def dens_loss(
     ``'separate'`` the first sum is divided by \|F \\ C\| and the second by \|C\|. Sums and counts
     run over all ranks.
 
+    Three atoms: a force that is off by 1, one with noise that is off by 2, and a fixed one.
+
+    >>> zeros, mask = torch.zeros(3, 3), torch.tensor([False, True, False])
+    >>> off = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [5.0, 0, 0]])
+    >>> loss = dens_loss(
+    ...     forces_pred=off, forces=zeros, noise_pred=off, noise=zeros, noise_mask=mask,
+    ...     free=torch.tensor([True, True, False]), force_coefficient=1, denoising_coefficient=10,
+    ... )
+    >>> [term.item() for term in loss]
+    [0.5, 10.0]
+
     Args:
         forces_pred, forces: (n_atoms, 3), predicted and true, divided by s_F.
         noise_pred, noise: (n_atoms, 3), predicted and true, divided by s_N.

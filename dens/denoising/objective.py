@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dens.denoising.clean_phases import at, is_scheduled, probability
 from dens.denoising.config import DeNSConfig, corrupt_all
 from dens.denoising.corruption import (
     Draws,
@@ -57,7 +58,7 @@ class DeNSObjective(Objective):
         return sample_draws_by_structure(batch.natoms, streams, whole, batch.pos.dtype)
 
     def apply(self, batch: Any, draws: Draws | torch.Generator, progress: Progress) -> None:
-        corruption = corrupt_batch(batch, self.config, draws, epoch=progress.epochs_done)
+        corruption = corrupt_batch(batch, at(self.config, progress), draws)
         attach(batch, corruption, batch.forces)
         if self.hide_forces:
             batch.noise_forces = torch.zeros_like(batch.noise_forces)
@@ -66,7 +67,8 @@ class DeNSObjective(Objective):
         set_fields(batch, values)
 
     def targets(self, base: Sequence[Target], batch: Any, progress: Progress) -> list[Target]:
-        found, clean = [], batch.sigma == 0
+        found: list[Target] = []
+        clean = batch.sigma == 0
         for target in base:
             if target.name == "forces":
                 coefficient = self.config.coefficient_at(progress.fraction)
@@ -78,6 +80,14 @@ class DeNSObjective(Objective):
             else:
                 rows = clean[batch.batch] if target.level == "atom" else clean
                 found.append(replace(target, rows=target.rows & rows))
+        return found
+
+    def schedule(self, progress: Progress) -> dict[str, float]:
+        found = {}
+        if is_scheduled(self.config):
+            found["prob"] = probability(self.config, progress)
+        if self.config.denoising_coefficient_end is not None:
+            found["denoising_coefficient"] = self.config.coefficient_at(progress.fraction)
         return found
 
     def metrics(self, prediction: Prediction, batch: Any) -> dict[str, Ratio]:
@@ -118,7 +128,8 @@ class DeNSObjective(Objective):
         dens = self.config
         if dens.sigma is not None:
             return [dens.sigma / 2, dens.sigma, 2 * dens.sigma]
-        return [dens.sigma_low, math.sqrt(dens.sigma_low * dens.sigma_high), dens.sigma_high]
+        low, high, _ = dens.ladder
+        return [low, math.sqrt(low * high), high]
 
     @property
     def typical_sigma(self) -> float:

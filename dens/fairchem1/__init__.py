@@ -13,6 +13,8 @@ compat.install()  # before fairchem is imported: it supplies modules that fairch
 # at every start fairchem loads its own files in a way that torch 2.4 warns about
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairchem\.core\.")
 
+from dens.fairchem1.backbones.escn import ESCNBackbone, ESCNNoiseHead  # noqa: E402
+from dens.fairchem1.backbones.esen import ESENBackbone, ESENNoiseHead  # noqa: E402
 from dens.fairchem1.data.oc22 import OC22LmdbDataset  # noqa: E402
 from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     EnergyHead,
@@ -21,6 +23,7 @@ from dens.fairchem1.model.equiformer_v2 import (  # noqa: E402
     ForceHead,
     NoiseHead,
 )
+from dens.fairchem1.model.stress_head import StressHead  # noqa: E402
 from dens.fairchem1.morered.heads import MoreRedHead, TimeHead  # noqa: E402
 from dens.fairchem1.morered.train import MoreRedMixin, MoreRedTrainer  # noqa: E402
 from dens.fairchem1.train.trainer import DeNSMixin, DeNSTrainer  # noqa: E402
@@ -30,6 +33,10 @@ compat.repair()
 __all__ = [
     "DeNSMixin",
     "DeNSTrainer",
+    "ESCNBackbone",
+    "ESCNNoiseHead",
+    "ESENBackbone",
+    "ESENNoiseHead",
     "EnergyHead",
     "EquiformerV2Backbone",
     "EquiformerV2DeNS",
@@ -39,5 +46,6 @@ __all__ = [
     "MoreRedTrainer",
     "NoiseHead",
     "OC22LmdbDataset",
+    "StressHead",
     "TimeHead",
 ]

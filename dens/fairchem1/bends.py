@@ -13,8 +13,15 @@ BENDS = {
     ("compat.py", "special"): "sph_harm, if SciPy lacks it: fairchem imports it",
     ("compat.py", "torch.serialization"): "allow-list: PyTorch 2.6 refuses fairchem's normalizers",
     ("compat.py", "batch"): "__abstractmethods__: with ASE 3.26 no relaxation could start",
+    (
+        "describe_run.py",
+        "base_trainer",
+    ): "tqdm while a rank runs: no bars of several ranks, none in a file",
+    ("describe_run.py", "ocp_trainer"): "tqdm, likewise",
+    ("describe_run.py", "task"): "run of a run's task: print a header before, and a table after it",
     ("launch.py", "_cli"): "build_config, create_grid, Runner, runner_wrapper and LaunchConfig in "
-    "main: check configs, import dens before fairchem in each rank, choose a free port",
+    "main: check configs, import dens before fairchem in each rank, choose a free port; "
+    "new_trainer_context while a rank runs: to find its task",
     ("launch.py", "collections"): "MutableMapping in create_grid: Python 3.10 removed it",
     ("data/safe_lmdb.py", "__globals__"): "pickle in copies of methods: restricted unpickling",
     ("model/fast.py", "__class__"): "classes of modules of our own models: a faster forward",

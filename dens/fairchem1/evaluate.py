@@ -11,11 +11,13 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.utils import new_trainer_context
 
+from dens.fairchem1.describe_run import NOISE
 from dens.fairchem1.launch import parse_args, read_config
 from dens.metrics import Ratio, find_metric
 from dens.objective import Objective
 from dens.random import Stream
 from dens.runs.monitor.denoise import best_weights, denoise
+from dens.runs.terminal.output import terminal_output
 from dens.settings import ConfigError
 
 _MODES = {"val": "validate", "test": "predict"}  # fairchem's modes that read these splits
@@ -34,11 +36,13 @@ def evaluate_command(
     if split not in _MODES:
         raise ConfigError(f"--split must be one of {', '.join(_MODES)}, got {split!r}")
     argv = ["--config-yml", str(config_path), "--mode", _MODES[split], "--debug"]
-    config = read_config(*parse_args([*argv, "--checkpoint", str(checkpoint), *overrides]))
-    with new_trainer_context(config=config) as context:
-        errors = evaluate(context.trainer, checkpoint, split)
-        if distutils.is_master():
-            click.echo(format_table(errors))
+    arguments = parse_args([*argv, "--checkpoint", str(checkpoint), *overrides])
+    with terminal_output(noise=NOISE):
+        config = read_config(*arguments)
+        with new_trainer_context(config=config) as context:
+            errors = evaluate(context.trainer, checkpoint, split)
+            if distutils.is_master():
+                click.echo(format_table(errors))
 
 
 def evaluate(trainer, checkpoint: Path, split: str = "val") -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Launch training with the ``main`` of fairchem-core 1.10, in which five names are replaced.
+"""Launch training with the ``main`` of fairchem-core 1.10, in which some names are replaced.
 
 :func:`launch` replaces these globals of ``fairchem.core._cli`` while its ``main`` runs:
 
@@ -10,6 +10,8 @@
     here, those processes import ``dens`` before fairchem, as this one does.
 ``LaunchConfig``
     Uses a free port: with fairchem's fixed one, two runs on a machine share a rendezvous.
+``new_trainer_context``
+    While a rank runs: prints the header of the run, and its table at the end.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ from dens.fairchem1.config.read import as_config_error
 from dens.fairchem1.config.sections import check_needed
 from dens.fairchem1.config.settle import settle
 from dens.fairchem1.data.safe_lmdb import use_safe_formats
+from dens.fairchem1.describe_run import NOISE, announcing, output_of_run
 from dens.fairchem1.train.logger import keep_logs
 from dens.patching import replaced
+from dens.process import refuse_torchrun
+from dens.runs.terminal.output import VERBOSE, terminal_output
 from dens.settings import ConfigError
 
 _OVERRIDE = re.compile(r"(--)?[^-.=]+(\.[^.=]+)*=[^=]*", re.DOTALL)
@@ -76,6 +81,9 @@ def parse_args(
     parser.add_argument(
         "--quiet", action="store_true", help="No progress bars, no lines of training metrics"
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="Print fairchem's own lines, which are in host.log"
+    )
     argv = [re.sub(r"^--config(?==|$)", "--config-yml", arg) for arg in argv]
     args, overrides = parser.parse_known_args(argv)
     for override in overrides:
@@ -85,6 +93,8 @@ def parse_args(
                 "which is written --section.key=value, with one '='"
             )
     _check_options(args)
+    if args.verbose:
+        os.environ[VERBOSE] = "1"  # for ranks and jobs too
     return args, overrides
 
 
@@ -139,7 +149,11 @@ class Runner(_cli.Runner):
         if config["submit"] and "SLURM_JOB_ID" not in os.environ:
             # submitit runs the job on this machine; fairchem would look for its rank in SLURM only
             config = {**config, "submit": False}
-        with keep_logs():
+        with (
+            output_of_run(config) as output,
+            keep_logs(),
+            replaced(_cli, new_trainer_context=announcing(output)),
+        ):
             super().__call__(config)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,10 +172,11 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train, validate, predict or relax (``args.mode``), as fairchem's ``main`` does.
 
     Raises:
-        ConfigError: a mistake of the user, found here or by a rank.
+        ConfigError: a mistake of the user, found here or by a rank; torchrun.
         SystemExit: with the report of a spawned rank that failed; or with status 143 after SIGTERM,
             when the run has saved.
     """
+    refuse_torchrun("--num-gpus N")
     ours = {
         "build_config": read_config,
         "create_grid": _create_grid,
@@ -170,7 +185,7 @@ def launch(args: argparse.Namespace, overrides: list[str]) -> None:
         "LaunchConfig": functools.partial(_cli.LaunchConfig, rdzv_endpoint="localhost:0"),
     }
     try:
-        with replaced(_cli, **ours):
+        with terminal_output(noise=NOISE), replaced(_cli, **ours):
             _cli.main(args, overrides)
     except SignalException as error:  # the ranks have had it too, and saved
         raise SystemExit(128 + error.sigval) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,11 @@ import torch
 from dens.denoising.metrics import NOISE_MAE
 from dens.fairchem2.check.compose import compose
 from dens.fairchem2.check.one_step import build_unit, on_cpu, process_group
+from dens.fairchem2.launch import NOISE
 from dens.fairchem2.train.host import ListedRecords
 from dens.metrics import at_level, find_metric
 from dens.runs.monitor.validation import DenoisingValidation, Schedule
+from dens.runs.terminal.output import terminal_output
 from dens.settings import ConfigError
 
 _DENOISED = 200  # structures of the validation set
@@ -46,8 +47,7 @@ def evaluate_command(
             f"--checkpoint must be the folder of a step, such as RUN/checkpoints/final, got "
             f"{checkpoint}"
         )
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
+    with terminal_output(noise=NOISE), tempfile.TemporaryDirectory() as folder:
         own = [f"++job.run_dir={folder}", "++job.debug=True", "++job.logger=null"]
         config = compose(config_path, [*overrides, *own])
         with process_group(on_cpu(config)):

@@ -2,22 +2,34 @@
 
 A leading ``main.py`` is dropped, the options and configs of fairchem-core 1.10 are refused with one
 line that names the form that version 2 has for them, and of an error in our settings its lines are
-left, without the traceback of Hydra. Nothing is replaced: ranks and jobs start as without dens.
+left, without the traceback of Hydra. Runs of our units print what `dens.runs.terminal` says, unless
+``--verbose`` is given; all other runs start and print as without dens.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dens.hosts import fairchem_version
+from dens.patching import replaced
+from dens.process import refuse_torchrun
+from dens.runs.terminal.output import VERBOSE, terminal_output
 from dens.settings import ConfigError
+
+NOISE = (  # warnings that tell a user nothing
+    "'pin_memory' argument is set as true but no accelerator is found",
+    "^To get the last learning rate computed by the scheduler",
+    "^initialize_finetuning_model starting from checkpoint_location",
+)
 
 # options of fairchem-core 1.10, and what to write for them now
 OPTIONS = {
@@ -50,18 +62,69 @@ def launch(argv: Sequence[str]) -> Any:
     Raises:
         ConfigError: an option or a config of fairchem-core 1.10, or a mistake in our settings.
     """
+    if "--verbose" in argv:
+        os.environ[VERBOSE] = "1"  # for ranks and jobs too
     refuse_options(argv)
     if path := _config_of(argv):
         refuse_config(path)
+    argv = [argument for argument in argv if argument != "--verbose"]
     from fairchem.core import _cli
 
     sys.argv = [sys.argv[0], *argv]
+    stock = _cli.get_hydra_config_from_yaml
     try:
-        return _cli.main()
+        with ExitStack() as output:
+
+            def read_config(path: str, overrides: list[str]) -> Any:
+                config = stock(path, overrides)
+                if is_ours(config):
+                    refuse_torchrun("job.scheduler.ranks_per_node=N")
+                    output.enter_context(output_of_run(config))
+                return config
+
+            with replaced(_cli, get_hydra_config_from_yaml=read_config):
+                return _cli.main()
     except Exception as error:
         if lines := find_config_error(error):
             raise ConfigError(lines) from error
         raise
+
+
+def is_ours(config: Any) -> bool:
+    """Whether a config trains one of our units, or a subclass."""
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+
+    target = OmegaConf.select(config, "runner.train_eval_unit._target_")
+    if not isinstance(target, str) or target.startswith("fairchem."):
+        return False
+    try:
+        unit = get_class(target)
+    except Exception:  # a function, or nothing: the runner tells it
+        return False
+    from dens.fairchem2.train.monitored import MonitoredSteps
+
+    return issubclass(unit, MonitoredSteps)
+
+
+@contextmanager
+def output_of_run(config: Any) -> Iterator[None]:
+    """Print for the user from here on, and in the ranks that this process starts."""
+    from fairchem.core.launchers import slurm_launch
+
+    with (
+        terminal_output(config.job.metadata.log_dir, NOISE),
+        replaced(slurm_launch, runner_wrapper=run_rank),
+    ):
+        yield
+
+
+def run_rank(config: Any, *run_type: Any) -> None:
+    """Run one rank, in this process or a spawned one."""
+    from fairchem.core.launchers.slurm_launch import SlurmSPMDProgram
+
+    with terminal_output(config.job.metadata.log_dir, NOISE):
+        SlurmSPMDProgram()(config, *run_type)
 
 
 def refuse_options(argv: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def settle_boundaries(
     made = _complete_cell(atoms, missing, cutoff + MARGIN, advice)
     narrow = np.inf
     for axis in np.flatnonzero(~atoms.pbc | missing):
-        vacuum = _vacuum(atoms.positions, made, axis)
+        vacuum = vacuum_along(atoms.positions, made, axis)
         if vacuum < MIN_VACUUM:
             if forced == "TTT":
                 continue  # the user says that it is no gap
@@ -107,8 +107,13 @@ def _complete_cell(atoms: Atoms, missing: np.ndarray, vacuum: float, advice: str
     return cell
 
 
-def _vacuum(positions: np.ndarray, cell: np.ndarray, axis: int) -> float:
-    """Measure the distance between a structure and its image along a cell vector, in Å."""
+def vacuum_along(positions: np.ndarray, cell: np.ndarray, axis: int) -> float:
+    """Measure the distance between a structure and its image along a cell vector, in Å.
+
+    Args:
+        positions, cell: (n_atoms, 3) and (3, 3), Å.
+        axis: 0, 1 or 2, the cell vector.
+    """
     normal = np.cross(*np.delete(cell, axis, axis=0))
     normal /= np.linalg.norm(normal)
     return float(abs(cell[axis] @ normal) - np.ptp(positions @ normal))

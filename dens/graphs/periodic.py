@@ -63,8 +63,8 @@ class PeriodicSearch:
 
     def _edges(self, parts: list[Pairs]) -> Edges:
         first = np.cumsum([0, *self.natoms[:-1]])
-        parts = [(p.source + n, p.target + n, p.offsets) for p, n in zip(parts, first, strict=True)]
-        source, target, offsets = (np.concatenate(part) for part in zip(*parts, strict=True))
+        moved = [(p.source + n, p.target + n, p.offsets) for p, n in zip(parts, first, strict=True)]
+        source, target, offsets = (np.concatenate(part) for part in zip(*moved, strict=True))
         width = 2 * abs(offsets).max(initial=0) + 1
         number = (offsets[:, 0] * width + offsets[:, 1]) * width + offsets[:, 2]
         order = np.lexsort((number, source, target))

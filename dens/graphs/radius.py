@@ -34,6 +34,10 @@ def radius_graph(
     No cell is read. All pairs of a structure are compared: memory grows with the square of its
     size, which suits molecules.
 
+    >>> pos = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [3.0, 0, 0]])
+    >>> radius_graph(pos, torch.zeros(3, dtype=torch.long), cutoff=2.0).tolist()
+    [[1, 0, 2, 1], [0, 1, 1, 2]]
+
     Args:
         pos: (n_atoms, 3), Å.
         batch: (n_atoms,) int64, the structure of each atom, in ascending order.

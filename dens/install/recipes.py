@@ -20,7 +20,11 @@ import yaml
 from dens.files import atomic_file
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-_BACKBONES = {"equiformer_v2_backbone": "EquiformerV2", "eSCNMDBackbone": "eSEN"}
+_BACKBONES = {
+    "equiformer_v2_backbone": "EquiformerV2",
+    **dict.fromkeys(("escn_backbone", "ESCNBackbone"), "eSCN"),
+    **dict.fromkeys(("esen_backbone", "ESENBackbone", "eSCNMDBackbone"), "eSEN"),
+}
 _METHOD = re.compile(r"dens\.(?:\w+\.)*(\w+?)(?:Trainer|TrainEvalUnit)")
 _ORIGINS = {"Published: ": "published", "Published for ": "adapted"}
 _BASELINE = re.compile(r"baseline of (\S+?\.yml)")
@@ -125,6 +129,8 @@ def _describe(path: Path, root: Path) -> Recipe | None:
         src = config.get("dataset", {}).get("train", {}).get("src")
     if not trainer or not src:
         return None
+    if isinstance(src, list):
+        src = src[0] + f" and {len(src) - 1} more" * (len(src) > 1)
     backbone = model.get("backbone", {}).get("model") or model["checkpoint_location"]
     method = _METHOD.fullmatch(trainer)
     return Recipe(

@@ -93,7 +93,7 @@ class MoreRedConfig(BaseModel):
                 )
         elif missing := [k for k, v in ends.items() if v is None]:
             raise ValueError(f"schedule geometric needs {' and '.join(missing)}")
-        elif self.sigma_low >= self.sigma_high:
+        elif self._ends[0] >= self._ends[1]:
             raise ValueError(
                 f"sigma_high must be > sigma_low, got {self.sigma_high} <= {self.sigma_low}"
             )
@@ -112,7 +112,14 @@ class MoreRedConfig(BaseModel):
     def _all_levels(self) -> NoiseLevels:
         if self.schedule == "polynomial":
             return NoiseLevels.polynomial(self.num_levels)
-        return NoiseLevels.geometric(self.sigma_low, self.sigma_high, self.num_levels)
+        return NoiseLevels.geometric(*self._ends, self.num_levels)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The lowest and the highest level of a geometric schedule, Å."""
+        assert self.sigma_low is not None
+        assert self.sigma_high is not None
+        return self.sigma_low, self.sigma_high
 
 
 class RelaxSettings(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -52,7 +53,8 @@ class FigureData:
     @classmethod
     def load(cls, path: str | Path) -> FigureData:
         """Read a file of :meth:`save`."""
-        arrays, structures = {}, {}
+        arrays: dict[str, Any] = {}
+        structures: dict[str, Any] = {}
         with np.load(path) as file:
             for name, array in file.items():
                 _, *place = name.split(".")

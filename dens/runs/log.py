@@ -24,7 +24,9 @@ from dens.metrics import find_metric
 from dens.runs.figure_data import FigureData
 from dens.runs.figures import draw_all
 from dens.runs.history import History, plain_numbers, read_history
-from dens.runs.progress import Progress
+from dens.runs.terminal.evaluations import Evaluations
+from dens.runs.terminal.output import show
+from dens.runs.terminal.progress import Plan, Progress
 from dens.runs.wandb_files import last_step, run_files
 
 _PACKAGES = ("fairchem-dens", "fairchem-core", "torch", "torch-geometric", "e3nn", "numpy", "wandb")
@@ -45,7 +47,7 @@ class RunLog:
         config: the trainer's config; ``logger.quiet: true`` in it switches the progress bar off.
         to_wandb: whether ``inner`` logs to the W&B run of this process.
         method: what the run is called in comparisons; None: DeNS or baseline, by ``optim.dens``.
-        quiet: no progress bar, whatever the config says.
+        first_step: the number of a run's first step.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class RunLog:
         *,
         to_wandb: bool = False,
         method: str | None = None,
-        quiet: bool = False,
+        first_step: int = 1,
     ) -> None:
         self.inner, self.folder = inner, Path(folder)
         config = json.loads(json.dumps(config, default=str))
         settings = config.get("logger")
-        quiet = quiet or (isinstance(settings, Mapping) and bool(settings.get("quiet", False)))
-        self.progress = Progress(quiet=quiet)
+        quiet = isinstance(settings, Mapping) and bool(settings.get("quiet", False))
+        self.progress, self.evaluations = Progress(quiet=quiet), Evaluations()
+        self.first_step = first_step
         self.history = History(self.folder / "metrics.jsonl")
         self._training = False
         facts = _facts(method or _method(config))
@@ -83,7 +86,25 @@ class RunLog:
         self.history.add(update_dict, step, split)
         self._pass_on(update_dict, step, split)
         if split == "train":
-            self.progress.step(update_dict)
+            self.evaluations.complete()
+            self.progress.step(update_dict, self.first_step)
+        elif split == "val":
+            self.evaluations.add(update_dict, int(step) - self.first_step + 1)
+
+    def plan(self, plan: Plan, primary: str) -> None:
+        """Take note of the length of training, and of the metric that decides which is the best."""
+        self.progress.plan, self.evaluations.primary = plan, primary
+
+    def evaluated(self) -> None:
+        """Print the evaluation just logged; else this waits for the next training step."""
+        self.evaluations.complete()
+
+    def finish(self) -> None:
+        """End the progress bar, and print the table of evaluations."""
+        self.progress.close()
+        self.evaluations.complete()
+        if table := self.evaluations.table():
+            show(f"\n{table}\n")
 
     def _pass_on(self, values: Mapping[str, Any], step: int, split: str) -> None:
         if self._wandb is not None:
@@ -97,6 +118,11 @@ class RunLog:
         """Drop logged lines from ``step`` onwards, which a resumed run logs again."""
         self._training = True
         self.history.drop_from(step)
+        first = self.first_step
+        earlier = (line for line in read_history(self.history.path) if line["split"] == "val")
+        primary = self.evaluations.primary
+        self.evaluations = Evaluations([{**v, "step": v["step"] - first + 1} for v in earlier])
+        self.evaluations.primary = primary
         self._write_config()
         if step > 1 and hasattr(self.inner, "writer"):  # TensorBoard hides those steps
             self.inner.writer.close()

@@ -30,6 +30,7 @@ class _Function:
     """Function that a pickle can call but not change: a pickle may set attributes of objects."""
 
     __slots__ = ("_run",)
+    _run: Callable
 
     def __init__(self, run: Callable) -> None:
         object.__setattr__(self, "_run", run)

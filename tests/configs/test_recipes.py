@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 
+import ase.db
 import numpy as np
 import pytest
 import yaml
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 from helpers.paths import CONFIGS
+from helpers.stressed import some_frames, write_frames
 from helpers.structures import make_structure
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
@@ -35,6 +40,11 @@ SHRUNKEN = {
     "mmax_list": [2],
     "max_radius": 4.0,
     "max_neighbors": 8,
+    "hidden_channels": 8,
+    "num_sphere_samples": 16,
+    "cutoff": 4.0,
+    "lmax": 2,
+    "mmax": 2,
 }
 
 
@@ -64,7 +74,7 @@ def test_parts_belong_to_a_recipe():
     used = {include for name in FILES for include in includes(name)}
     assert not set(FILES) - set(RECIPES) - used
     groups = {Path(name).parts[0] for name in RECIPES}
-    assert groups == {"oc20", "oc22", "md17", "qm7", "qm7x", "qm9"}
+    assert groups == {"oc20", "oc22", "md17", "mptrj", "omat24", "qm7", "qm7x", "qm9"}
     assert len(RECIPES) >= 4 * len(MOLECULES) + 8
 
 
@@ -77,8 +87,9 @@ def workplace(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("workplace")
     for name in RECIPES:
         for split in load(name)["dataset"].values():
-            if not (root / split["src"]).exists():
-                make_data(root, Path(split["src"]))
+            for src in split["src"] if isinstance(split["src"], list) else [split["src"]]:
+                if not (root / src).exists():
+                    make_data(root, Path(src))
     coeff = np.zeros(100)
     coeff[[8, 29]] = -6.66451126, -2.72318125
     linref = root / "data" / "oc22" / "linref"
@@ -95,6 +106,9 @@ def make_data(root: Path, src: Path) -> None:
     if src.parts[1] in ("qm7", "qm7x", "qm9", "demo_relaxed"):
         make_relaxed(root / src, is_open=src.parts[1] != "demo_relaxed")
         return
+    if src.parts[1] in ("mptrj", "omat24", "demo_bulk"):
+        make_crystals_in(root / src, as_database=src.parts[1] == "omat24")
+        return
     rng = np.random.default_rng(0)
     with LmdbWriter(root / src) as writer:
         for i in range(4):
@@ -106,6 +120,27 @@ def make_data(root: Path, src: Path) -> None:
             elif "md" in str(src):
                 data.md = i % 2
             writer.write(data)
+
+
+@cache
+def crystals():
+    return some_frames(1, 4)
+
+
+def make_crystals_in(folder: Path, *, as_database: bool) -> None:
+    """Write crystals with stress: LMDB, or a database of ASE, one file in a folder."""
+    frames = crystals()
+    if not as_database:
+        write_frames(folder, frames)
+        return
+    folder.mkdir(parents=True)
+    with ase.db.connect(str(folder / "part.db")) as database:
+        for frame in frames:
+            labels = {"energy": frame.energy, "forces": frame.forces}
+            stress = full_3x3_to_voigt_6_stress(frame.stress)
+            frame.atoms.calc = SinglePointCalculator(frame.atoms, **labels, stress=stress)
+            database.write(frame.atoms)
+    np.savez(folder / "metadata.npz", natoms=[len(frame.atoms) for frame in frames])
 
 
 def make_relaxed(folder: Path, *, is_open: bool) -> None:
@@ -139,6 +174,9 @@ def shrink(config: dict) -> dict:
     config["optim"].update(small)
     config["optim"]["scheduler_params"]["warmup_epochs"] = 1
     config["optim"].pop("eval_every", None)
+    for split in config["dataset"].values():
+        if isinstance(split["src"], list):
+            split["src"] = split["src"][:1]
     return config
 
 
@@ -300,6 +338,48 @@ def test_published_values_of_md17(molecule):
 
 
 LADDER = "oc20/eqv2_dens_relax_demo.yml"
+S2EF_HEADS = ("energy", "forces", "noise")
+# fairchem_core-1.10.0: layers, lmax, mmax; lr, epochs; energy, forces, stress; batch
+BULK = {
+    "mptrj/eqv2": (8, 4, 2, 2e-4, 150, 5, 20, 5, 5, 4),
+    "mptrj/eqv2_86m": (10, 6, 4, 2e-4, 150, 2.5, 20, 5, 5, 8),
+    "mptrj/eqv2_153m": (20, 6, 3, 2e-4, 150, 2.5, 20, 5, 5, 8),
+    "omat24/eqv2": (8, 4, 2, 6e-4, 2, 2.5, 20, 5, 5, 8),
+}
+
+
+@pytest.mark.parametrize("name", BULK)
+def test_published_values_of_mptrj_and_omat24(name):
+    config = load(f"{name}.yml")
+    backbone, optim = config["model"]["backbone"], config["optim"]
+    (lmax,), (mmax,) = backbone["lmax_list"], backbone["mmax_list"]
+    found = (backbone["num_layers"], lmax, mmax, optim["lr_initial"], optim["max_epochs"])
+    terms = [(name, info) for term in config["loss_functions"] for name, info in term.items()]
+    assert [(name, info["fn"]) for name, info in terms] == [
+        ("energy", "per_atom_mae"),
+        ("forces", "l2mae"),
+        ("stress_isotropic", "mae"),
+        ("stress_anisotropic", "mae"),
+    ]
+    found += tuple(info["coefficient"] for _, info in terms)
+    assert (*found, optim["batch_size"]) == BULK[name]
+    assert {key: backbone[key] for key in SHARED} == SHARED
+    assert (backbone["max_num_elements"], backbone["drop_path_rate"]) == (96, 0.1)
+    assert optim["scheduler_params"]["warmup_epochs"] == (0.1 if "mptrj" in name else 0.01)
+    assert config["model"]["heads"]["stress"]["module"] == "rank2_symmetric_head"
+
+
+@pytest.mark.parametrize("name", [name for name in BULK if "mptrj" in name])
+def test_published_dens_of_mptrj(name):
+    config = load(f"{name.replace('eqv2', 'eqv2_dens')}.yml")
+    assert config["optim"]["dens"] == {
+        "prob": 0.5,
+        "corrupt_ratio": None,
+        "sigma": 0.1,
+        "denoising_coefficient": 10,
+        "granularity": "batch",
+        "reduction": "joint",
+    }
 
 
 @pytest.mark.parametrize(
@@ -312,7 +392,10 @@ def test_baselines_differ_in_dens_only(name):
     assert plain["trainer"] == "equiformerv2_forces"
     assert config.pop("trainer") == "dens.DeNSTrainer"
     config["optim"].pop("watch", None)  # does not change training
-    del config["optim"]["dens"], config["model"]["heads"], plain["model"]["heads"], plain["trainer"]
+    del config["optim"]["dens"], plain["trainer"]
+    for model in (config["model"], plain["model"]):
+        heads = model.pop("heads")
+        model["other heads"] = {k: v for k, v in heads.items() if k not in S2EF_HEADS}
     for model in (config["model"], plain["model"]):
         model["backbone"].pop("force_encoding", None)
         model["backbone"].pop("fast", None)  # the same model and results, computed faster

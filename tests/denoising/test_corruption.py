@@ -155,8 +155,6 @@ EXCLUSIONS = [
     ({"max_mean_force_norm": 0.9}, [0, 1, 1]),
     ({"max_mean_force_norm": 1.1}, [1, 1, 1]),
     ({"max_stress_norm": 2.5}, [1, 1, 0]),
-    ({"early_epochs": 4}, [1, 1, 1]),
-    ({"early_epochs": 3}, [0, 0, 0]),
     ({"min_num_atoms": 3, "exclude_md": True}, [0, 0, 1]),
 ]
 
@@ -176,7 +174,6 @@ def test_exclusions(settings, expected):
         natoms=torch.tensor([2, 3, 4]),
         md=torch.tensor([0, 1, 0]),
         stress=stress.view(9, 3),
-        epoch=3,
     )
     assert ok.tolist() == [bool(e) for e in expected]
 

@@ -75,7 +75,8 @@ def test_quality_by_hand_and_added_over_batches():
     [
         ("forces_mae", "force MAE", "eV/Å", "lower", "S2EF"),
         ("energy_forces_within_threshold", "energy forces within threshold", "", "higher", "S2EF"),
-        ("stress_mae", "stress mae", "", "lower", "S2EF"),
+        ("stress_mae", "stress MAE", "eV/Å³", "lower", "S2EF"),
+        ("stress_isotropic_mae", "stress isotropic mae", "", "lower", "S2EF"),
         ("denoising_pos_cosine/sigma=0.10/no_forces", *NOISE_COSINE),
         ("loss_noise", "loss term: noise", "", "lower", "Optimisation"),
         ("gradient_share_forces", "share of the gradient: forces", "", None, "Optimisation"),

@@ -25,8 +25,10 @@ from helpers.documents import PAGES, apply_diff, code_blocks, commands
 from helpers.equilibria import write_equilibria
 from helpers.labelled import slabs, write_oc20
 from helpers.paths import CONFIGS, DOCS, README, ROOT
+from helpers.stressed import some_frames, write_mptrj
 from helpers.written import read
 
+from dens.data.bulk.bulk_demo import make_bulk_demo
 from dens.data.demo import make_demo_data
 from dens.data.equilibria.slabs import make_relaxed_demo
 from dens.data.store.records import data_to_atoms
@@ -61,6 +63,7 @@ class Run:
 
 
 TRAIN = "fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
+BULK = "fairchem main.py --config configs/mptrj/eqv2_dens_demo.yml"
 PLAIN = "fairchem main.py --config configs/oc20/eqv2_demo.yml --identifier plain"
 RELAXING = "fairchem main.py --config examples/relax_demo.yml --identifier relax"
 OWN = (
@@ -122,6 +125,10 @@ RELAX_SLABS = (
     "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
 )
 GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
+ESEN_DEMO = "fairchem main.py --config configs/oc20/esen_dens_demo.yml --timestamp-id esen --seed 0"
+CONSERVED = (
+    "python -m benchmarks.nve --model direct=A.pt --model gradient=B.pt --structure aspirin.xyz"
+)
 
 OF_FAIRCHEM2 = "needs fairchem-core 2; its tests run it there, here 1.10 refuses it"
 CONVERT2 = "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system"
@@ -171,11 +178,28 @@ TABLE = {
         ),
         makes="stats2.yaml",
     ),
+    **{
+        f"make docs{what}": Run(reason="builds the site, for minutes; .ci/run does")
+        for what in ("", "-check", "-links")
+    },
+    "python docs/figures/draw.py": Run("--out pictures", makes="pictures/slab.png"),
     "make demo": Run(
         says="dens evaluate", reason="installs, then trains for minutes; .ci/run does both"
     ),
     "dens data demo data/demo": Run(
         says="data/demo already exists", status=2, reason="takes a minute; tests/data make less"
+    ),
+    "dens data demo data/demo_bulk --bulk": Run(
+        says="data/demo_bulk already exists",
+        status=2,
+        reason="takes a minute; tests/data make less",
+    ),
+    BULK: Run(f"{FEW} --optim.watch.denoising_structures=0", makes="checkpoints/*/checkpoint.pt"),
+    "dens data mptrj MPtrj_2022.9_full.json --out data/mptrj": Run(
+        "--val 0.4", says="corrected energies; stress, in kbar with VASP's sign"
+    ),
+    "dens data oc20 s2ef_train_2M --out data/oc20/s2ef/2M_total/train": Run(
+        says="0 of them from MD, 3 not"
     ),
     "dens data demo data/demo_relaxed --relaxed": Run(
         says="data/demo_relaxed already exists",
@@ -240,7 +264,7 @@ TABLE = {
     TRAIN_QM7: Run(
         "--optim.scheduler_params.warmup_epochs=1 --optim.max_epochs=2 --logger=tensorboard",
         needs=(TRAIN, QM7),
-        says="relaxed_rmsd/sigma=0.10",
+        says="RMSD after relaxation, sigma = 0.10 Å (Å)",
         makes="checkpoints/*-qm7/checkpoint.pt",
     ),
     "dens relax start.xyz --checkpoint checkpoints/*-qm7/checkpoint.pt --out relaxed.traj": Run(
@@ -255,12 +279,17 @@ TABLE = {
     ),
     # launcher and long runs
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "
-    "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="forces_mae"),
+    "--checkpoint checkpoint.pt": Run(FEW, needs=(TRAIN,), says="force MAE (eV/Å)"),
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --optim.dens.sigma=0.05 "
     "--logger=tensorboard --quiet": Run(FEW),
     "fairchem --help": Run(says="--optim.dens.sigma=0.15"),
     "dens evaluate --config configs/oc20/eqv2_dens_demo.yml --checkpoint checkpoint.pt": Run(
         "--optim.num_workers=0", needs=(TRAIN,), says="denoising_pos_mae"
+    ),
+    ESEN_DEMO: Run(FEW, makes="checkpoints/esen/checkpoint.pt"),
+    "dens evaluate --config configs/oc20/esen_dens_demo.yml "
+    "--checkpoint checkpoints/esen/checkpoint.pt --dataset.val.first_n=48": Run(
+        "--optim.num_workers=0", needs=(ESEN_DEMO,), says="denoising_pos_mae"
     ),
     "fairchem --config CONFIG --timestamp-id my-run": Run(
         FEW, makes="checkpoints/my-run/checkpoint.pt"
@@ -303,6 +332,9 @@ TABLE = {
     ),
     "OMP_NUM_THREADS=1 python -m benchmarks.curve --steps 300": Run("--steps 6", says="control 2"),
     "OMP_NUM_THREADS=1 python -m benchmarks.neighbors": Run("--rounds 1", says="ratio"),
+    CONSERVED: Run(
+        "--help", says="--timestep", reason="needs trained models; tests/test_benchmarks starts it"
+    ),
     "python -m benchmarks.launches --sizes M L": Run("--sizes S --arms ours", says="dense.py"),
     "OMP_NUM_THREADS=1 python -m benchmarks.regions --size S": Run(
         "--rounds 1", says="SO(2) convolution"
@@ -373,8 +405,11 @@ class Workplace:
         (folder / "docs").mkdir()
         shutil.copy(ROOT / "docs/results.md", folder / "docs")
         shutil.copytree(ROOT / "docs/results/relaxation", folder / "docs/results/relaxation")
+        shutil.copytree(ROOT / "docs/figures", folder / "docs/figures")
         make_demo_data(folder / "data/demo", train_frames=80, val_frames=10)
         (folder / "data/demo2").mkdir()
+        make_bulk_demo(folder / "data/demo_bulk", train_frames=20, val_frames=10)
+        write_mptrj(folder / "MPtrj_2022.9_full.json", some_frames(3, 2))
         systems = {"train": 8, "val_id": 2, "val_ood": 1}
         make_relaxed_demo(folder / "data/demo_relaxed", systems=systems)
         results = folder / "docs/results/relaxation"
@@ -401,7 +436,7 @@ class Workplace:
         write_equilibria(self.folder)
         slab = data_to_atoms(read(self.folder / "data/demo/val_id")[0])
         ase.io.write(self.folder / "slab.traj", slab)
-        for name in ("s2ef_train_all", "s2ef_md"):
+        for name in ("s2ef_train_all", "s2ef_md", "s2ef_train_2M"):
             lines = [f"random{len(name)},frame{10 * i},-30.25" for i in range(3)]
             write_oc20(self.folder / name, 0, slabs(3), lines)
         (self.folder / "data/md17").mkdir()
@@ -439,6 +474,7 @@ def workplace(tmp_path_factory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("clone"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [c for c in TABLE if not c.startswith(("pip", "make"))], ids=lambda c: c[:60]
 )
@@ -471,6 +507,7 @@ def test_make_demo_trains_and_evaluates():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_starts_from_the_error_of_zeros(workplace):
     """As in the demo's table: an untrained noise head predicts almost no noise."""
     (evaluate,) = (c for c in TABLE if c.startswith("dens evaluate") and "eqv2" in c)
@@ -483,6 +520,7 @@ def test_the_demo_starts_from_the_error_of_zeros(workplace):
     assert untrained == pytest.approx(zeros, rel=0.2)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_data(workplace):
     (stats,) = (c for c in TABLE if c.startswith("dens data stats data/mine"))
     workplace.run(stats)
@@ -491,6 +529,7 @@ def test_statistics_are_those_of_the_data(workplace):
     assert snippet["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] > 0.1
 
 
+@pytest.mark.slow
 def test_missing_data_name_the_commands_that_get_them(workplace):
     """The OC20 recipe, as typed, ends in one line with the commands of the README."""
     output = workplace.run("fairchem main.py --config configs/oc20/eqv2_dens.yml").output
@@ -500,6 +539,7 @@ def test_missing_data_name_the_commands_that_get_them(workplace):
     assert f"dens data demo data/demo && {TRAIN}" in line
 
 
+@pytest.mark.slow
 def test_a_run_without_gpu_says_so(workplace):
     output = workplace.run(TRAIN).output
     assert "There is no CUDA device" in output or "cuda" in output

@@ -5,8 +5,9 @@ import collections
 import copy
 import pickle
 import runpy
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from helpers.structures import make_batch
 from helpers.trainers import BACKBONE, DENS
 
 from dens import EquiformerV2Backbone
+from dens.fairchem1 import describe_run
 from dens.fairchem1 import launch as launcher
 from dens.fairchem1.bends import BENDS
 from dens.fairchem1.data.safe_lmdb import LmdbDataset
@@ -32,6 +34,9 @@ from dens.fairchem1.model import no_edges
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
 from dens.fairchem1.train.logger import keep_logs
 from dens.fairchem1.train.relaxation import SafeLBFGS, safe_lbfgs
+from dens.patching import replaced
+from dens.runs.terminal.output import VERBOSE
+from dens.runs.terminal.progress import follow
 
 FOLDER = ROOT / "dens" / "fairchem1"
 TESTED = {  # in another file
@@ -178,6 +183,28 @@ def test_the_registry_is_restored():
         assert "get_logger_class" in vars(registry)
         raise KeyboardInterrupt
     assert "get_logger_class" not in vars(registry)
+
+
+@shows("describe_run.py", "base_trainer")
+@shows("describe_run.py", "ocp_trainer")
+@shows("describe_run.py", "task")
+def test_bars_of_evaluations_and_tasks_are_restored(tmp_path, monkeypatch):
+    monkeypatch.delenv(VERBOSE, raising=False)
+    stock = base_trainer.tqdm, ocp_trainer.tqdm
+    config = {"run_dir": str(tmp_path), "logger": "wandb", "timestamp_id": "the-run"}
+    with suppress(KeyboardInterrupt), describe_run.output_of_run(config):
+        assert base_trainer.tqdm is ocp_trainer.tqdm is follow
+        raise KeyboardInterrupt
+    assert (base_trainer.tqdm, ocp_trainer.tqdm) == stock
+    assert (tmp_path / "logs/wandb/the-run/host.log").exists()
+    trainer = object.__new__(ocp_trainer.OCPTrainer)
+    context = SimpleNamespace(task=SimpleNamespace(run=None), trainer=trainer)
+    with (
+        replaced(describe_run, new_trainer_context=lambda config: nullcontext(context)),
+        describe_run.announcing(None)(config=config),
+    ):
+        assert context.task.run is not None
+    assert context.task.run is None
 
 
 @shows("train/relaxation.py", "ml_relaxation")

@@ -43,7 +43,8 @@ def test_help_and_errors_are_those_of_the_stock_program(folder, arguments):
     ours, stock = run(folder, arguments), run(folder, arguments, "python ./fairchem")
     assert ending(ours) == ending(stock)
     if arguments == "--help":
-        assert ours.output == stock.output
+        # a new interpreter says that it finds no GPU, the one that is forked has said so before
+        assert ours.output == re.sub("^Warp CUDA warning: .*\\n", "", stock.output)
 
 
 def test_a_stock_config_trains_as_without_dens(folder):

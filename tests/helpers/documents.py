@@ -6,7 +6,12 @@ import re
 
 from helpers.paths import DOCS, README
 
-PAGES = [README, *sorted(DOCS.glob("*.md"))]
+# The site includes some of them in others; docs/tutorials and docs/_build are written by its build.
+_BUILT = ("_build", "tutorials")
+PAGES = [
+    README,
+    *(p for p in sorted(DOCS.rglob("*.md")) if p.relative_to(DOCS).parts[0] not in _BUILT),
+]
 _INDENTED = r"^    ((?:\w+=\S+ )*(?:dens|fairchem|python|pip|make)\b.*(?:\\\n.*)*)$"
 
 

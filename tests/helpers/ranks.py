@@ -14,6 +14,7 @@ from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1 import DeNSTrainer
 from dens.fields import DENOISING_FIELDS, select_rows
+from dens.patching import replaced
 from dens.random import make_generator
 from helpers.structures import make_structure
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config
@@ -67,7 +68,7 @@ def gradients(
     metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})
     named = trainer._unwrapped_model.named_parameters()
     return {
-        **{name: parameter.grad.numpy() for name, parameter in named},
+        **{name: parameter.grad.numpy() for name, parameter in named if parameter.requires_grad},
         "loss": np.array(loss.item()),
         "metrics": {name: metric["metric"] for name, metric in metrics.items()},
     }
@@ -102,6 +103,13 @@ def _on_rank(rank: int, group: tuple, function, args: tuple):
 
 def gradients_of_rank(rank, src, split, corrupted, reduction) -> dict:
     return gradients(src, split[rank], corrupted, reduction)
+
+
+def gradients_with_fixed_frames(rank, src, split, corrupted, model) -> dict:
+    """Compute the gradients of a rank with frames of edges that depend on their direction only."""
+    given = torch.tensor([0.9, 0.3, 0.65])
+    with replaced(torch, rand_like=lambda x, **_: given.to(x.dtype).expand_as(x)):
+        return gradients(src, split[rank], corrupted, "joint", model)
 
 
 def assert_same(grads, reference, tolerance=1e-5):

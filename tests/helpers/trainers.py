@@ -135,7 +135,11 @@ def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -
         "cpu": True,
         "seed": 0,
     }
-    return copy.deepcopy({**config, **sections})
+    config = copy.deepcopy({**config, **sections})
+    if "energy_and_forces" in config["model"]["heads"]:  # of a function and its gradient
+        normalizer = config["dataset"]["train"]["transforms"]["normalizer"]
+        normalizer["forces"]["stdev"] = normalizer["energy"]["stdev"]
+    return config
 
 
 def morered_config(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 from ase import Atoms
 from torch_geometric.data import Data
 
@@ -115,7 +116,7 @@ def make_record_of(
         counts.update(found, frames=1, dropped=1)
         return None
     stress = read_stress(atoms) if rules.labels else None
-    units = rules.units or UNITS["eV-A"]
+    units, volume = rules.units or UNITS["eV-A"], abs(np.linalg.det(atoms.cell.array))
     data = rules.make_record(atoms, found, sid=sid, fid=fid)
     if data is not None:
         if rules.labels:
@@ -124,8 +125,13 @@ def make_record_of(
             count_unkept(atoms, found)
             force = largest_force(atoms, ~fixed_atoms(atoms))
             found["not relaxed"] += force is not None and force * units.force > RELAXED
-        if stress is not None:
-            add_stress(data, stress * (units.energy / units.length**3))
+        if stress is not None and volume and atoms.pbc.any():
+            # a cell may have got more vacuum, over which the same virial is spread
+            volume *= units.length**3 / abs(np.linalg.det(atoms.cell.array))
+            add_stress(data, stress * volume * (units.energy / units.length**3))
+        elif stress is not None:
+            found["stress"] -= 1
+            found["stress without cell"] += 1
         if start is not None:
             found["pairs" if add_start(data, start * units.length) else "no start"] += 1
     counts.update(found)

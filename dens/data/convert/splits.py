@@ -22,6 +22,9 @@ BLOCK = 20  # frames; consecutive MD frames are too alike to be in different spl
 def parse_fractions(text: str) -> dict[str, float]:
     """Parse ``train=0.8,val_id=0.1,test=0.1``.
 
+    >>> parse_fractions("train=0.8,val=0.2")
+    {'train': 0.8, 'val': 0.2}
+
     Raises:
         ValueError: another form, a repeated name, or a sum other than 1.
     """

@@ -194,7 +194,17 @@ def describe_counts(counts: Mapping[str, int], options: ReadOptions) -> Iterator
             f"{kept}"
         )
     if counts.get("stress"):
-        yield f"{counts['stress']} structures with stress, which is kept in eV/Å^3"
+        virial = "virial" in (options.stress_key or "").lower()
+        made = f", made of {options.stress_key} (-virial / volume)" if virial else ""
+        yield (
+            f"{counts['stress']} structures with stress, which is kept in eV/Å^3, positive where "
+            f"the cell would contract{made}"
+        )
+    if counts.get("stress without cell"):
+        yield (
+            f"the stress of {counts['stress without cell']} structures without periodic boundaries "
+            "is not kept"
+        )
     if counts.get("free energy"):
         yield (
             f"{counts['free energy']} structures have a free energy that differs from their energy "

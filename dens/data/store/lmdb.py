@@ -39,7 +39,7 @@ class LmdbWriter:
     The folder gets its name when the ``with`` block ends without an exception (see
     `dens.files.atomic_folder`). Its bytes depend only on the sequence of records.
 
-    >>> with LmdbWriter("data/train") as writer:
+    >>> with LmdbWriter("data/train") as writer:  # doctest: +SKIP
     ...     writer.write(data, md=1)
 
     Args:

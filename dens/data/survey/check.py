@@ -17,6 +17,7 @@ import click
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
+from dens.data.bulk.stress_labels import Frame, StressScale, find_stress_faults
 from dens.data.soundness import LABELS, MAX_NUMBER, USUAL
 from dens.data.survey.check_report import EXAMPLES, LARGE_FORCE, MIN_CONTACT, Report
 from dens.data.survey.consistency import ForceScale
@@ -53,7 +54,7 @@ def check(
     report = Report(path, structures=len(dataset))
     chosen = set(draw(len(dataset), measured).tolist())
     report.measured = len(chosen)
-    scale = ForceScale()
+    scale, stress_scale = ForceScale(), StressScale()
     without_cell, without_period, labelled = [], [], []
     for i, sample in enumerate(read_samples(dataset, levels)):
         if isinstance(sample, str):
@@ -69,6 +70,7 @@ def check(
             without_period.append(sample.where)
         if {fault.field for fault in sample.faults}.isdisjoint(("pos", "atomic_numbers", "cell")):
             scale.add(sample)
+            _check_stress(report, sample, stress_scale)
             if i in chosen:
                 _check_distances(report, sample, cutoff)
     if "cell" not in levels:  # with it, each is reported already
@@ -81,6 +83,7 @@ def check(
     _check_metadata(report, metadata)
     report.add("units", scale.findings())
     report.add("signs", scale.sign_findings())
+    report.add("stress scale", stress_scale.findings())
     report.add("units", report.energies.unit_findings())
     report.add("units", report.forces.findings())
     report.add("no reference", report.energies.reference_findings())
@@ -109,6 +112,16 @@ def _check_record(report: Report, sample: Sample) -> None:
     first = report.hashes.setdefault(key, sample.where)
     if first is not sample.where:
         report.add("duplicate", [f"{sample.where} of {first}"])
+
+
+def _check_stress(report: Report, sample: Sample, scale: StressScale) -> None:
+    if sample.stress is None:
+        return
+    for kind in find_stress_faults(sample.stress, sample.pos, sample.cell):
+        report.add(kind, [sample.where])
+    labels = sample.cell, sample.energy, sample.forces
+    if all(label is not None for label in labels):
+        scale.add(sample.numbers, Frame(sample.pos, *labels, sample.stress))
 
 
 def _check_distances(report: Report, sample: Sample, cutoff: float) -> None:

@@ -29,6 +29,7 @@ ERRORS = {
     "atom; or set train_on_free_atoms: false)",
     "no free atom": "structures have no free atom",
     "no cell": "periodic structures have no cell, or one without volume",
+    "stress": "structures have a stress that is not symmetric, or not finite",
     "overlap": f"structures have atoms closer than {MIN_CONTACT} times their covalent radii",
     "partly labelled": "structures have an energy or forces, and the first one has none",
     "metadata": "metadata.npz does not agree with the records",
@@ -40,6 +41,8 @@ WARNINGS = {
     "isolated": "structures have an atom without a neighbour within the cutoff",
     "no reference": "the energies look like totals (convert with --references, or use lin_ref)",
     "units": "the units look wrong",
+    "stress scale": "the sign or the unit of the stress looks wrong",
+    "stress vacuum": "structures have a stress across vacuum, or without a cell",
     "signs": "forces look like gradients",
     "fields": "batches leave out fields that records lack or have in other shapes",
     "twice": "structures have a label under both of its names, with the same values",
@@ -53,6 +56,7 @@ _WHOLE = (
     "no reference",
     "units",
     "signs",
+    "stress scale",
     "fields",
 )  # findings on the whole data set
 

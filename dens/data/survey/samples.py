@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch_geometric.data import Data
 
+from dens.data.bulk.stress_labels import read_stress
 from dens.data.canonical import canonical, kind_of
 from dens.data.soundness import LABELS, USUAL, Fault, find_faults, open_or_periodic
 from dens.data.store.by_format import find_shards, open_folder
@@ -30,6 +31,7 @@ class Sample:
         energy: eV.
         forces: (n_atoms, 3), eV/Å.
         free: (n_atoms,) bool.
+        stress: (3, 3), eV/Å^3.
         start: (n_atoms, 3), Å, the positions that it was relaxed from.
         fields: its fields by name, see `dens.data.canonical.kind_of`.
         faults: its faults, none of which concerns the shapes above.
@@ -42,6 +44,7 @@ class Sample:
     energy: float | None
     forces: np.ndarray | None
     free: np.ndarray
+    stress: np.ndarray | None
     start: np.ndarray | None
     fields: dict[str, Any]
     faults: list[Fault]
@@ -160,6 +163,7 @@ def as_sample(i: int, data: Data, levels: Mapping[str, str] = USUAL) -> Sample |
         energy=float(data[sound["energy"]]) if "energy" in sound else None,
         forces=data[sound["forces"]].double().numpy() if "forces" in sound else None,
         free=_free(data, faulty),
+        stress=read_stress(data.to_dict()),
         start=_start(data),
         fields={name: kind_of(data, name, value) for name, value in data.to_dict().items()},
         faults=faults,

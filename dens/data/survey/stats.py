@@ -13,11 +13,13 @@ import numpy as np
 import yaml
 from ase.data import chemical_symbols
 
+from dens.data.bulk.stress_labels import StressMoments
 from dens.data.convert.command_line import DataCommand
 from dens.data.references import References, fit_references
 from dens.data.soundness import LABELS
 from dens.data.survey.check_report import UNLABELLED
 from dens.data.survey.displacement import Displacements
+from dens.data.survey.forces import Moments
 from dens.data.survey.samples import FolderReader, draw, expected_levels, read_samples
 from dens.data.survey.task_stats import format_for_tasks, remarks_for_tasks
 from dens.graphs.radius import count_neighbors
@@ -34,7 +36,7 @@ def graph_settings(
         ``cutoff`` (Å), ``max_neighbors`` and ``strict``; None without cutoff and config.
 
     Raises:
-        ValueError: a limit without a cutoff, or a model without max_radius.
+        ValueError: a limit without a cutoff, or a model without either name of it.
     """
     if cutoff is not None:
         return {"cutoff": cutoff, "max_neighbors": max_neighbors, "strict": True}
@@ -44,42 +46,13 @@ def graph_settings(
         return None
     model = config.get("model") or {}
     backbone = model.get("backbone", model)
-    if "max_radius" not in backbone:
-        raise ValueError("the config has no model.backbone.max_radius: give --cutoff")
+    if not (given := backbone.get("max_radius", backbone.get("cutoff"))):
+        raise ValueError("the config has no model.backbone.max_radius or cutoff: give --cutoff")
     return {
-        "cutoff": backbone["max_radius"],
+        "cutoff": given,
         "max_neighbors": backbone.get("max_neighbors"),
         "strict": backbone.get("enforce_max_neighbors_strictly", True),
     }
-
-
-class Moments:
-    """Mean, standard deviation, rms and mean absolute value of numbers given in portions."""
-
-    def __init__(self) -> None:
-        # count, mean, sum of squares about it, mean absolute value
-        self._portions: list[tuple[int, float, float, float]] = []
-
-    def add(self, values: np.ndarray) -> None:
-        """Add numbers, in any shape."""
-        if np.size(values):
-            mean = float(np.mean(values))
-            squares = float(np.square(np.asarray(values) - mean).sum())
-            absolute = float(np.abs(values).mean())
-            self._portions.append((np.size(values), mean, squares, absolute))
-
-    def result(self) -> dict[str, float]:
-        """Return ``mean``, ``std`` (divided by n, not n - 1), ``rms`` and ``mean_abs``: the error
-        of a model that predicts zeros. Without numbers, all are 0."""
-        if not self._portions:
-            return dict.fromkeys(("mean", "std", "rms", "mean_abs"), 0.0)
-        count, means, squares, absolute = map(np.array, zip(*self._portions, strict=True))
-        mean = float(np.average(means, weights=count))
-        # about the common mean: energies of -20,000 eV leave E[x^2] - E[x]^2 no digits
-        variance = float((squares + count * (means - mean) ** 2).sum() / count.sum())
-        rms = (variance + mean**2) ** 0.5
-        mean_abs = float(np.average(absolute, weights=count))
-        return {"mean": mean, "std": variance**0.5, "rms": rms, "mean_abs": mean_abs}
 
 
 @dataclass(frozen=True)
@@ -96,6 +69,8 @@ class Stats:
         sizes: the smallest and the largest number of atoms.
         pairs: the line about them; empty without pairs.
         references: of the elements, if they were fitted to the energies.
+        stress: `Moments` of the isotropic and the anisotropic part, eV/Å^3, by name; empty unless
+            all structures have one.
     """
 
     structures: int
@@ -108,6 +83,7 @@ class Stats:
     sizes: tuple[int, int] = (0, 0)
     pairs: str = ""
     references: References | None = None
+    stress: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
     def snippet(self, source: str, graph: Mapping[str, Any] | None, like_energy: bool) -> str:
         """Format the statistics as YAML for a config's ``includes``, of fairchem-core 1.10.
@@ -123,6 +99,10 @@ class Stats:
             normalizer["energy"] = {"mean": self.energy["mean"], "stdev": self.energy["std"]}
         if self.forces and (scale := self._force_scale(like_energy)):
             normalizer["forces"] = {"mean": 0.0, "stdev": scale}
+        for name, moments in self.stress.items():
+            mean = moments["mean"] if name == "stress_isotropic" else 0.0  # else a direction
+            if spread := moments["std" if mean else "rms"]:
+                normalizer[name] = {"mean": mean, "stdev": spread}
         backbone = {"avg_num_nodes": self.avg_num_nodes}
         what = "forces on free atoms" if self.forces else UNLABELLED
         text = f"# {source}: {self.structures} structures; {what}\n"
@@ -182,7 +162,9 @@ class Stats:
         return "\n".join(lines)
 
     def _labels(self) -> Iterator[str]:
-        for name, unit, moments in (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces)):
+        stress = ((name, "eV/Å^3", moments) for name, moments in self.stress.items())
+        usual = (("energy", "eV", self.energy), ("forces", "eV/Å", self.forces))
+        for name, unit, moments in (*usual, *stress):
             values = "  ".join(f"{key} {value:.6g}" for key, value in moments.items())
             yield f"{name} [{unit}]: {values}"
         yield f"largest force on a free atom: {self.force_max:.6g} eV/Å"
@@ -206,7 +188,7 @@ def measure(
         ValueError: a record cannot be read, or training could not use it; one with labels, where
             the first has none.
     """
-    energy, forces = Moments(), Moments()
+    energy, forces, stress = Moments(), Moments(), StressMoments()
     needed = {name: level for name, level in expected_levels(dataset).items() if name in LABELS}
     largest, natoms, elements, pairs = 0.0, [], Counter(), Displacements()
     energies: list[tuple[np.ndarray, float]] = []
@@ -228,6 +210,7 @@ def measure(
             free = sample.forces[sample.free]
             forces.add(free)
             largest = max(largest, float(np.linalg.norm(free, axis=1).max(initial=0)))
+            stress.add(sample.stress)
         elif sample.energy is not None or sample.forces is not None:
             raise ValueError(f"{sample.where}: it has labels, and the first record has none")
         if i in counted:
@@ -242,6 +225,7 @@ def measure(
         elements=dict(elements.most_common()),
         sizes=(min(natoms), max(natoms)),
         pairs=pairs.text(len(natoms)) if len(pairs) else "",
+        stress=stress.result(len(dataset)),
         references=fit_references(energies, "the fit to these data") if energies else None,
     )
 

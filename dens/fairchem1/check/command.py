@@ -39,6 +39,7 @@ from dens.fairchem1.config.read import as_config_error, split_settings
 from dens.fairchem1.launch import parse_args
 from dens.objective import Objective
 from dens.runs.check.corruption import check_denoising
+from dens.runs.check.expectation import check_expectation
 from dens.runs.check.findings import Findings, printed_findings
 from dens.runs.check.memory import check_memory
 from dens.runs.check.schedule import Sampling, check_schedule
@@ -144,6 +145,9 @@ def _check_training(
         ranks = config["world_size"] // (config["gp_gpus"] or 1)
         validates = "val" in split_settings(config["dataset"])
         findings.run("steps", check_schedule, optim, len(train.dataset), ranks, validates)
+        if isinstance(objective, DeNSObjective):
+            length = len(train.dataset), optim["max_epochs"]
+            findings.run("denoising", check_expectation, objective.config, *length)
 
 
 def _sampling(config: Mapping[str, Any], train: Split) -> Sampling:

@@ -10,8 +10,10 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 
+from dens.fairchem1.backbones.families import family_of_section
+from dens.fairchem1.backbones.sizes import EMBEDDING
 from dens.fairchem1.checkpoints.export import export
-from dens.fairchem1.checkpoints.layouts import EMBEDDING, read
+from dens.fairchem1.checkpoints.layouts import read
 from dens.fairchem1.checkpoints.model_sections import dens_section
 from dens.fairchem1.checkpoints.state import trained_elements
 from dens.graphs.model_input import check_atoms
@@ -26,7 +28,8 @@ class DeNSCalculator(OCPCalculator):
         content = export(read(path, raw), str(path))
         config = content["config"]
         # the classes of dens: their graph of molecules needs no torch-cluster
-        config["model"] = dens_section(config["model"], force_encoding=False, fast=fast)
+        path_taken = {"fast": fast} if family_of_section(config["model"]).fast else {}
+        config["model"] = dens_section(config["model"], force_encoding=False, **path_taken)
         config["dataset"] = {"train": config["dataset"]}
         self._content = content
         self._use_pbc = config["model"]["backbone"].get("use_pbc", True)
@@ -102,8 +105,8 @@ def load_calculator(
     Args:
         path: a checkpoint of any layout that :mod:`dens.fairchem1.checkpoints.layouts` knows.
         cpu: run on the CPU even if there is a GPU.
-        fast: take the faster path through the same model (docs/performance.md), with the same
-            results up to rounding.
+        fast: take the faster path through an EquiformerV2 (docs/performance.md), with the same
+            results up to rounding; other backbones have none.
         seed: seeds the random frames of edges, on which the last digits of a result depend.
         raw: use the weights as trained; by default their moving average, where there is one.
         kwargs: passed on to fairchem's ``OCPCalculator``.

@@ -1,4 +1,4 @@
-"""Export a checkpoint of any layout to stock EquiformerV2, for machines without dens.
+"""Export a checkpoint of any layout to fairchem's own model, for machines without dens.
 
 Noise head and force encoding are left out: they have no effect in evaluation. The file holds
 tensors, numbers, text and plain containers only, so that every PyTorch reads it.
@@ -17,16 +17,18 @@ import torch
 from fairchem.core.common.utils import update_config
 from torch import Tensor
 
+from dens.fairchem1.backbones.families import family_of_section
 from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
-from dens.fairchem1.checkpoints.model_sections import stock_section
+from dens.fairchem1.checkpoints.model_sections import STRESS_HEAD, stock_section
 from dens.fairchem1.checkpoints.state import EXPORTED_ELEMENTS, trained_elements
+from dens.fairchem1.model.stress_head import as_stock
 from dens.files import atomic_file
 
 _LIN_REF = "backbone.energy_lin_ref"
 
 
 def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = False) -> str:
-    """Write a stock EquiformerV2 checkpoint; return a line that describes it.
+    """Write a checkpoint of fairchem's own model; return a line that describes it.
 
     Args:
         path: a checkpoint of any layout.
@@ -50,7 +52,8 @@ def export_checkpoint(path: Path, out: Path, *, raw: bool = False, bare: bool = 
             file.write(content) if bare else torch.save(stock, file)
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
-    return f"{out}: stock EquiformerV2, outputs {', '.join(stock['config']['outputs'])}"
+    title = family_of_section(stock["config"]["model"]).title
+    return f"{out}: stock {title}, outputs {', '.join(stock['config']['outputs'])}"
 
 
 def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
@@ -72,6 +75,9 @@ def export(checkpoint: Checkpoint, where: str) -> dict[str, Any]:
         *(f"output_heads.{n}." for n, r in checkpoint.heads.items() if r == "noise"),
     )
     weights = {k: v for k, v in checkpoint.weights.items() if not k.startswith(left_out)}
+    for name, head in checkpoint.model["heads"].items():
+        if head["module"] == STRESS_HEAD:
+            weights = as_stock(weights, name)
     if model["backbone"].get("use_pbc") is False:
         logging.warning("Stock fairchem needs torch-cluster to run a model with use_pbc: false.")
     elements, elementrefs = trained_elements(checkpoint.content), dict(checkpoint.elementrefs)
@@ -141,5 +147,5 @@ def _as_safetensors(weights: Mapping[str, Tensor]) -> bytes:
 @click.option("--raw", is_flag=True, help="Take the weights as trained, not their average (EMA).")
 @click.option("--safetensors", is_flag=True, help="Write the bare weights in that format.")
 def export_command(checkpoint: Path, out: Path, raw: bool, safetensors: bool) -> None:
-    """Write CHECKPOINT as stock EquiformerV2, which runs without dens."""
+    """Write CHECKPOINT as a stock model, which runs without dens."""
     click.echo(export_checkpoint(checkpoint, out, raw=raw, bare=safetensors))

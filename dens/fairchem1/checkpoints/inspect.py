@@ -1,7 +1,4 @@
-"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code.
-
-It imports nothing of fairchem; it is here because the layouts are those of fairchem's checkpoints.
-"""
+"""Inspect a checkpoint: sizes, heads, settings and training state, without running its code."""
 
 from __future__ import annotations
 
@@ -12,31 +9,9 @@ from typing import Any
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from dens.fairchem1.checkpoints.layouts import EMBEDDING, ENCODING, Checkpoint, read
+from dens.fairchem1.backbones.families import family_of_weights
+from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, read
 from dens.fairchem1.checkpoints.state import trained_elements
-
-_BLOCK = "backbone.blocks.0."
-
-
-def describe(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Read the sizes of an EquiformerV2 off the shapes of its weights (by their names in dens)."""
-    sizes = {}
-    if EMBEDDING in weights:
-        sizes["max_num_elements"], sizes["sphere_channels"] = weights[EMBEDDING].shape
-    blocks = {name.split(".")[2] for name in weights if name.startswith("backbone.blocks.")}
-    sizes["num_layers"] = len(blocks)
-    for key, (name, dim, more) in {
-        "lmax": ("ga.proj.weight", 0, -1),
-        "num_heads": ("ga.alpha_dot", 0, 0),
-        "attn_alpha_channels": ("ga.alpha_dot", 1, 0),
-        "edge_channels": ("ga.so2_conv_1.rad_func.net.0.weight", 0, 0),
-        "ffn_hidden_channels": ("ffn.so3_linear_1.weight", 1, 0),
-    }.items():
-        if _BLOCK + name in weights:
-            sizes[key] = weights[_BLOCK + name].shape[dim] + more
-    orders = f"{_BLOCK}ga.so2_conv_1.so2_m_conv."
-    sizes["mmax"] = len({name.split(".")[6] for name in weights if name.startswith(orders)})
-    return sizes
 
 
 def inspect_checkpoint(path: str | Path, dataset: str | None = None) -> str:
@@ -59,14 +34,16 @@ def _rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     content = checkpoint.content
     config = content.get("config") or {}
     backbone = (checkpoint.model or {}).get("backbone", {})
+    cutoff = backbone.get("max_radius", backbone.get("cutoff"))
     optim = config.get("optim") or {}
     dens = optim.get("dens") or optim.get("denoising_pos_params") or {}
     average = content.get("ema")
     count = sum(w.numel() for name, w in checkpoint.weights.items() if "mapping" not in name)
     rows = [("layout", checkpoint.layout), ("numbers in weights and tables", f"{count:,}")]
-    rows += [(key, str(value)) for key, value in describe(checkpoint.weights).items()]
+    sizes = family_of_weights(checkpoint.weights).describe(checkpoint.weights)
+    rows += [(key, str(value)) for key, value in sizes.items()]
     rows += [
-        ("cutoff", f"{backbone['max_radius']} Å" if "max_radius" in backbone else "not given"),
+        ("cutoff", f"{cutoff} Å" if cutoff is not None else "not given"),
         ("max_neighbors", str(backbone.get("max_neighbors", "not given"))),
         ("heads", ", ".join(f"{name} ({role})" for name, role in checkpoint.heads.items())),
         ("force encoding", _encoding(checkpoint.weights)),

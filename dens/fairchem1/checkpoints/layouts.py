@@ -1,4 +1,4 @@
-"""Read EquiformerV2 checkpoints of every layout, with and without DeNS, as models of dens.
+"""Read checkpoints of every layout, with and without DeNS, as models of dens.
 
 Each weight gets the name that it has in dens. Five layouts are known; ``module.`` in front of the
 names, which DataParallel and the like add once or more often, makes no difference.
@@ -12,8 +12,10 @@ DeNS, flat             flat, with ``force_embedding`` and ``denoising_pos_block`
 dens                   ``backbone.force_encoding``, ``output_heads.noise``
 ====================== =====================================================================
 
-A checkpoint with a version of dens is of the last layout; others are recognised by their names.
-This module imports nothing of fairchem; it is here because all five are layouts of its checkpoints.
+The names are those of EquiformerV2. eSCN has all five layouts too, eSEN the three that are not flat
+(with ``linear`` and ``denoising_linear`` in its heads); plain ones are called after the backbone:
+``eSCN, flat``. A checkpoint with a version of dens is of the last layout; others are recognised by
+their names.
 
 In both foreign DeNS layouts the force embedding, and the embedding of sigma, have a bias on l = 0
 that reaches every atom, clean or not. It acts like a part of the atom embedding, so it is added to
@@ -30,7 +32,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dens.fairchem1.checkpoints.model_sections import NOISE_HEAD, model_section, trainable_names
+from dens.fairchem1.backbones.families import TITLES, family_of_weights
+from dens.fairchem1.backbones.sizes import EMBEDDING
+from dens.fairchem1.checkpoints.model_sections import NOISE_HEADS, model_section, trainable_names
 from dens.fairchem1.checkpoints.state import upgrade
 from dens.safe.checkpoints import safe_load
 
@@ -39,9 +43,9 @@ FAIRCHEM_DENS = "DeNS of fairchem 1.10"
 FLAT_DENS = "DeNS, flat"
 PLAIN = "EquiformerV2"
 FLAT = "EquiformerV2, flat"
+_FLAT = ", flat"
 
 ENCODING = "backbone.force_encoding."
-EMBEDDING = "backbone.sphere_embedding.weight"
 
 _UNFLATTENED = [
     (r"^energy_block\.", "output_heads.energy.energy_block."),
@@ -55,7 +59,9 @@ _RENAMED = [
     (r"^(output_heads\.[^.]+)\.scalar_block\.", r"\1.energy_block."),
     (r"^(output_heads\.[^.]+)\.vector_block\.", r"\1.force_block."),
     (r"^output_heads\.[^.]+\.denoising_pos_block\.", "output_heads.noise.force_block."),
+    (r"^output_heads\.[^.]+\.denoising_linear\.", "output_heads.noise.linear."),
 ]
+_ROLES = {"energy_block": "energy", "force_block": "forces", "linear": "forces"}
 _TARGETS = {"target": "energy", "grad_target": "forces"}  # older names of normalisers
 _BIASES = (f"{ENCODING}bias", f"{ENCODING}sigma_bias")
 
@@ -85,7 +91,7 @@ class Checkpoint:
         """The role (energy, forces, noise or other) of each head, by its name."""
         found = roles(self.weights)
         for name, head in (self.model or {"heads": {}})["heads"].items():
-            if head["module"] == NOISE_HEAD and name in found:
+            if head["module"] in NOISE_HEADS and name in found:
                 found[name] = "noise"
         return found
 
@@ -199,18 +205,21 @@ def recognise(names: Iterable[str], where: str) -> str:
         if any(name.startswith("backbone.force_embedding.") for name in names):
             return FAIRCHEM_DENS
         ours = (ENCODING, "output_heads.noise.")
-        return DENS if any(name.startswith(ours) for name in names) else PLAIN
-    if {"sphere_embedding", "blocks", "energy_block"} <= starts:
-        return FLAT_DENS if "force_embedding" in starts else FLAT
+        if any(name.startswith(ours) for name in names):
+            return DENS
+        return family_of_weights(names).title
+    if {"sphere_embedding", "energy_block"} <= starts and starts & {"blocks", "layer_blocks"}:
+        family = family_of_weights(f"backbone.{name}" for name in names)
+        return FLAT_DENS if "force_embedding" in starts else f"{family.title}{_FLAT}"
     raise ValueError(
-        f"{where} is not an EquiformerV2 checkpoint of a known layout: expected backbone.* and "
-        f"output_heads.*, or sphere_embedding, blocks and energy_block, got {', '.join(starts)}"
+        f"{where} is no checkpoint of a known layout and model ({TITLES}): expected backbone.* and "
+        f"output_heads.*, or sphere_embedding, energy_block and blocks, got {', '.join(starts)}"
     )
 
 
 def canonical(key: str, layout: str) -> str | None:
     """Return the name in dens of a tensor, or None for a table that dens does not keep."""
-    for pattern, name in (_UNFLATTENED if layout in (FLAT, FLAT_DENS) else []) + _RENAMED:
+    for pattern, name in (_UNFLATTENED if layout.endswith(_FLAT) else []) + _RENAMED:
         key = re.sub(pattern, name, key)
     return None if key == f"{ENCODING}expand_index" else key
 
@@ -221,7 +230,7 @@ def roles(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         if match := re.match(r"output_heads\.([^.]+)\.([^.]+)", name):
             head, block = match.groups()
-            role = {"energy_block": "energy", "force_block": "forces"}.get(block, "other")
+            role = _ROLES.get(block, "other")
             found.setdefault(head, "noise" if head == "noise" else role)
     return found
 

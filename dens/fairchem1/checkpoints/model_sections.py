@@ -1,31 +1,35 @@
-"""Convert the ``model`` section of a config: to the classes of dens, or to stock EquiformerV2."""
+"""Convert the ``model`` section of a config: to the classes of dens, or to fairchem's own."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.base import HydraModel
-from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
 
+from dens.fairchem1.backbones.families import (
+    EQUIFORMER_V2,
+    FAMILIES,
+    TITLES,
+    Family,
+    family_of_section,
+)
 from dens.fairchem1.config.translate import translate_model
 
-BACKBONE, NOISE_HEAD = "dens.EquiformerV2Backbone", "dens.NoiseHead"
-# each row: the name in dens, the stock name, further names of equivalent classes
-_CLASSES = """
-dens.EquiformerV2Backbone equiformer_v2_backbone dens_equiformer_v2_backbone
-dens.EnergyHead equiformerV2_scalar_head equiformer_v2_energy_head dens_energy_head
-dens.ForceHead equiformerV2_vector_head equiformer_v2_force_head dens_force_head
-dens.NoiseHead - dens_noise_head
-"""
-_ROWS = [row.split() for row in _CLASSES.strip().splitlines()]
+STRESS_HEAD = "dens.StressHead"
+# fairchem's head with the settings in which it can hold the weights of ours; not the reverse
+_STOCK_STRESS = {
+    "module": "rank2_symmetric_head",
+    "decompose": True,
+    "use_source_target_embedding": True,
+}
+_ROWS = [row for family in FAMILIES for row in family.rows]
 _TO_DENS = {other: ours for ours, *others in _ROWS for other in others}
 _TO_STOCK = {ours: stock for ours, stock, *_ in _ROWS}
-_STOCK_KEYS = set(inspect.signature(EquiformerV2Backbone.__init__).parameters) - {"self"}
+NOISE_HEADS = {family.noise_head for family in FAMILIES}
 _OUR_KEYS = {"force_encoding", "sigma_encoding"}
 
 
@@ -50,15 +54,16 @@ def model_section(config: Any, where: str, *, foreign: bool, noise: bool) -> dic
     if isinstance(model, str):  # the oldest form: a name, and the settings beside it
         model = {"name": model, **copy.deepcopy(config.get("model_attributes") or {})}
     if model.get("name") != "hydra":
-        model = _hydra_section(translate_model(model), noise)
+        family = family_of_section(model) or EQUIFORMER_V2
+        model = _hydra_section(translate_model(model), noise, family)
     elif foreign:
         model = translate_model(model)
     if "backbone" not in model or "heads" not in model:
         raise ValueError(f"{where}: its config has no backbone or no heads (config.model)")
     model = dens_section(model)
-    if model["backbone"]["model"] != BACKBONE:
+    if family_of_section(model) is None:
         raise ValueError(
-            f"{where} holds a model of another kind: expected EquiformerV2, got "
+            f"{where} holds a model of another kind: expected one of {TITLES}, got "
             f"{model['backbone']['model']!r} (config.model.backbone.model)"
         )
     model.pop("finetune_config", None)  # the weights are in the file
@@ -80,15 +85,13 @@ def dens_section(model: Mapping[str, Any], **backbone: Any) -> dict[str, Any]:
     return model
 
 
-def _hydra_section(settings: Mapping[str, Any], noise: bool) -> dict[str, Any]:
+def _hydra_section(settings: Mapping[str, Any], noise: bool, family: Family) -> dict[str, Any]:
     """Make the section of a hydra model from one flat list of settings."""
-    keys = _STOCK_KEYS | _OUR_KEYS
-    heads = {"energy": "dens.EnergyHead", "forces": "dens.ForceHead"}
-    if noise:
-        heads["noise"] = NOISE_HEAD
+    keys = family.stock_defaults.keys() | _OUR_KEYS
+    heads = {name: head for name, head in family.heads.items() if noise or name != "noise"}
     return {
         "name": "hydra",
-        "backbone": {"model": BACKBONE, **{k: v for k, v in settings.items() if k in keys}},
+        "backbone": {"model": family.backbone, **{k: v for k, v in settings.items() if k in keys}},
         "heads": {name: {"module": module} for name, module in heads.items()},
         "pass_through_head_outputs": True,
         "otf_graph": settings.get("otf_graph", True),
@@ -98,11 +101,14 @@ def _hydra_section(settings: Mapping[str, Any], noise: bool) -> dict[str, Any]:
 def stock_section(model: Mapping[str, Any]) -> dict[str, Any]:
     """Replace the classes of dens by fairchem's own; drop noise head and force encoding."""
     model = copy.deepcopy(dict(model))
-    backbone = {k: v for k, v in model["backbone"].items() if k in _STOCK_KEYS}
+    keys = family_of_section(model).stock_defaults
+    backbone = {k: v for k, v in model["backbone"].items() if k in keys}
     backbone["model"] = _TO_STOCK[model["backbone"]["model"]]
     heads = {}
     for name, head in model["heads"].items():
-        if head["module"] != NOISE_HEAD:
+        if head["module"] == STRESS_HEAD:
+            heads[name] = {**head, **_STOCK_STRESS}
+        elif head["module"] not in NOISE_HEADS:
             heads[name] = {**head, "module": _TO_STOCK.get(head["module"], head["module"])}
     return {**model, "backbone": backbone, "heads": heads}
 

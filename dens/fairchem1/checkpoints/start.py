@@ -14,7 +14,6 @@ the copy points the wrong way, and its errors are far above those of predicting 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +25,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from dens.denoising.objective import DeNSObjective
-from dens.fairchem1.checkpoints.inspect import describe
-from dens.fairchem1.checkpoints.layouts import (
-    EMBEDDING,
-    ENCODING,
-    Checkpoint,
-    interpret,
-    is_resumable,
-    roles,
-)
+from dens.fairchem1.backbones.families import Family, family_of_weights
+from dens.fairchem1.backbones.sizes import EMBEDDING
+from dens.fairchem1.checkpoints.layouts import ENCODING, Checkpoint, interpret, is_resumable, roles
 from dens.fairchem1.checkpoints.state import upgrade
 from dens.fairchem1.checkpoints.trained_settings import (
     adopt,
@@ -42,13 +35,12 @@ from dens.fairchem1.checkpoints.trained_settings import (
     settings_notice,
     settle_scales,
 )
+from dens.runs.terminal.output import show
 from dens.safe.checkpoints import safe_load
 from dens.settings import ConfigError, parse_settings, setting
 
 _STIFFNESS = 15.0  # eV/Å²
 _BY_ELEMENT = ("_embedding.weight", "energy_lin_ref")
-_LAST_LAYER = (".proj.weight", ".proj.bias")  # of a force head: linear
-_KEYS = {"lmax": "lmax_list", "mmax": "mmax_list"}
 
 
 class Pretrained(BaseModel):
@@ -124,7 +116,7 @@ def load_from(
         trainer.resumed(content)
         return
     if distutils.is_master():
-        logging.info(table)
+        show(table)
     scales = {"normalizers": source.normalizers, "elementrefs": source.elementrefs}
     had_average = trainer.ema is not None
     scaler, trainer.scaler = trainer.scaler, None  # starts afresh, like the optimizer
@@ -141,7 +133,7 @@ def _adopt_settings(trainer: Any, source: Checkpoint, path: str, inference_only:
         trainer.notify_checkpoint(settings_notice(path, replaced))
         trainer.rebuild_model(section)
     elif source.model is None and not inference_only:
-        trainer.notify_checkpoint(no_config_notice(path))
+        trainer.notify_checkpoint(no_config_notice(source, path))
 
 
 def _growth_notice(path: str, source: Checkpoint, grown: list[str], resumable: bool) -> str:
@@ -200,19 +192,20 @@ def adapt_weights(
         ValueError: sizes differ, or weights that both must have are missing on one side.
     """
     target = dict(model.state_dict())
+    family = _same_family(source.weights, target, path)
     marked = {n for n, h in model.output_heads.items() if getattr(h, "predicts_noise", False)}
     heads = roles(target) | dict.fromkeys(marked, "noise")
     weights = dict(source.weights)
     for name in grown_elements(weights, target):
         new = target[name][len(weights[name]) :]
         weights[name] = torch.cat([weights[name], new.to(weights[name])])
-    _compare_sizes(describe(weights), describe(target), path)
+    _compare_sizes(weights, target, family, path)
     weights = _rename_heads(weights, source.heads, heads)
     state, initialised = {}, {}
     for name, value in target.items():
         found = weights.get(name)
         if found is None:
-            found, initialised[name] = _initial(name, value, weights, heads, factor)
+            found, initialised[name] = _initial(name, value, weights, heads, factor, family)
         if found is None:
             raise ValueError(f"{path} has no {name}, which the model has")
         if found.shape != value.shape:
@@ -263,17 +256,28 @@ def _rename_heads(weights, source: dict[str, str], target: dict[str, str]) -> di
     return renamed
 
 
-def _initial(name, value, weights, heads, factor) -> tuple[Tensor | None, str]:
+def _same_family(source: Mapping, target: Mapping, path: str) -> Family:
+    """Return the family of the model, which must be that of the checkpoint."""
+    theirs, ours = family_of_weights(source), family_of_weights(target)
+    if theirs is not ours:
+        raise ValueError(
+            f"{path} does not fit the model: it holds an {theirs.title}, and the config has an "
+            f"{ours.title} (model.backbone.model)"
+        )
+    return ours
+
+
+def _initial(name, value, weights, heads, factor, family: Family) -> tuple[Tensor | None, str]:
     """Initialise a tensor that a checkpoint lacks, in words too; None if it must not lack it."""
     if name.startswith(ENCODING):
         return torch.zeros_like(value), "zero effect"
     if not name.startswith("output_heads."):
         return None if _is_essential(name) else value, "as new"
     head = name.split(".")[1]
-    if heads[head] == "noise" and factor is not None:
-        forces = next((other for other in heads if heads[other] == "forces"), "no force head")
+    forces = next((other for other in heads if heads[other] == "forces"), None)
+    if heads[head] == "noise" and factor is not None and forces is not None:
         copied = weights.get(name.replace(f".{head}.", f".{forces}.", 1))
-        if copied is not None and name.endswith(_LAST_LAYER):
+        if copied is not None and name.endswith(family.last_layer):
             copied = factor * copied
         return copied, f"from {forces} times {factor:.2g}"
     return value if heads[head] in ("noise", "other") else None, "as new"
@@ -285,10 +289,11 @@ def _is_essential(name: str) -> bool:
     return name.startswith("backbone.") and not name.startswith(optional)
 
 
-def _compare_sizes(source: Mapping[str, int], target: Mapping[str, int], path: str) -> None:
-    for key, value in source.items():
+def _compare_sizes(weights: Mapping, model: Mapping, family: Family, path: str) -> None:
+    target = family.describe(model)
+    for key, value in family.describe(weights).items():
         if value != target.get(key, value):
             raise ValueError(
                 f"{path} does not fit the model: {key} is {value} in the checkpoint and "
-                f"{target[key]} in the config (model.backbone.{_KEYS.get(key, key)})"
+                f"{target[key]} in the config (model.backbone.{family.keys.get(key, key)})"
             )

@@ -20,22 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.equiformer_v2 import equiformer_v2
 from torch import Tensor
 
-from dens.fairchem1.checkpoints.layouts import DENS, EMBEDDING, Checkpoint, read
-from dens.fairchem1.checkpoints.model_sections import BACKBONE, dens_section
+from dens.fairchem1.backbones.families import Family, family_of_section, family_of_weights
+from dens.fairchem1.backbones.sizes import EMBEDDING
+from dens.fairchem1.checkpoints.layouts import DENS, Checkpoint, read
+from dens.fairchem1.checkpoints.model_sections import dens_section
 from dens.settings import ConfigError
 
-_SIZES = {
-    *("max_num_elements", "num_layers", "sphere_channels", "edge_channels", "lmax_list"),
-    *("attn_hidden_channels", "attn_alpha_channels", "attn_value_channels", "num_heads"),
-    *("ffn_hidden_channels", "mmax_list"),
-}
-_OF_TRAINING = {
-    *("alpha_drop", "drop_path_rate", "proj_drop", "weight_init"),
-    *("activation_checkpoint", "regress_forces", "use_pbc_single", "num_sphere_samples"),
-}
 _LIN_REF = ("load_energy_lin_ref", "use_energy_lin_ref")
 _OF_HEADS = ("reduce", "edge_level_mlp", "extensive", "avg_num_nodes", "default_norm_type")
 _ENCODING = ("force_encoding", "sigma_encoding")
@@ -46,13 +38,16 @@ def _defaults(function: Callable[..., None]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-_DEFAULTS = {
-    **_defaults(equiformer_v2.EquiformerV2Backbone.__init__),
-    **{"force_encoding": True, "sigma_encoding": False},
-    "avg_num_nodes": equiformer_v2._AVG_NUM_NODES,  # what None stands for
-    "avg_degree": equiformer_v2._AVG_DEGREE,
-}
-_TRAINED = [key for key in _DEFAULTS if key not in {*_SIZES, *_OF_TRAINING, *_LIN_REF, *_ENCODING}]
+def _defaults_of(family: Family) -> dict[str, Any]:
+    """Return the settings of a backbone of dens, with the values in force by default."""
+    return {**family.stock_defaults, **{"force_encoding": True, "sigma_encoding": False}} | {
+        **family.defaults
+    }
+
+
+def _trained_keys(family: Family) -> list[str]:
+    others = {*family.fixed, *family.of_training, *_LIN_REF, *_ENCODING}
+    return [key for key in _defaults_of(family) if key not in others]
 
 
 class Replaced(NamedTuple):
@@ -88,12 +83,14 @@ def adopt(
     backbone = model.get("backbone", model)
     resumes = source.layout == DENS and "optimizer" in source.content
     ours = str(backbone.get("model", model.get("name"))).startswith("dens")
-    replaced = list(_adopt_elements(backbone, source, path, resumes))
-    if source.model is not None:
+    family = family_of_section(model) or family_of_weights(source.weights)
+    defaults = _defaults_of(family)
+    replaced = list(_adopt_elements(backbone, source, path, resumes, defaults))
+    if source.model is not None and family_of_section(source.model) is family:
         trained = source.model["backbone"]
         same_model = ours and resumes and "noise" in source.heads.values()
-        keys = _keys_to_adopt(backbone, trained, same_model)
-        replaced += _adopt_keys(keys, backbone, trained, _DEFAULTS, "model.backbone")
+        keys = _keys_to_adopt(family, backbone, trained, same_model)
+        replaced += _adopt_keys(keys, backbone, trained, defaults, "model.backbone")
         if "backbone" in model:
             replaced += _adopt_heads(model, source.model)
     if "backbone" not in model:  # a flat list
@@ -101,8 +98,10 @@ def adopt(
     return model, replaced
 
 
-def _keys_to_adopt(config: Mapping, trained: Mapping, same_model: bool) -> list[str]:
-    keys = list(_TRAINED)
+def _keys_to_adopt(
+    family: Family, config: Mapping, trained: Mapping, same_model: bool
+) -> list[str]:
+    keys = _trained_keys(family)
     if trained.get("use_energy_lin_ref") and "use_energy_lin_ref" not in config:
         keys += _LIN_REF
     given = (config.get("sigma_encoding"), trained.get("sigma_encoding"))
@@ -134,12 +133,12 @@ def _value(section: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) ->
 
 
 def _adopt_elements(
-    config: dict, source: Checkpoint, path: str, resumes: bool
+    config: dict, source: Checkpoint, path: str, resumes: bool, defaults: Mapping
 ) -> Iterator[Replaced]:
     if EMBEDDING not in source.weights:
         return
     trained, given = len(source.weights[EMBEDDING]), config.get("max_num_elements")
-    default = _DEFAULTS["max_num_elements"]
+    default = defaults["max_num_elements"]
     if given is None and (trained > default or (trained < default and resumes)):
         config["max_num_elements"] = trained
         yield Replaced("model.backbone.max_num_elements", trained, None, default)
@@ -177,7 +176,7 @@ def adopt_settings(config: dict[str, Any], notify: Callable[[str], None]) -> dic
         ConfigError: the checkpoint cannot be read, or the config's ``max_num_elements`` is smaller.
     """
     path, model = _start_of(config), config.get("model")
-    if path is None or not _is_equiformer(model):
+    if path is None or family_of_section(model) is None:
         return config
     config = dict(config)
     try:
@@ -192,7 +191,7 @@ def adopt_settings(config: dict[str, Any], notify: Callable[[str], None]) -> dic
     if replaced:
         notify(settings_notice(path, replaced))
     if source.model is None:
-        notify(no_config_notice(path))
+        notify(no_config_notice(source, path))
     return config
 
 
@@ -209,14 +208,6 @@ def _start_of(config: Mapping[str, Any]) -> str | None:
     return str(path) if path and os.path.isfile(path) else None
 
 
-def _is_equiformer(model: Any) -> bool:
-    if not isinstance(model, Mapping):
-        return False
-    if "backbone" in model and "heads" in model:
-        return dens_section(model)["backbone"].get("model") == BACKBONE
-    return model.get("name") in ("dens.EquiformerV2DeNS", "dens_equiformer_v2", "equiformer_v2")
-
-
 def settings_notice(path: str, replaced: list[Replaced]) -> str:
     """Write the line about replaced settings."""
     return (
@@ -225,11 +216,13 @@ def settings_notice(path: str, replaced: list[Replaced]) -> str:
     )
 
 
-def no_config_notice(path: str) -> str:
+def no_config_notice(source: Checkpoint, path: str) -> str:
     """Write the line about a checkpoint that holds weights only."""
+    family = family_of_weights(source.weights)
+    names = [*_trained_keys(family)[:4], *list(family.defaults)[:1]]
     return (
         f"{path} holds no config: whether it was trained with the config's settings "
-        f"({', '.join(_TRAINED[:4])}, avg_num_nodes, ...) cannot be compared"
+        f"({', '.join(names)}, ...) cannot be compared"
     )
 
 

@@ -25,7 +25,11 @@ _MODELS = {
     "eqV2_DeNS_scalar_head": "dens.EnergyHead",
     "eqV2_DeNS_vector_head": "dens.ForceHead",
     "dens_rank2_symmetric_head": "rank2_symmetric_head",
+    "esen_backbone_dens": "dens.ESENBackbone",
+    "esen_linear_force_head_dens": "esen_linear_force_head",
+    "esen_mlp_efs_head_dens": "esen_mlp_efs_head",
 }
+_NOISE_HEADS = {"dens.ESENBackbone": "dens.ESENNoiseHead"}
 _BACKBONE_KEYS = {
     "use_force_encoding": "force_encoding",
     "use_noise_schedule_sigma_encoding": "sigma_encoding",
@@ -125,7 +129,8 @@ def translate_model(model: Mapping[str, Any]) -> dict[str, Any]:
                 f"always a target (model.heads.{name}.use_denoising)"
             )
     if "noise" not in heads:
-        heads["noise"] = {"module": "dens.NoiseHead"}
+        own = _NOISE_HEADS.get(model["backbone"].get("model"), "dens.NoiseHead")
+        heads["noise"] = {"module": own}
     return model
 
 

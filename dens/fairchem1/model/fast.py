@@ -113,7 +113,7 @@ def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor, n_atoms: int
     return Edges(*edge_index, distance, rotation.to_frames, rotation.from_frames, lists)
 
 
-def _all_atoms(x: SO3_Embedding) -> Tensor:
+def all_atoms(x: SO3_Embedding) -> Tensor:
     """Gather the features of all atoms, over the ranks that share a graph."""
     gp = transformer_block.gp_utils  # its gather sums gradients: see graph_parallel.py
     if not gp.initialized():
@@ -175,7 +175,7 @@ class _Attention(SO2EquivariantGraphAttention):
     def forward(self, x, atomic_numbers, edge_distance, edge_index, node_offset=0):
         targets = slice(node_offset, node_offset + len(x.embedding))
         edges = _edges(self, edge_index, edge_distance, len(atomic_numbers))
-        return _embedding(x, attention(self, _all_atoms(x), atomic_numbers, edges, targets))
+        return _embedding(x, attention(self, all_atoms(x), atomic_numbers, edges, targets))
 
 
 class _FeedForward(FeedForwardNetwork):
@@ -199,7 +199,7 @@ class _VectorAttention(SO2EquivariantGraphAttention):
 
     def forward(self, x, atomic_numbers, edges, node_offset):
         targets = slice(node_offset, node_offset + len(x.embedding))
-        out = vector_attention(self, _all_atoms(x), atomic_numbers, edges, targets)
+        out = vector_attention(self, all_atoms(x), atomic_numbers, edges, targets)
         if torch.is_grad_enabled():
             orders = self.so2_conv_2.so2_m_conv[1:]
             out = out + zero_gradient([self.proj.bias, *orders.parameters()])

@@ -31,7 +31,7 @@ class Network:
     """A trained network that is asked about structures, on the CPU or a GPU.
 
     Args:
-        model: a hydra model of EquiformerV2, which is used as it is.
+        model: a hydra model with a backbone of dens, which is used as it is.
         seed: of the random frames of edges, on which the last digits of a result depend.
         elements: the atomic numbers that were trained; None: not known.
     """
@@ -42,7 +42,7 @@ class Network:
         backbone = model.backbone
         self.model, self.seed, self.elements = model, seed, elements
         self.periodic: bool = backbone.use_pbc
-        self.cutoff: float = backbone.max_radius
+        self.cutoff: float = backbone.cutoff
         self.n_numbers = len(backbone.sphere_embedding.weight)
 
     @classmethod

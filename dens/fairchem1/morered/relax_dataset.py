@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
-from tqdm import tqdm
 
 from dens.data.store.records import data_to_atoms
 from dens.fairchem1.config.methods.morered import RelaxOptions, parse_relaxation, predicted_by
@@ -37,6 +36,8 @@ from dens.relax.atoms.conversion import (
 from dens.relax.loop import Relaxed, RelaxLoop
 from dens.relax.quality import distances, share_within
 from dens.relax.structures import Structure
+from dens.runs.terminal.output import show
+from dens.runs.terminal.progress import follow
 from dens.settings import ConfigError
 
 _MAX_ERRORS = 20
@@ -104,7 +105,7 @@ def relax_dataset(trainer: Any) -> None:
     if is_master():
         results = {result.number: result for part, _ in gathered for result in part}
         if n_read := sum(n for _, n in gathered):
-            logging.info(f"{n_read} structures were relaxed before, and are read from {folder}")
+            show(f"{n_read} structures were relaxed before, and are read from {folder}")
         _report(trainer, [results[number] for number in sorted(results)])
 
 
@@ -209,7 +210,9 @@ def _relax(
         keep_history=folder is not None and whole,
     )
     by_number = {job.number: job for job in jobs}
-    for number, relaxed in tqdm(loop, total=len(jobs), disable=not is_master()):
+    for number, relaxed in follow(
+        loop, total=len(jobs), desc="relaxation", disable=not is_master()
+    ):
         job = by_number[number]
         job.pos, job.converged, job.calls = relaxed.pos, relaxed.converged, relaxed.calls
         if folder is not None:
@@ -248,7 +251,7 @@ def _report(trainer: Any, results: Sequence[_Result]) -> None:
         _write_positions(path, results)
     n, calls = len(results), [result.calls for result in results]
     n_converged = sum(result.converged for result in results)
-    logging.info(
+    show(
         f"{n} structures, {n_converged} of them converged, in {np.median(calls or [0]):g} calls "
         f"(median; at most {max(calls, default=0)})"
     )
@@ -265,7 +268,7 @@ def _report(trainer: Any, results: Sequence[_Result]) -> None:
     names = ("average_distance_within_threshold", "mean distance, median (Å)", "RMSD, median (Å)")
     for name, (start, end) in zip(names, metrics.values(), strict=True):
         rows.append(f"{name:40} {start:7.3f} {end:7.3f}")
-    logging.info("\n".join(rows))
+    show("\n".join(rows))
     trainer.log({name: end for name, (_, end) in metrics.items()}, split="val")
 
 
@@ -282,4 +285,4 @@ def _write_positions(path: Path, results: Sequence[_Result]) -> None:
             converged=np.array([result.converged for result in results]),
             calls=np.array([result.calls for result in results]),
         )
-    logging.info(f"Positions are in {path}")
+    show(f"Positions are in {path}")

@@ -41,11 +41,9 @@ class MoreRedMixin(ObjectiveMixin):
     def parse_objective(cls, optim: Mapping[str, Any]) -> MoreRedObjective:
         return MoreRedObjective(parse_settings_of(optim))
 
-    def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
-        metrics = super().validate(split, disable_tqdm)
-        if self.monitor is not None:
-            self.log(relaxation_errors(self, getattr(self, f"{split}_loader").dataset), split)
-        return metrics
+    def after_validation(self, split: str, dataset: Any) -> None:
+        super().after_validation(split, dataset)
+        self.log(relaxation_errors(self, dataset), split)
 
     def run_relaxations(self) -> None:
         """Relax the structures of ``dataset.relax``, see :func:`relax_dataset`."""

@@ -94,7 +94,7 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
     ) -> None:
-        """Resume a checkpoint of dens, or start from the weights of any other EquiformerV2."""
+        """Resume a checkpoint of dens, or start from the weights of any other model."""
         parent = super().load_checkpoint
         load_from(self, parent, checkpoint_path, checkpoint, inference_only)
         self.forget_host_modules()
@@ -218,8 +218,15 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
             metrics = super().validate(split, disable_tqdm)
         if self.monitor is not None:
             dataset = getattr(self, f"{split}_loader").dataset  # of validated records
-            self.monitor.after_validation(split, dataset)
+            self.after_validation(split, dataset)
+        if isinstance(self.logger, RunLog):
+            self.logger.evaluated()
         return metrics
+
+    def after_validation(self, split: str, dataset: Any) -> None:
+        """Measure and log what a validation on clean structures does not tell."""
+        if self.monitor is not None:
+            self.monitor.after_validation(split, dataset)
 
     # ---- one training step ------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from dens.data.batches import join_outputs, split_batch
 from dens.fairchem1.checkpoints.state import dens_state, refuse_non_finite, write_checkpoint
 from dens.fairchem1.config.schema import StepSettings
 from dens.fairchem1.train.step_metrics import NotFiniteError, PendingStep
-from dens.objective import Objective
+from dens.objective import Objective, Progress
 from dens.patching import replaced
 from dens.process import StopSignals
 from dens.random import Stream
@@ -51,12 +51,12 @@ class ReproducibleSteps:
         FloatingPointError: more than ``optim.max_skipped_steps`` skipped steps in a row.
     """
 
-    objective: Objective  # declared by the trainer
+    objective: Objective  # declared by the trainer, and so is the next
+    progress: Progress
     step_settings: StepSettings
     element_record: Any = None  # an ElementRecord, for checkpoints
     metrics: dict[str, dict]  # of training, as fairchem averages them between logs
-    skipped_steps = 0  # since the start of training
-    _skipped_in_a_row = 0
+    skipped_steps = _skipped_in_a_row = 0  # since the start of training, and just before
     _pending: PendingStep | None = None
     _not_finite: str | None = None  # the non-finite loss terms or gradient of the present step
     _unfinished: tuple[int, float] | None = None  # step and epoch, until complete
@@ -238,8 +238,9 @@ class ReproducibleSteps:
             self._skipped_in_a_row = 0
         else:
             self._skip_step()
-        count = dict.fromkeys(("metric", "total"), self.skipped_steps)
-        self.metrics["skipped_steps"] = {**count, "numel": 1}
+        present = {"skipped_steps": self.skipped_steps, **self.objective.schedule(self.progress)}
+        for name, value in present.items():  # as they are now, not averages between logs
+            self.metrics[name] = {"metric": value, "total": value, "numel": 1}
 
     def _note_overflow(self, scale_before: float | None) -> None:
         """Note a step that the scaler skipped because gradients overflowed in float16."""

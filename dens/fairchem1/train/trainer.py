@@ -15,6 +15,7 @@ from dens.denoising.config import DeNSConfig
 from dens.denoising.corruption import denoising_fields
 from dens.denoising.force_encoding import ForceEncoding
 from dens.denoising.objective import DeNSObjective
+from dens.fairchem1.backbones.attached import check_gradient_scales
 from dens.fairchem1.config.methods.dens import check_model_classes, check_targets, parse_dens
 from dens.fairchem1.train.host import ObjectiveMixin
 from dens.fairchem1.train.optimizer import EpochTrainer
@@ -89,6 +90,7 @@ class DeNSMixin(ObjectiveMixin):
             return
         with replaced(self, train_dataset=checked(dataset, "train", self.config)):
             super().load_references_and_normalizers()
+        check_gradient_scales(self._unwrapped_model.modules(), self.normalizers)
 
     def run_relaxations(self) -> None:
         with safe_lbfgs():

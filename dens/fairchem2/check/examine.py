@@ -30,6 +30,7 @@ from dens.fairchem2.check.task_data import (
     read_sample,
 )
 from dens.runs.check.corruption import check_denoising
+from dens.runs.check.expectation import check_expectation
 from dens.runs.check.findings import Findings, printed_findings
 from dens.settings import ConfigError
 
@@ -102,7 +103,7 @@ def examine(config: Any, findings: Findings, sample: int, num_gpus: int = 1) -> 
         why = "the errors above come first" if not usable else "there is no structure to take it on"
         findings.warn("step", f"not tried: {why}")
         return
-    _check_run(config, runner, train, num_gpus, findings)
+    _check_run(config, runner, train, dens, num_gpus, findings)
 
 
 def _read(
@@ -124,7 +125,12 @@ def _read(
 
 
 def _check_run(
-    config: Any, runner: Mapping[str, Any], train: Sampled, num_gpus: int, findings: Findings
+    config: Any,
+    runner: Mapping[str, Any],
+    train: Sampled,
+    dens: DeNSConfig | None,
+    num_gpus: int,
+    findings: Findings,
 ) -> None:
     """Take a step, and count those of the run."""
     job = config.job
@@ -134,7 +140,9 @@ def _check_run(
             ranks = max(num_gpus, own) // (job.graph_parallel.group_size or 1)
             make = hydra.utils.instantiate(config.runner.train_dataloader.batch_sampler_fn)
             sampler = make(dataset=train.records.host, num_replicas=ranks, rank=0)
-            check_length(runner, len(sampler), ranks, findings)
+            epochs = check_length(runner, len(sampler), ranks, findings)
+            if dens is not None and epochs is not None:
+                check_expectation(dens, len(train.records), epochs, findings)
         with findings.attempt("unit"):
             unit = build_unit(config)
             with findings.attempt("step"):

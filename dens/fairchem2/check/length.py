@@ -12,18 +12,23 @@ from dens.runs.check.schedule import check_ema, check_warmup_end
 _UNIT = "runner.train_eval_unit"
 
 
-def check_length(runner: Mapping[str, Any], epoch: int, ranks: int, findings: Findings) -> None:
+def check_length(
+    runner: Mapping[str, Any], epoch: int, ranks: int, findings: Findings
+) -> float | None:
     """Report the number of steps, and settings that do not fit it.
 
     Args:
         runner: its section, in plain values.
         epoch: steps of an epoch.
         ranks: with data of their own.
+
+    Returns:
+        The number of epochs, or None if the length is not given.
     """
     steps, epochs = runner.get("max_steps"), runner.get("max_epochs")
     if steps is None and epochs is None:
         findings.error("steps", "expected runner.max_steps or runner.max_epochs, got neither")
-        return
+        return None
     total = min(steps or math.inf, epoch * (epochs or math.inf))
     unit = runner["train_eval_unit"]
     detail = f"{epoch} steps an epoch on {counted(ranks, 'rank')}, {total:.0f} in all"
@@ -32,6 +37,7 @@ def check_length(runner: Mapping[str, Any], epoch: int, ranks: int, findings: Fi
     if (decay := unit.get("ema_decay", 0.999)) is not None:
         check_ema(decay, int(total), f"{_UNIT}.ema_decay", "first", findings)
     _check_intervals(runner, total, findings)
+    return total / epoch
 
 
 def _check_scheduler(

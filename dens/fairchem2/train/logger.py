@@ -41,7 +41,7 @@ class UnitLog:
         self.inner = inner
         log = _Uncommitted(inner)
         to_wandb = inner is not None
-        self.run = RunLog(log, folder, config, to_wandb=to_wandb, method=method, quiet=True)
+        self.run = RunLog(log, folder, config, to_wandb=to_wandb, method=method, first_step=0)
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not set yet while the log is copied or unpickled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dens.fairchem2.inference_checkpoint import BestCheckpoint
 from dens.fairchem2.task_labels import Labels
+from dens.fairchem2.train.describe_unit import announce, announce_end
 from dens.fairchem2.train.host import ListedRecords, UnitHost
 from dens.fairchem2.train.logger import UnitLog
 from dens.fairchem2.train.step_metrics import step_metrics
@@ -52,6 +54,7 @@ class MonitoredSteps(ReproducibleSteps):
     watch: MonitorSettings
     best: BestCheckpoint
     _dens_monitor: TrainingMonitor | None = None  # from the start of training on
+    _dens_start: float  # of training, by time.perf_counter
 
     def __init__(
         self,
@@ -84,6 +87,8 @@ class MonitoredSteps(ReproducibleSteps):
 
     def on_train_start(self, state: Any) -> None:
         super().on_train_start(state)
+        self._dens_start = time.perf_counter()
+        announce(self, state)
         evaluation = getattr(state, "eval_state", None)
         if evaluation is None:
             return
@@ -130,11 +135,16 @@ class MonitoredSteps(ReproducibleSteps):
         prediction = self.host.in_physical_units(self.step_outputs(), batch)
         terms = {name: term.detach() for name, term in self.step_terms().items()}
         found = step_metrics(prediction, batch, self.objective, terms)
+        found |= self.objective.schedule(self.host.progress)
         found["skipped_steps"] = self.skipped_steps
         self.host.log(found, "train")
         if distutils.is_master():
             shown = ", ".join(f"{name}: {value:.4g}" for name, value in found.items())
             logging.info(f"step {self.host.step}: {shown}")
+
+    def on_train_end(self, state: Any) -> None:
+        super().on_train_end(state)
+        announce_end(self, time.perf_counter() - self._dens_start)
 
     # ---- evaluation -------------------------------------------------------------------------
 
@@ -145,6 +155,8 @@ class MonitoredSteps(ReproducibleSteps):
         if self._dens_monitor is not None:
             records = ListedRecords(state.eval_state.dataloader.dataset)
             self._dens_monitor.after_validation("val", records)
+        if self.logger is not None:
+            self.logger.run.evaluated()
 
     # ---- state ------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ Everything else of the config stays stock; so do evaluation and the checkpoints 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -107,8 +106,6 @@ class DeNSUnitMixin(MonitoredSteps):
         learned = [_with_loss(task, self._dens_losses[task.name]) for task in trained]
         self.tasks = [*learned, _noise_task(self._dens_losses[NOISE])]
         self.start_log("DeNS" if objective.config.prob > 0 else "baseline")
-        if distutils.is_master():
-            logging.info(objective.describe())
 
     def train_step(self, state: Any, data: Any) -> None:
         """Corrupt a batch, which comes on the CPU, and train on it."""

@@ -34,7 +34,8 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, denoiser: Denoiser) -> Limits:
         """Read the limits from the attributes of a denoiser that have their names."""
-        return cls(*(getattr(denoiser, name, cls._field_defaults[name]) for name in cls._fields))
+        values = {name: getattr(denoiser, name) for name in cls._fields if hasattr(denoiser, name)}
+        return cls(**values)
 
 
 def to_structures(
@@ -63,12 +64,13 @@ def to_structures(
         more = len(errors) - _MAX_ERRORS
         rest = [f"and {more} structures more that cannot be relaxed"] if more > 0 else []
         raise ValueError("\n".join([*errors[:_MAX_ERRORS], *rest]))
-    return found
+    return [one for one in found if not isinstance(one, str)]
 
 
 def convert_each(atoms: Sequence[Atoms], limits: Limits) -> list[Structure | str]:
     """Convert structures as :func:`to_structures`; give the reason for one that cannot be."""
-    found, counts = [], Counter()
+    found: list[Structure | str] = []
+    counts: Counter[str] = Counter()
     for one in atoms:
         try:
             found.append(_to_structure(one, limits, counts))

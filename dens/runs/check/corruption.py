@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch_geometric.data import Batch, Data
 
-from dens.denoising.config import DeNSConfig
+from dens.denoising.config import UNSCHEDULED, DeNSConfig
 from dens.denoising.corruption import corrupt_batch
 from dens.random import Stream
 from dens.runs.check.findings import Findings
@@ -75,8 +75,8 @@ def _has_fields(dens: DeNSConfig, records: Sequence[Any], findings: Findings) ->
 
 def only(dens: DeNSConfig, name: str | None) -> DeNSConfig:
     """Copy the settings with a single exclusion, or with none."""
-    off = {rule: None for rule in EXCLUDING if rule != name}
-    off |= {"early_epochs": None} | ({"exclude_md": False} if "exclude_md" in off else {})
+    off: dict[str, Any] = {rule: None for rule in EXCLUDING if rule != name}
+    off |= UNSCHEDULED | ({"exclude_md": False} if "exclude_md" in off else {})
     return dens.model_copy(update=off)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Collector:
         for name, value in parts.items():
             self._parts.setdefault(name, []).append(_array(value))
 
-    def gather(self, sigmas: list[float], errors: Mapping[str, float]) -> FigureData | None:
+    def gather(self, sigmas: Sequence[float], errors: Mapping[str, float]) -> FigureData | None:
         """Join the data of all ranks on the master; every rank must call it.
 
         ``errors`` are those of the denoising validation at the noise levels ``sigmas``, Å, by name.

@@ -19,7 +19,7 @@ from torch_geometric.data import Batch
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
 from dens.cli import data as command
 from dens.data.soundness import open_or_periodic
-from dens.data.survey.stats import Moments
+from dens.data.survey.forces import Moments
 from dens.fairchem1.data.datasets import ConfigReader
 from dens.graphs.images import pairs_within
 from dens.graphs.radius import count_neighbors

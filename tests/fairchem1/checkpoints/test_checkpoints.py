@@ -42,8 +42,8 @@ CONTENTS = {
     "no weights": ({"config": {}, "step": 3}, "holds no model: expected state_dict, got config, s"),
     "other model": (
         {"state_dict": {"module.atom_emb.weight": torch.ones(3)}},
-        "is not an EquiformerV2 checkpoint of a known layout: expected backbone.* and "
-        "output_heads.*, or sphere_embedding, blocks and energy_block, got atom_emb",
+        "is no checkpoint of a known layout and model (EquiformerV2, eSCN, eSEN): expected "
+        "backbone.* and output_heads.*, or sphere_embedding, energy_block and blocks, got atom_emb",
     ),
 }
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_exported(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"--out text/out\.pt cannot be written: "):
         export_checkpoint(changed(path, ema=None), Path("text/out.pt"))
     config["model"]["backbone"]["model"] = "painn_backbone"
-    with pytest.raises(ValueError, match="expected EquiformerV2, got 'painn_backbone'"):
+    with pytest.raises(ValueError, match="expected one of EquiformerV2, eSCN, eSEN, got 'painn"):
         export_checkpoint(changed(path, config=config), tmp_path / "out.pt")
 
 

@@ -290,7 +290,7 @@ def test_stock_trainers_too(trained, tmp_path, monkeypatch, caplog):
     torch.save({"state_dict": {"x": torch.ones(1)}}, "other.pt")  # what it is, fairchem says
     found = read_config(*parse_args([*argv, "other.pt"]))
     assert found["model"]["backbone"]["max_radius"] == 6.0
-    assert notices(caplog, "other.pt is not an EquiformerV2 checkpoint")
+    assert notices(caplog, "other.pt is no checkpoint of a known layout")
 
 
 def test_check_and_evaluate(trained, tmp_path, monkeypatch, capsys):

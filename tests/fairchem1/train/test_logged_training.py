@@ -8,7 +8,7 @@ import pytest
 import wandb
 import yaml
 from helpers.logged_run import read_rows
-from helpers.trainers import EXACT_MODEL, trainer_config, write_dataset
+from helpers.trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 from PIL import Image
 
 from dens.fairchem1 import DeNSTrainer
@@ -25,7 +25,7 @@ STEPS, EPOCHS = 6, 4  # steps of an epoch; the run resumes from the checkpoint o
 TRAIN = {
     *("energy_mae", "forces_mae", "denoising_pos_mae", "denoising_forces_mae"),
     *("denoising_energy_mae", "corrupted_fraction", "loss", "loss_energy", "loss_forces"),
-    *("loss_noise", "lr", "grad_norm", "skipped_steps", "epoch", "step"),
+    *("loss_noise", "lr", "prob", "grad_norm", "skipped_steps", "epoch", "step"),
 }
 SHARES = {"gradient_share_energy", "gradient_share_forces", "gradient_share_noise"}
 VAL = {"energy_mae", "forces_mae", "loss", "epoch", "step"} | {
@@ -43,6 +43,7 @@ STAGES = {f"structure_0_{stage}" for stage in ("original", "corrupted", "denoise
 
 def build(folder, epochs: int, **sections) -> DeNSTrainer:
     optim = {"max_epochs": EPOCHS, "watch": WATCH, "eval_every": STEPS}
+    optim["dens"] = {**DENS, "clean_end": 0.25}  # the last epoch
     trainer = DeNSTrainer(
         **trainer_config(
             str(folder / "data"),
@@ -91,6 +92,9 @@ def test_wandb_has_every_metric_at_every_step_once(logged):
         assert names >= ({f"train/{name}" for name in SHARES} if step % 4 == 0 else set())
         assert names >= ({f"val/{name}" for name in VAL} if step % STEPS == 0 else set())
         assert row["train/step"] == step
+        if step > 3 * STEPS:
+            assert row["train/prob"] == 0
+    assert rows[0]["train/prob"] == DENS["prob"]
     assert seen >= {f"train/{name}" for name in TRAIN}
     assert seen >= {f"system/{name}" for name in ("structures_per_second", "atoms_per_second")}
 

@@ -1,9 +1,8 @@
 """Test the DeNS trainer: one step against the formulas, metrics, errors, stock evaluation."""
 
-import math
-
 import pytest
 import torch
+from helpers.loops import loss_by_loop, one_step
 from helpers.structures import make_batch
 from helpers.trainers import DENS, STOCK_MODEL, trainer_config, write_dataset
 
@@ -20,40 +19,6 @@ RECIPES = {
     "whole batch": {"granularity": "batch", "prob": 1.0},
     "never": {"prob": 0.0},
 }
-
-
-def one_step(trainer, batch, step=1):
-    trainer.model.train()
-    trainer.step, trainer.epoch = step, 0.25
-    out = trainer._forward(batch)
-    return out, trainer._compute_loss(out, batch)
-
-
-def loss_by_loop(trainer, out, batch) -> float:
-    """Compute the loss of DeNS (arXiv:2403.09549) structure by structure and atom by atom."""
-    dens = trainer.dens
-    lambda_e, lambda_f = 2.0, 100.0
-    energy = sum(
-        abs(out["energy"][s].item() - (batch.energy[s].item() + 0.5) / 2.0)
-        for s in range(len(batch.natoms))
-    ) / len(batch.natoms)
-    force_sum = noise_sum = 0.0
-    n_clean = n_corrupted = 0
-    for i in range(len(batch.pos)):
-        if batch.noise_mask[i]:
-            target = (batch.noise[i] / dens.noise_scale).tolist()
-            noise_sum += math.dist(out["noise"][i].tolist(), target)
-            n_corrupted += 1
-        elif batch.fixed[i] == 0:
-            force_sum += math.dist(out["forces"][i].tolist(), (batch.forces[i] / 1.5).tolist())
-            n_clean += 1
-    if dens.reduction == "joint":
-        n_clean = n_corrupted = n_clean + n_corrupted
-    return (
-        lambda_e * energy
-        + lambda_f * force_sum / max(n_clean, 1)
-        + dens.denoising_coefficient * noise_sum / max(n_corrupted, 1)
-    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

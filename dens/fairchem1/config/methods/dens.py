@@ -7,6 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from dens.denoising.config import DeNSConfig, parse_config
+from dens.fairchem1.backbones.families import (
+    EQUIFORMER_V2,
+    FAMILIES,
+    Family,
+    family_of_section,
+)
 from dens.fairchem1.config.rules import check_primary_metric, find_class, head_classes, run_all
 from dens.settings import ConfigError
 
@@ -34,6 +40,8 @@ def check_model_classes(config: Mapping[str, Any]) -> None:
         ConfigError: names the key of the class, or of the missing head.
     """
     model = config.get("model") or {}
+    family = family_of_section(model) or EQUIFORMER_V2
+    _check_heads_fit(model, family)
     with suppress(ConfigError):
         if parse_dens(config.get("optim") or {}).prob == 0:
             return
@@ -51,14 +59,27 @@ def check_model_classes(config: Mapping[str, Any]) -> None:
     key = "model.backbone.model"
     if not getattr(find_class("model", name, key), "encodes_forces", False):
         raise ConfigError(
-            f"{key} = {name!r} would ignore optim.dens: use dens.EquiformerV2Backbone ({key})"
+            f"{key} = {name!r} would ignore optim.dens: use {family.backbone} ({key})"
         )
     heads = head_classes(model)
     if not any(getattr(head, "predicts_noise", False) for head in heads.values()):
         raise ConfigError(
             "model.heads has no noise head, so optim.dens could not be trained: add "
-            f"noise: {{module: dens.NoiseHead}} to {', '.join(heads) or 'it'} (model.heads)"
+            f"noise: {{module: {family.noise_head}}} to {', '.join(heads) or 'it'} (model.heads)"
         )
+
+
+def _check_heads_fit(model: Mapping[str, Any], family: Family) -> None:
+    heads = model.get("heads")
+    for name, head in heads.items() if isinstance(heads, Mapping) else ():
+        module = head.get("module") if isinstance(head, Mapping) else None
+        other = next((f for f in FAMILIES if f is not family and module in f.head_names), None)
+        if other is not None:
+            raise ConfigError(
+                f"model.heads.{name}.module = {module!r} is a head of {other.title}, but the "
+                f"backbone is {family.title}: use one of {', '.join(family.heads.values())} "
+                f"(model.heads.{name}.module)"
+            )
 
 
 def check_targets(config: Mapping[str, Any]) -> None:

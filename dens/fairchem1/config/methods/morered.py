@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from dens.fairchem1.backbones.families import EQUIFORMER_V2, family_of_section
 from dens.fairchem1.config.rules import check_primary_metric, find_class, head_classes, run_all
 from dens.noise_levels import NoiseLevels
 from dens.relax.config import MoreRedConfig, RelaxSettings, parse_morered
@@ -51,6 +52,11 @@ def check_model(config: Mapping[str, Any]) -> None:
     problems = []
     backbone = model["backbone"]
     cls = find_class("model", backbone.get("model"), "model.backbone.model")
+    if family_of_section(model) not in (EQUIFORMER_V2, None):
+        problems.append(
+            "model.backbone.model must be dens.EquiformerV2Backbone, which the heads of MoreRed "
+            f"read, got {backbone['model']!r} (model.backbone.model)"
+        )
     if getattr(cls, "encodes_forces", False) and backbone.get("force_encoding", True):
         problems.append(
             "force_encoding must be false: MoreRed knows no forces (model.backbone.force_encoding)"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 import pytest
 
 from dens.runs.log import RunLog
+from dens.runs.terminal.output import terminal_output
+from dens.runs.terminal.progress import Plan, Progress, follow
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,34 @@ def test_one_bar_for_each_epoch_with_errors_and_eta(tmp_path, capsys, monkeypatc
     last = [text for text in shown if text.startswith("epoch 2")][-1]
     assert " 4/8 [" in last
     assert "<" in last  # the time left
+
+
+def test_plain_lines_come_ever_more_rarely(tmp_path, capsys):
+    """Without a terminal: after 10 s, later after a hundredth of the time since the start."""
+    clock = iter(range(0, 10**6, 5))
+    with terminal_output(tmp_path):
+        progress = Progress(quiet=False, clock=lambda: next(clock))
+        progress.plan = Plan(4000, 1000)
+        for step in range(1, 4001):
+            progress.step({"loss": 2.5, "forces_mae": 0.25, "step": step, "epoch": step / 1000})
+    shown = capsys.readouterr()
+    assert "\r" not in shown.out + shown.err
+    lines = shown.out.splitlines()
+    assert lines[0] == (
+        "step 2 of 4,000 (epoch 1 of 4): loss 2.5, F 0.25 eV/Å; 5.00 s/step, 5:33:10 left"
+    )
+    assert [line.split()[1] for line in lines[1:3]] == ["4", "6"]
+    assert 300 < len(lines) < 500
+    assert "0:00:" in lines[-1]
+
+
+def test_an_evaluation_is_followed_by_plain_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", iter(range(0, 1000, 25)).__next__)
+    with terminal_output(tmp_path):
+        assert list(follow(range(9), total=9, desc="device 0", position=0)) == [*range(9)]
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == "evaluation: 2 of 9"
+    assert shown.err == ""
 
 
 @pytest.mark.parametrize(

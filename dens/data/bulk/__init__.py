@@ -1,0 +1,1 @@
+"""Bulk crystals with stress: demo data, MPtrj, checks."""

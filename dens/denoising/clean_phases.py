@@ -1,0 +1,53 @@
+"""Phases of training without corruption: when DeNS begins and ends."""
+
+from __future__ import annotations
+
+import math
+
+from dens.denoising.config import AUTO, LONGEST_AUTO, DeNSConfig
+from dens.objective import Progress
+
+# `clean_end: auto`: up to so many epochs half of them, from so many on a fifth (docs/results.md)
+SHORT, LONG = (35, LONGEST_AUTO), (100, 0.2)
+_ROUNDING = 1e-9  # of a fraction of training
+
+
+def clean_end(dens: DeNSConfig, epochs: float) -> float:
+    """Return the fraction of training at its end in which nothing is corrupted.
+
+    With ``auto`` it falls with the number of epochs: half of training up to 35 epochs, a fifth from
+    100 on, and between them linearly in the logarithm.
+
+    Args:
+        epochs: number of epochs of the whole training.
+
+    >>> from dens.denoising.config import parse_config
+    >>> settings = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1, "clean_end": "auto"}
+    >>> dens = parse_config(settings)
+    >>> [round(clean_end(dens, epochs), 2) for epochs in (4, 35, 68, 100, 1500)]
+    [0.5, 0.5, 0.31, 0.2, 0.2]
+    """
+    if dens.clean_end != AUTO:
+        return dens.clean_end
+    (few, most), (many, least) = SHORT, LONG
+    place = math.log(max(epochs, few) / few) / math.log(many / few)
+    return most + (least - most) * min(place, 1.0)
+
+
+def probability(dens: DeNSConfig, progress: Progress) -> float:
+    """Return p_DeNS at a step: ``prob`` in the part of training with corruption, else 0."""
+    if dens.early_epochs is not None and progress.epochs_done >= dens.early_epochs:
+        return 0.0
+    begin, end = dens.clean_start, 1 - clean_end(dens, progress.max_epochs)
+    within = begin + _ROUNDING < progress.fraction <= end + _ROUNDING
+    return dens.prob if within or (begin == 0 and end == 1) else 0.0
+
+
+def is_scheduled(dens: DeNSConfig) -> bool:
+    """Tell whether the probability changes in training."""
+    return dens.early_epochs is not None or dens.clean_start > 0 or dens.clean_end != 0
+
+
+def at(dens: DeNSConfig, progress: Progress) -> DeNSConfig:
+    """Return the settings as they hold at a step: with the probability of that step."""
+    return dens.model_copy(update={"prob": probability(dens, progress)})

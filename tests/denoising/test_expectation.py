@@ -1,0 +1,34 @@
+"""What `dens check` says about the length of a training with DeNS."""
+
+from __future__ import annotations
+
+import pytest
+
+from dens.denoising.config import parse_config
+from dens.runs.check.expectation import check_expectation
+from dens.runs.check.findings import Findings
+
+BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "said"),
+    [
+        ({"prob": 0.0}, 4, []),
+        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +14 %"]),
+        ({}, 50, ["950 structures in 50 epochs: between the lengths that were measured"]),
+        ({}, 120, ["950 structures in 120 epochs: DeNS lowered the force errors"]),
+        (
+            {"clean_end": "auto"},
+            30,
+            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "with half of it clean"],
+        ),
+        ({"clean_start": 0.1, "early_epochs": 5}, 30, ["from epoch 3 to 5 of 30", "changed"]),
+    ],
+)
+def test_what_is_said(settings, epochs, said):
+    findings = Findings()
+    check_expectation(parse_config({**BASE, **settings}), 950, epochs, findings)
+    assert [line.level for line in findings.lines] == ["ok"] * len(said)
+    for line, part in zip(findings.lines, said, strict=True):
+        assert part in line.detail

@@ -107,13 +107,13 @@ def molecules(source: Path, out: Path) -> None:
 @click.argument("out", type=_PATH)
 def pretrained(config: Path, out: Path) -> None:
     """Train CONFIG with fairchem-core 2, and keep the best checkpoint as OUT/inference_ckpt.pt."""
-    from dens.cli import main as program
+    from dens.fairchem2.launch import launch
     from experiments.study import read_config
 
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, "config.yaml")
         path.write_text(yaml.safe_dump(read_config(config), sort_keys=False))
-        program(["-c", str(path), f"job.run_dir={temporary}", "+job.timestamp_id=run"])
+        launch(["-c", str(path), f"job.run_dir={temporary}", "+job.timestamp_id=run"])
         out.mkdir(parents=True)
         best = Path(temporary, "run", "checkpoints", "best_inference_ckpt.pt")
         shutil.copy(best, out / "inference_ckpt.pt")

@@ -18,7 +18,7 @@ from fairchem.core.calculate.pretrained_mlip import load_predict_unit
 from fairchem.core.datasets import AseDBDataset
 from fairchem.core.datasets.atomic_data import atomicdata_list_to_batch
 
-from dens.cli import main
+from dens.fairchem2.launch import launch
 from experiments.timed import exclusive, timed
 
 BEST, FINAL = "best_inference_ckpt.pt", "final/inference_ckpt.pt"
@@ -37,7 +37,7 @@ def train(folder: Path, name: str, seed: int) -> None:
         job = {"run_dir": folder, "timestamp_id": name, "seed": seed}
         argv = ["-c", str(folder / "config.yaml"), *(f"++job.{k}={v}" for k, v in job.items())]
     with timed(folder):
-        main(argv)
+        launch(argv)
 
 
 def measure(folder: Path, name: str, seed: int, tests: dict, sigmas: list) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dens.denoising.config import AUTO, LONGEST_AUTO, DeNSConfig
+from dens.denoising.config import LONGEST_AUTO, DeNSConfig
 from dens.objective import Progress
 
 # `clean_end: auto`: up to so many epochs half of them, from so many on a fifth (docs/results.md)
@@ -27,7 +27,7 @@ def clean_end(dens: DeNSConfig, epochs: float) -> float:
     >>> [round(clean_end(dens, epochs), 2) for epochs in (4, 35, 68, 100, 1500)]
     [0.5, 0.5, 0.31, 0.2, 0.2]
     """
-    if dens.clean_end != AUTO:
+    if not isinstance(dens.clean_end, str):
         return dens.clean_end
     (few, most), (many, least) = SHORT, LONG
     place = math.log(max(epochs, few) / few) / math.log(many / few)

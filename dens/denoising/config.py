@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
-AUTO = "auto"
 UNSCHEDULED = {"early_epochs": None, "clean_start": 0.0, "clean_end": 0.0}
 LONGEST_AUTO = 0.5  # the largest fraction that ``clean_end: auto`` becomes
 
@@ -152,11 +151,11 @@ class DeNSConfig(BaseModel):
                 f"strict_max_ratio = {self.strict_max_ratio} needs corrupt_ratio: "
                 "without it all atoms are corrupted"
             )
-        if self.clean_end != AUTO and not 0 <= self.clean_end < 1:
+        longest = LONGEST_AUTO if isinstance(self.clean_end, str) else self.clean_end
+        if not 0 <= longest < 1:
             raise ValueError(
                 f"clean_end must be a number in [0, 1), or 'auto', got {self.clean_end}"
             )
-        longest = LONGEST_AUTO if self.clean_end == AUTO else self.clean_end
         if self.clean_start + longest >= 1:
             raise ValueError(
                 f"clean_start = {self.clean_start} and clean_end = {self.clean_end} leave nothing "

@@ -1,6 +1,6 @@
 """
-4. Fine-tune a trained model
-============================
+Fine-tune a trained model
+=========================
 
 A model that is trained already learns a metal that it has not seen, with DeNS as an auxiliary
 task and without.

@@ -1,6 +1,6 @@
 """
-5. Relax by denoising
-=====================
+Relax by denoising
+==================
 
 MoreRed learns from relaxed structures alone, neither energies nor forces: which noise a structure
 has. Taking it away relaxes. Here are two small models, for molecules and for slabs.

@@ -45,7 +45,7 @@ napoleon_use_rtype = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/tutorials",
     "gallery_dirs": "tutorials",
-    "filename_pattern": r"/plot_[1236]",
+    "filename_pattern": r"/plot_",
     "ignore_pattern": r"shell\.py",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,

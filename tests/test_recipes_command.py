@@ -71,11 +71,15 @@ def test_a_copied_recipe_is_what_the_host_reads_in_the_clone(recipe, tmp_path):
     assert recipe.method == next((m for m in ("DeNS", "MoreRed") if m in trainer), "baseline")
     if MAJOR == "1":
         assert recipe.data == config["dataset"]["train"]["src"]
-        assert config["model"]["backbone"]["model"] in (
-            "dens.EquiformerV2Backbone",
-            "equiformer_v2_backbone",
-        )
-        assert recipe.backbone == "EquiformerV2"
+        titles = {
+            "dens.EquiformerV2Backbone": "EquiformerV2",
+            "equiformer_v2_backbone": "EquiformerV2",
+            "dens.ESCNBackbone": "eSCN",
+            "escn_backbone": "eSCN",
+            "dens.ESENBackbone": "eSEN",
+            "esen_backbone": "eSEN",
+        }
+        assert recipe.backbone == titles[config["model"]["backbone"]["model"]]
     else:
         assert recipe.data in (config.get("train_src"), f"{config.get('data_root')}/train")
 

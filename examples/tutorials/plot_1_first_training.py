@@ -1,6 +1,6 @@
 """
-1. A first training, and its report
-===================================
+A first training, and its report
+================================
 
 Train a small EquiformerV2 twice on a few structures, without and with DeNS, and compare the two
 runs. The commands are those of the demo; only the data set is smaller.

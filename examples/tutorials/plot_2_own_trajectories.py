@@ -1,6 +1,6 @@
 """
-2. Your own trajectories
-========================
+Your own trajectories
+=====================
 
 From files of calculations to a model in ASE: convert, check, train, use.
 """

@@ -1,6 +1,6 @@
 """
-3. Does DeNS help on my data?
-=============================
+Does DeNS help on my data?
+==========================
 
 Whether it does depends on the data, and on how long you train: with few epochs it costs accuracy.
 This is how to find out: the same model, the same steps, the same seeds, without and with DeNS,

@@ -1,6 +1,6 @@
 """
-6. Write your own objective
-===========================
+Write your own objective
+========================
 
 A method says what a batch becomes and what is learned from it. The trainer does the rest: ranks,
 micro-batches, resuming, logs. Here is a method that is not in ``dens``: structures are displaced

@@ -32,7 +32,7 @@ def check(browser: Browser, page: Path, screenshots: Path | None) -> Iterator[st
             "request",
             lambda r, f=found: None if r.url.startswith(("file:", "data:")) else f.append(r.url),
         )
-        tab.goto(page.as_uri())
+        tab.goto(page.as_uri(), timeout=120_000)  # ms; other programs may share the cores
         found += [f"broken picture {source}" for source in tab.evaluate(_BROKEN)]
         if (excess := tab.evaluate(_TOO_WIDE)) > 0:
             found.append(f"{excess} px wider than the window")

@@ -48,9 +48,10 @@ class EncodesForces(nn.Module):
         self.sigma_encoding = sigma_encoding
         self.encoded = None
         self.force_encoding = None
+        lmax = self._degree()
         if force_encoding:
             self.force_encoding = ForceEncoding(
-                self._degree(), self.sphere_channels, bool(sigma_encoding), self.weight_init
+                lmax, self.sphere_channels, bool(sigma_encoding), self.weight_init
             )
 
     def _degree(self) -> int:

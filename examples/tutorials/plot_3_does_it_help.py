@@ -33,7 +33,7 @@ study = {
     "title": "My data",
     "seeds": [0, 1, 2],
     "reference": "baseline",
-    "overview": "dens",
+    "overview": ["dens"],
     "settings": {
         "dataset": {"train": {"src": "data/mine/train"}, "val": {"src": "data/mine/val_id"}},
         "model": {"backbone": {"num_layers": 1, "sphere_channels": 16}},

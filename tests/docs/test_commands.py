@@ -63,7 +63,7 @@ class Run:
 
 
 TRAIN = "fairchem main.py --config configs/oc20/eqv2_dens_demo.yml"
-BULK = "fairchem main.py --config configs/mptrj/eqv2_dens_demo.yml"
+BULK = "fairchem main.py --config configs/mptrj/eqv2_dens_demo.yml --timestamp-id bulk"
 PLAIN = "fairchem main.py --config configs/oc20/eqv2_demo.yml --identifier plain"
 RELAXING = "fairchem main.py --config examples/relax_demo.yml --identifier relax"
 OWN = (
@@ -194,7 +194,16 @@ TABLE = {
         status=2,
         reason="takes a minute; tests/data make less",
     ),
-    BULK: Run(f"{FEW} --optim.watch.denoising_structures=0", makes="checkpoints/*/checkpoint.pt"),
+    BULK: Run(
+        f"{FEW} --optim.watch.denoising_structures=0", makes="checkpoints/bulk/checkpoint.pt"
+    ),
+    "dens evaluate --config configs/mptrj/eqv2_dens_demo.yml "
+    "--checkpoint checkpoints/bulk/checkpoint.pt": Run(
+        "--optim.num_workers=0 --dataset.val.first_n=8", needs=(BULK,), says="stress_mae"
+    ),
+    "python examples/relax_cells.py checkpoints/bulk/checkpoint.pt": Run(
+        "--help", says="usage", reason="relaxes six crystals for a minute"
+    ),
     "dens data mptrj MPtrj_2022.9_full.json --out data/mptrj": Run(
         "--val 0.4", says="corrected energies; stress, in kbar with VASP's sign"
     ),

@@ -342,8 +342,12 @@ def test_shipped_studies(path, tmp_path):
 
     runner = runner_module.Runner(ROOT / "runs", ROOT / "experiments" / "results" / path.stem)
     for run in expand(path.stem, study):
+        result = runner.result(run)
+        if run.host == 2:
+            assert not result or result["steps"] == run.config["steps"]
+            continue
         assert run.config["dataset"]["train"]["src"]
         structures, optim = study.variants[run.variant].structures, run.config["optim"]
-        if structures and (result := runner.result(run)):
+        if structures and result:
             batches = -(-structures // optim["batch_size"])
             assert result["steps"] == batches * optim["max_epochs"]

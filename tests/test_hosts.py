@@ -22,7 +22,9 @@ def fairchem2(monkeypatch) -> list:
     """As if fairchem-core 2 were installed; the command lines that its program got."""
     calls = []
     pretend_fairchem(monkeypatch, VERSION)
-    program = SimpleNamespace(main=lambda: calls.append(list(sys.argv)))
+    program = SimpleNamespace(
+        main=lambda: calls.append(list(sys.argv)), get_hydra_config_from_yaml=None
+    )
     monkeypatch.setitem(sys.modules, "fairchem.core", SimpleNamespace(_cli=program))
     monkeypatch.setitem(sys.modules, "fairchem.core._cli", program)
     return calls

@@ -70,6 +70,7 @@ def train_step(config: Any, unit: Any, structures: Sequence[Any], findings: Find
     state = SimpleNamespace(train_state=phase)
     before = {name: p.detach().clone() for name, p in unit.model.named_parameters()}
     torch.manual_seed(config.job.seed)
+    unit.announces = False
     unit.on_train_start(state)
     started = time.perf_counter()
     unit.train_step(state, batch)

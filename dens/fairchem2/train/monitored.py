@@ -53,6 +53,7 @@ class MonitoredSteps(ReproducibleSteps):
     host: UnitHost
     watch: MonitorSettings
     best: BestCheckpoint
+    announces = True  # prints a header; not where a single step is tried
     _dens_monitor: TrainingMonitor | None = None  # from the start of training on
     _dens_start: float  # of training, by time.perf_counter
 
@@ -88,7 +89,8 @@ class MonitoredSteps(ReproducibleSteps):
     def on_train_start(self, state: Any) -> None:
         super().on_train_start(state)
         self._dens_start = time.perf_counter()
-        announce(self, state)
+        if self.announces:
+            announce(self, state)
         evaluation = getattr(state, "eval_state", None)
         if evaluation is None:
             return

@@ -8,7 +8,6 @@ validation, and the last raw weights. The results are written to ``FOLDER/measur
 from __future__ import annotations
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
-import json
 import sys
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from dens.cli import main
 from dens.fairchem1.launch import parse_args, read_config
 from dens.random import make_generator
 from dens.runs.monitor.denoise import best_weights, denoise
-from experiments.timed import exclusive, timed
+from experiments.timed import timed, train_and_measure
 
 WEIGHTS = {"best": "best_checkpoint.pt", "final": "checkpoint.pt"}
 DENOISED = 400  # structures to measure denoising on: enough, and each is visited six times
@@ -103,13 +102,5 @@ def denoising(trainer, sigma: float, seed: int) -> dict[str, float]:
     return {**errors, "zeros": noise.abs().mean().item()}
 
 
-def train_and_measure(folder: Path) -> None:
-    """Train and measure the run in a folder, with a lock against a second process."""
-    task = json.loads((folder / "run.json").read_text())
-    with exclusive(folder):
-        train(folder, task["name"], task["seed"])
-        (folder / "measured.json").write_text(json.dumps(measure(folder, **task)))
-
-
 if __name__ == "__main__":
-    train_and_measure(Path(sys.argv[1]))
+    train_and_measure(Path(sys.argv[1]), train, measure)

@@ -8,7 +8,6 @@ written to ``FOLDER/measured.json``.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from fairchem.core.datasets import AseDBDataset
 from fairchem.core.datasets.atomic_data import atomicdata_list_to_batch
 
 from dens.fairchem2.launch import launch
-from experiments.timed import exclusive, timed
+from experiments.timed import timed, train_and_measure
 
 BEST, FINAL = "best_inference_ckpt.pt", "final/inference_ckpt.pt"
 BATCH = 50  # structures to predict at once
@@ -81,13 +80,5 @@ def errors(unit, src: str) -> dict[str, float]:
     return {name: torch.cat(values).mean().item() for name, values in kept.items()}
 
 
-def train_and_measure(folder: Path) -> None:
-    """Train and measure the run in a folder, with a lock against a second process."""
-    task = json.loads((folder / "run.json").read_text())
-    with exclusive(folder):
-        train(folder, task["name"], task["seed"])
-        (folder / "measured.json").write_text(json.dumps(measure(folder, **task)))
-
-
 if __name__ == "__main__":
-    train_and_measure(Path(sys.argv[1]))
+    train_and_measure(Path(sys.argv[1]), train, measure)

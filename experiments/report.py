@@ -106,14 +106,15 @@ def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
     if np.isnan(mean):
         return "missing"
     interval = "one seed" if np.isnan(half) else f"{mean - half:+.1f} to {mean + half:+.1f}"
-    text = f"{mean:+.1f} [{interval}], {100 * relative_difference(ours, base):+.0f} %"
+    text = f"{mean:+.1f} [{interval}], {100 * relative_difference(ours, base)[0]:+.0f} %"
     return f"**{text}**" if bold and abs(mean) > half else text
 
 
-def relative_difference(ours: BySeed, base: BySeed) -> float:
-    """Return the paired difference divided by the reference's mean over the same seeds."""
-    whole = np.mean([base[seed] for seed in ours.keys() & base.keys()])
-    return paired_difference(ours, base)[0] / float(whole)
+def relative_difference(ours: BySeed, base: BySeed) -> tuple[float, float]:
+    """Return paired difference and interval, divided by the reference's mean over those seeds."""
+    whole = float(np.mean([base[seed] for seed in ours.keys() & base.keys()]))
+    mean, half = paired_difference(ours, base)
+    return mean / whole, half / whole
 
 
 def cost_table(results: Results) -> str:
@@ -185,10 +186,7 @@ def draw(results: Results, path: Path) -> None:
         curves.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
         curves.yaxis.set_minor_formatter("{x:g}")
         curves.set_axis_on()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -> None:
@@ -245,7 +243,7 @@ def changes(studies: Mapping[str, tuple[Study, Sequence[Mapping]]]) -> list[Chan
                     group.append(Change(*place, arm, seeds, pairs))
             if group:
                 found.append(group)
-    found.sort(key=lambda group: relative_difference(*group[0].pairs[0]))
+    found.sort(key=lambda group: relative_difference(*group[0].pairs[0])[0])
     return [change for group in found for change in group]
 
 
@@ -270,10 +268,7 @@ def draw_overview(found: Sequence[Change], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 4))
     for i, arm in enumerate(dict.fromkeys(change.arm for change in found)):
         own = [change for change in found if change.arm == arm]
-        percents = [100 * relative_difference(*c.pairs[0]) for c in own]
-        scales = [p / paired_difference(*c.pairs[0])[0] for p, c in zip(percents, own, strict=True)]
-        halves = [paired_difference(*c.pairs[0])[1] for c in own]
-        bars = [abs(s * half) for s, half in zip(scales, halves, strict=True)]
+        percents, bars = 100 * np.array([relative_difference(*c.pairs[0]) for c in own]).T
         x = [change.epochs * (1 + 0.06 * i) for change in own]  # side by side
         axis.errorbar(x, percents, bars, fmt="o", capsize=2, color=f"C{i}", label=arm)
     axis.axhline(0, color="gray", linewidth=1)
@@ -281,6 +276,10 @@ def draw_overview(found: Sequence[Change], path: Path) -> None:
     axis.set_ylim(max(axis.get_ylim()[0], -60), min(axis.get_ylim()[1], 60))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.legend()
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -1,4 +1,4 @@
-"""Time the training of a run, and keep a second process away from it."""
+"""Train, time and measure a run, and keep a second process away from it; for every host."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import commit
+
+
+def train_and_measure(
+    folder: Path, train: Callable[[Path, str, int], None], measure: Callable[..., dict]
+) -> None:
+    """Train and measure the run in a folder, with a lock against a second process."""
+    task = json.loads((folder / "run.json").read_text())
+    with exclusive(folder):
+        train(folder, task["name"], task["seed"])
+        (folder / "measured.json").write_text(json.dumps(measure(folder, **task)))
 
 
 @contextmanager

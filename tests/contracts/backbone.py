@@ -35,11 +35,11 @@ setup_imports()
 POSITIONS = ("pos", "cell", "forces", "noise", "noise_forces")
 
 
-def build(config: dict, **backbone) -> HydraModel:
+def build(config: dict, dtype: torch.dtype = torch.float32, **backbone) -> HydraModel:
     config = copy.deepcopy({k: v for k, v in config.items() if k != "name"})
     config["backbone"].update(backbone)
     torch.manual_seed(0)
-    return HydraModel(**config).eval()
+    return HydraModel(**config).to(dtype).eval()
 
 
 def corrupted(batch, **settings):

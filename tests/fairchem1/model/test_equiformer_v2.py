@@ -1,44 +1,19 @@
 """Test equality with stock EquiformerV2 in evaluation, and symmetries when corrupted."""
 
-import copy
-
 import pytest
 import torch
+from contracts.backbone import build, corrupted, run
 from e3nn import o3
 from fairchem.core.common.utils import radius_graph_pbc, setup_imports
-from fairchem.core.models.base import HydraModel
 from helpers.structures import make_batch
-from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL
+from helpers.trainers import BACKBONE, MODEL, STOCK_MODEL
 
 import dens
-from dens.denoising.config import parse_config
-from dens.denoising.corruption import attach, corrupt
-from dens.random import make_generator
 from dens.settings import ConfigError
 
 setup_imports()
 
 EXACT = {"use_gate_act": True, "use_grid_mlp": False}  # without the S2 grid's discretisation
-
-
-def build(config, dtype=torch.float32, **backbone) -> HydraModel:
-    config = copy.deepcopy({k: v for k, v in config.items() if k != "name"})
-    config["backbone"].update(backbone)
-    torch.manual_seed(0)
-    return HydraModel(**config).to(dtype).eval()
-
-
-def corrupted(batch, **settings):
-    config = parse_config({**DENS, "prob": 1.0, **settings})
-    generator = make_generator(0, 0, 0)
-    c = corrupt(batch.pos, batch.batch, batch.natoms, config, generator, fixed=batch.fixed)
-    attach(batch, c, batch.forces)
-    return batch
-
-
-def run(model, batch, seed=0):
-    torch.manual_seed(seed)  # the frames of edges are random
-    return model(batch)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -50,4 +50,5 @@ def is_scheduled(dens: DeNSConfig) -> bool:
 
 def at(dens: DeNSConfig, progress: Progress) -> DeNSConfig:
     """Return the settings as they hold at a step: with the probability of that step."""
-    return dens.model_copy(update={"prob": probability(dens, progress)})
+    prob = probability(dens, progress)
+    return dens if prob == dens.prob else dens.model_copy(update={"prob": prob})

@@ -29,7 +29,7 @@ _LISTS = {"lmax": "lmax_list", "mmax": "mmax_list"}
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """What is known of one backbone.
+    """Names, sizes and settings of one backbone.
 
     Attributes:
         title: its name in messages.

@@ -119,7 +119,7 @@ class BackboneContract:
             batch[name] = batch[name].double()
         torch.set_default_dtype(torch.float64)
         try:
-            model = build(self.model, **self.exact, use_pbc=False).double()
+            model = build(self.model, torch.float64, **self.exact, use_pbc=False)
             out = run(model, batch.clone())
             rotation = o3.rand_matrix()
             other = batch.clone()

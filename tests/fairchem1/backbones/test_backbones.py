@@ -45,7 +45,7 @@ class TestESENWithGradientForces(BackboneContract):
             batch[name] = batch[name].double()
         torch.set_default_dtype(torch.float64)
         try:
-            model = build(self.model, use_pbc=False).double()
+            model = build(self.model, torch.float64, use_pbc=False)
             forces = run(model, batch.clone())["forces"]
             for atom in (0, int(batch.noise_mask.nonzero()[0]), len(batch.pos) - 1):
                 energies = []

@@ -221,6 +221,11 @@ TABLE = {
     "fairchem main.py --config configs/oc20/eqv2_dens.yml --num-gpus 8 --num-nodes 2 --submit": Run(
         status=2, says="error: ", reason="needs SLURM, GPUs and OC20"
     ),
+    "fairchem main.py --config CONFIG --num-gpus 8 --num-nodes 2 --submit --slurm-partition gpu "
+    "--slurm-timeout 24": Run(status=2, says="--submit without SLURM", reason="needs SLURM"),
+    "fairchem -c CONFIG.yaml job.scheduler.mode=SLURM job.scheduler.num_nodes=2 "
+    "job.scheduler.ranks_per_node=8": Run(status=2, says="error: ", reason=OF_FAIRCHEM2),
+    "dens check CONFIG --num-gpus 16": Run("--num-gpus 1", says="ready to train"),
     "fairchem main.py --config configs/oc20/eqv2_dens.yml": Run(
         status=2, says="no data there: dataset.train.src = data/oc20", reason="needs OC20"
     ),

@@ -108,7 +108,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ConfigError:  # of several lines, maybe
+        except (ConfigError, BrokenPipeError):  # of several lines, maybe; click ends quietly
             raise
         except (OSError, ValueError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error

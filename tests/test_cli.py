@@ -271,3 +271,12 @@ def test_missing_data_end_the_program_with_one_clear_line(tmp_path):
     assert len(lines) == 1
     assert "dataset.train.src = data/oc20/nothing" in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yml"]
+
+
+def test_a_closed_output_is_no_error():
+    """As in ``dens recipes | head -n 0``."""
+    command = [sys.executable, str(ROOT / "main.py"), "recipes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

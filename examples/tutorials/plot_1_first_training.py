@@ -7,7 +7,6 @@ runs. The commands are those of the demo; only the data set is smaller.
 """
 
 # sphinx_gallery_thumbnail_number = 1
-import matplotlib.pyplot as plt
 from shell import Shell
 
 from dens.data.demo import make_demo_data
@@ -71,11 +70,7 @@ shell("dens report baseline dens --out report.html", lines=3)
 # ``report.html`` has zoomable curves and needs no network; the PNG beside it shows the same at a
 # glance.
 
-picture = plt.imread(shell.folder / "report_files/overview.png")
-figure = plt.figure(figsize=(picture.shape[1] / 150, picture.shape[0] / 150), dpi=150)
-axes = figure.add_axes([0, 0, 1, 1])
-axes.imshow(picture)
-axes.set_axis_off()
+shell.show("report_files/overview.png", dpi=150)
 
 # %%
 # What to look at, in this order:

@@ -7,7 +7,6 @@ This is how to find out: the same model, the same steps, the same seeds, without
 compared pair by pair on a test set.
 """
 
-import matplotlib.pyplot as plt
 import yaml
 from shell import Shell
 
@@ -76,11 +75,7 @@ print((shell.folder / "docs/results.md").read_text())
 # %%
 # Every seed is a point, every run a curve:
 
-picture = plt.imread(shell.folder / "docs/results/mine.png")
-figure = plt.figure(figsize=(picture.shape[1] / 100, picture.shape[0] / 100), dpi=100)
-axes = figure.add_axes([0, 0, 1, 1])
-axes.imshow(picture)
-axes.set_axis_off()
+shell.show("docs/results/mine.png")
 
 # %%
 # What to do with the answer

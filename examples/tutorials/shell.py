@@ -18,6 +18,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 ROOT = Path(__file__).resolve().parents[2]
 _LOG_PREFIX = re.compile(r"^[-\d]+ [:\d]+ \S+:\d+: \(\w+\): ")  # time, file and level
 
@@ -88,6 +90,14 @@ class Shell:
         """Read a file of JSON lines of the folder, such as ``metrics.jsonl``."""
         text = (self.folder / name).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
+
+    def show(self, picture: str, dpi: int = 100) -> None:
+        """Show a PNG file of the folder as a figure of its own size."""
+        pixels = plt.imread(self.folder / picture)
+        height, width = pixels.shape[:2]
+        axes = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi).add_axes([0, 0, 1, 1])
+        axes.imshow(pixels)
+        axes.set_axis_off()
 
     def close(self) -> None:
         """End the process, and remove the folder."""

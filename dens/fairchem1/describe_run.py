@@ -24,6 +24,7 @@ NOISE = (  # warnings of fairchem that tell a user nothing
     "^Overwritten config parameters from included configs",
     "^Disabled BalancedBatchSampler because num_replicas=1",
     "^Tensorboard logger is deprecated",
+    "^log_summary for Tensorboard not supported",
     "^Model gradient logging to tensorboard not yet supported",
 )
 _DATA = {"train": "dataset", "val": "val_dataset", "test": "test_dataset"}  # keys of a trainer

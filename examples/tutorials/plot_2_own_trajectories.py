@@ -103,7 +103,7 @@ shell("dens check own.yml")
 # Train
 # -----
 
-shell("fairchem main.py --config own.yml --timestamp-id own", grep="forces_mae", lines=1)
+shell("fairchem main.py --config own.yml --timestamp-id own")
 
 # %%
 # Use it in ASE

@@ -48,8 +48,7 @@ shell(
     "fairchem --config configs/qm7/eqv2_morered.yml --timestamp-id molecules "
     "--dataset.train.src=data/molecules --dataset.val.src=data/held_out --optim.max_epochs=40 "
     f"--optim.eval_every=160 --optim.scheduler_params.warmup_epochs=2 {common}",
-    grep="relaxed_rmsd",
-    lines=1,
+    grep="at epoch",
 )
 
 # %%
@@ -104,8 +103,7 @@ shell(
     "--dataset.train.src=data/slabs --dataset.val.src=data/slabs --optim.max_epochs=100 "
     "--optim.batch_size=12 --optim.eval_every=100 --optim.scheduler_params.warmup_epochs=10 "
     f"--optim.morered.pair_share=0 --dataset.relax.src=data/slabs {common}",
-    grep="relaxed_rmsd",
-    lines=1,
+    grep="at epoch",
 )
 
 # %%

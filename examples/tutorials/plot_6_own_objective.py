@@ -110,7 +110,7 @@ config = {
     "logger": "tensorboard",
 }
 shell.write("taylor.yml", yaml.safe_dump(config, sort_keys=False))
-shell("fairchem --config taylor.yml --timestamp-id taylor", grep="forces_mae", lines=1)
+shell("fairchem --config taylor.yml --timestamp-id taylor", grep="at epoch")
 
 # %%
 # The log has the metric of the method, and the losses of energy and forces:

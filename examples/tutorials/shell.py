@@ -54,16 +54,16 @@ class Shell:
             status: the exit status that is expected.
 
         Raises:
-            RuntimeError: another exit status, with the output.
+            RuntimeError: another exit status, or no line with ``grep``; with the output.
         """
         log = self.folder / "output.txt"
         task = {"words": self._words(command), "folder": str(self.folder), "log": str(log)}
         print(json.dumps(task), file=self._server.stdin, flush=True)
         got = int(self._server.stdout.readline())
         said = log.read_text(encoding="utf-8").splitlines()
-        if got != status:
-            raise RuntimeError("\n".join([f"{command}: exit status {got}", *said[-30:]]))
         shown = [_LOG_PREFIX.sub("", line).rstrip() for line in said if grep in line][-lines:]
+        if got != status or (grep and not shown):
+            raise RuntimeError("\n".join([f"{command}: exit status {got}", *said[-30:]]))
         print(f"$ {command}", *shown, sep="\n", end="\n\n")
 
     def _words(self, command: str) -> list[str]:

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.step2 --out step2.json
 
-The arms are the recipes of eSEN, with direct forces or with forces and stress by gradient, and their
-twins without DeNS, on made-up slabs. A step is everything from a batch to new weights: corruption,
-labels, graph, forward, losses, backward, clipping, AdamW, moving average, metrics of the step. Arms take
-turns in one process, and times are compared within each round. On a CPU the time is that of the process.
+The arms are the recipes of eSEN, with direct forces or with forces and stress by gradient, and
+their twins without DeNS, on made-up slabs. A step is everything from a batch to new weights:
+corruption, labels, graph, forward, losses, backward, clipping, AdamW, moving average, metrics of
+the step. Arms take turns in one process, and times are compared within each round. On a CPU the
+time is that of the process.
 """
 
 from __future__ import annotations
@@ -131,9 +132,9 @@ def table(result: dict[str, Any]) -> str:
     for case, found in result["cases"].items():
         for arm, seconds in found["seconds"].items():
             ratio = found["ratios"].get(arm)
-            of_stock = (
-                f"{ratio['median']:.3f} | {ratio['low']:.3f} - {ratio['high']:.3f}" if ratio else "|"
-            )
+            of_stock = "|"
+            if ratio is not None:
+                of_stock = f"{ratio['median']:.3f} | {ratio['low']:.3f} - {ratio['high']:.3f}"
             lines.append(f"| {case} | {arm} | {seconds['median']:.3g} | {of_stock} |")
     return "\n".join(lines)
 

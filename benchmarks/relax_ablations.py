@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.relax_ablations --data data/qm7 --runs runs/ablations \
       --out ablations.json
 
-Two of the changes are options of nobody: they are made here, by subclasses. Training that was
-stopped goes on when the same command is given again.
+Two of the changes are no options of dens but subclasses here: a detached time, and scaled input.
+What is trained is kept, and training that was stopped goes on when the command is given again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dens.relax.objective import MoreRedObjective
 
 CONFIG = "configs/qm7/eqv2_morered.yml"
 BATCH = 16  # structures, of the config
+_HERE = "benchmarks.relax_ablations"  # also where it runs as __main__
 
 
 class DetachedHead(MoreRedHead):
@@ -76,8 +77,8 @@ ARMS = {  # options of training
         "--loss_functions=[{'noise': {'fn': 'mse', 'coefficient': 0.9}}, "
         "{'time': {'fn': 'mse', 'coefficient': 0.1}}]"
     ],
-    "time detached": [f"--model.heads.morered.module={__spec__.name}.{DetachedHead.__name__}"],
-    "input scaled": [f"--trainer={__spec__.name}.{ScaledTrainer.__name__}"],
+    "time detached": [f"--model.heads.morered.module={_HERE}.DetachedHead"],
+    "input scaled": [f"--trainer={_HERE}.ScaledTrainer"],
     "lmax 1": _lmax(1),
     "lmax 3": _lmax(3),
 }
@@ -116,20 +117,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.relax_ablations", description=__doc__.splitlines()[0]
     )
     add = program.add_argument
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder with train, val and test, as of configs/qm7",
-    )
+    add("--data", type=Path, required=True, help="folder with train, val and test, as of QM7")
     add("--runs", type=Path, required=True, help="where to train; what is trained there is kept")
-    add("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="  [all]")
+    add("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="which changes  [all]")
     add("--seeds", type=int, nargs="+", default=[0, 1], help="of training  [0 1]")
     add("--steps", type=int, default=200, help="of training, 16 structures each  [200]")
     add("--every", type=int, default=10, metavar="N", help="relax every N-th test structure  [10]")
     add("--out", type=Path, help="JSON file")
     args = program.parse_args(argv)
     try:
+        if missing := [s for s in ("train", "val", "test") if not (args.data / s).is_dir()]:
+            raise ValueError(f"--data: {args.data} has no folder {' and no '.join(missing)}")
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         trained = {name: train_arm(name, args) for name in args.arms}
     except ValueError as error:
         program.error(str(error))

@@ -7,7 +7,8 @@ The data are trajectories, a relaxation in each. In every fold a part of them is
 learns from the others, half of the time from pairs of first and last frames, and relaxes the first
 frames of those left out. Scored are the free atoms, beside the first frame itself as the answer.
 ``dens relax`` refuses structures with an element that was not trained; here they are relaxed too,
-and counted. Training that was stopped goes on when the same command is given again.
+and counted. What is trained is kept, and training that was stopped goes on when the command is
+given again.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def train_fold(name: str, data: Path, n_train: int, args: argparse.Namespace) ->
 
 
 def relax_fold(checkpoint: Path, left_out: Path, names: Sequence[str], seed: int) -> list[dict]:
-    """Relax first frames; return the scores of each system."""
+    """Relax first frames; return the score of each system, and its elements that are new."""
     denoiser = load_denoiser(checkpoint, cpu=True, seed=seed)
     data = read_set(left_out, 1)
     limits = Limits.of(denoiser)
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", type=Path, help="folder of trajectories, a relaxation in each")
     add("--runs", type=Path, help="where to train; what is trained there is kept")
     add("--folds", type=int, default=5, help="parts, left out in turn  [5]")
-    add("--steps", type=int, default=240, help="of training, about, 4 systems each  [240]")
+    add("--steps", type=int, default=200, help="of training, about, 4 systems each  [200]")
     add("--seed", type=int, default=0, help="of training and relaxation")
     add("--out", type=Path, help="JSON file")
     add("--table", type=Path, help="format a stored result, and stop")
@@ -190,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if args.data is None or args.runs is None:
             raise ValueError("--data and --runs are needed")
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
         keep_freed_memory()
         result = run(args)

@@ -98,6 +98,37 @@ def test_results_of_files_join_and_seeds_get_error_bars(command, tmp_path):
             read_results([tmp_path / name for name in files])
 
 
+def test_a_seed_may_come_in_a_file_of_its_own(command, tmp_path):
+    some = ("--noise", "0.1", "--every", "2")
+    command(*some, out="one.json")
+    command(*some, checkpoint=["springs.pt"], out="more.json")
+    command(*some, "--max-calls", "7", checkpoint=["springs.pt"], out="shorter.json")
+    command(*some, "--raw", checkpoint=["springs.pt"], out="raw.json")
+    command("--noise", "0.1", "0.2", "--every", "2", checkpoint=["springs.pt"], out="wider.json")
+    result = json.loads((tmp_path / "more.json").read_text())
+    result["runs"][0]["starts"]["0.1"]["all"]["before_mean"] *= 1.01
+    (tmp_path / "drawn.json").write_text(json.dumps(result))
+    joined = read_results([tmp_path / "one.json", tmp_path / "more.json"])
+    assert "Mean ± sd over seeds (denoising: 2)" in format_result(joined)
+    for other, message in (
+        ("shorter.json", "no seed of denoising in another file: max_calls is 7, there None"),
+        ("raw.json", "raw is True, there False"),
+        ("wider.json", "starts is"),
+        ("drawn.json", "start 0.1 has other draws"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_results([tmp_path / "one.json", tmp_path / other])
+
+
+def test_samplers_are_compared_on_the_same_network_and_starts(command, tmp_path):
+    out = command("--noise", "0.1", "--sampler", "direct", "jt", "itp", out="samplers.json").out
+    runs = json.loads((tmp_path / "samplers.json").read_text())["runs"]
+    assert [run["settings"]["sampler"] for run in runs] == ["direct", "jt", "itp"]
+    for sampler in ("direct", "jt", "itp"):
+        assert f"| noise 0.1 Å | denoising, {sampler} |" in out
+    assert len({run["starts"]["0.1"]["all"]["before_mean"] for run in runs}) == 1
+
+
 def test_a_subset_has_the_starts_of_the_whole(data):
     limits = Limits(periodic=False)
     whole = make_starts(read_set(data, 1), [0.2], True, 0, limits)
@@ -160,6 +191,8 @@ def test_speed_and_figure(command, tmp_path, capsys):
         (["--noise", "-0.1"], "--noise must be > 0"),
         (["--noise"], "give --noise or --starts"),
         (["--sampler", "euler"], "sampler must be 'direct', 'jt', 'as' or 'itp', got 'euler'"),
+        (["--sampler", "jt", "itp", "--stop-level", "0"], "sampler itp counts its level down"),
+        (["--sampler", "jt", "itp", "--speed"], "--speed and --figure take one --sampler, got 2"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--out", "nowhere/result.json"], "there is no folder nowhere"),
         (["--time-checkpoint", "a", "b"], "needs one file for each --checkpoint, 1, got 2"),

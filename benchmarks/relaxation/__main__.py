@@ -4,10 +4,10 @@
       --checkpoint FILE --baselines mmff94 gfn2 --baseline-every 10 --out result.json
 
 Relaxed structures get noise, and may bring the structures that they were relaxed from; the model
-removes it. Several checkpoints are taken as seeds of one model. Without any, baselines run alone;
---table joins the results of several calls. The noise is a function of its level and of a
-structure's number in the data alone: all methods, and all results in files, have the same starts.
-Times are process times, milliseconds for each structure.
+removes it. Several checkpoints are taken as seeds of one model. Without any, baselines run alone.
+The noise is a function of its level and of a structure's number in the data alone: all methods, and
+all results in files, have the same starts. --table joins the results of several calls; what has the
+same --name in them is a seed more. Times are process times, milliseconds for each structure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from dens.relax.config import RelaxSettings
 from dens.settings import parse_settings
 
 _SETTINGS = {  # fields of RelaxSettings, and what their values are
-    "sampler": str,
     "stop_level": int,
     "max_calls": int,
     "patience": int,
@@ -69,9 +69,9 @@ def parser() -> argparse.ArgumentParser:
     add("--baseline-every", type=int, metavar="N", help="structures for baselines  [--every]")
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--sampler", nargs="+", default=["direct"], help=f"{_about_setting('sampler')}  [direct]")
     for name, kind in _SETTINGS.items():
-        about = RelaxSettings.model_fields[name].description.replace("%", "%%")
-        add(f"--{name.replace('_', '-')}", type=kind, help=about)
+        add(f"--{name.replace('_', '-')}", type=kind, help=_about_setting(name))
     add("--out", type=Path, help="JSON file")
     modes = found.add_mutually_exclusive_group()
     modes.add_argument("--table", type=Path, nargs="+", help="format stored results, and stop")
@@ -81,11 +81,15 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def read_settings(args: argparse.Namespace) -> RelaxSettings:
-    """Read the settings of relaxation from the command line."""
+def _about_setting(name: str) -> str:
+    return RelaxSettings.model_fields[name].description.replace("%", "%%")
+
+
+def read_settings(args: argparse.Namespace) -> list[RelaxSettings]:
+    """Read the settings of relaxation from the command line, those of each sampler."""
     given = {name: getattr(args, name) for name in _SETTINGS}
     given = {name: value for name, value in given.items() if value is not None}
-    return parse_settings(RelaxSettings, given, "")
+    return [parse_settings(RelaxSettings, {**given, "sampler": s}, "") for s in args.sampler]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -107,8 +111,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--noise must be > 0 (Å), got {bad[0]:g}")
     if not args.noise and not args.starts:
         raise ValueError("nothing to relax: give --noise or --starts")
-    if (args.speed or args.figure) and len(args.checkpoint) > 1:
-        raise ValueError(f"--speed and --figure take one --checkpoint, got {len(args.checkpoint)}")
+    for name in ("checkpoint", "sampler"):
+        if (args.speed or args.figure) and (n := len(getattr(args, name))) > 1:
+            raise ValueError(f"--speed and --figure take one --{name}, got {n}")
     times = args.time_checkpoint
     if times is not None and len(times) != len(args.checkpoint):
         raise ValueError(
@@ -139,12 +144,13 @@ def evaluate(
     args: argparse.Namespace, models: dict[str, NetworkDenoiser], starts: Sequence[Starts]
 ) -> dict[str, Any]:
     """Run models and baselines, and return the part of the result that holds figures."""
-    settings = read_settings(args)
-    step = args.baseline_every or args.every
+    several, step = read_settings(args), args.baseline_every or args.every
+    how = {"step": step, "seed": args.seed, "device": args.device}
     runs = []
-    for run, denoiser in models.items():
-        found = run_model(denoiser, settings, starts, step=step, seed=args.seed, device=args.device)
-        runs.append({"name": args.name, "run": run, **found})
+    for settings, (run, denoiser) in product(several, models.items()):
+        name = f"{args.name}, {settings.sampler}" if len(several) > 1 else args.name
+        found = run_model(denoiser, settings, starts, **how)
+        runs.append({"name": name, "run": run, "raw": args.raw, **found})
     runs += run_baselines(args.baselines, starts, step)
     return {"same_at_start": same_at_start(starts, step), "runs": runs}
 
@@ -157,7 +163,7 @@ def run_modes(args: argparse.Namespace) -> None:
     limits = Limits(periodic=False) if first is None else Limits.of(first)
     starts = make_starts(data, args.noise, args.starts, args.seed, limits)
     result: dict[str, Any] = {"about": _about(args, data)}
-    settings = read_settings(args)
+    settings = read_settings(args)[0]
     if args.figure:
         ways = [relax_with_history(first, settings, one, args.seed) for one in starts]
         draw(ways).savefig(args.figure)

@@ -16,12 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from benchmarks.relaxation.molecules import GIVEN, Starts
-from dens.relax.config import RelaxSettings
+from dens.relax.config import DEFAULTS, RelaxSettings
 from dens.relax.evaluation import rmsd
 from dens.relax.loop import Relaxed, relax_structures
 from dens.relax.quality import superpose
+from dens.relax.samplers import Sampler, StopRule
 from dens.relax.structures import Denoiser, Structure
-from dens.runs.figures import BLUE, GREY, INK, RED, STYLE, make_figure
+from dens.runs.figures import BLUE, DASHED, GREY, INK, RED, STYLE, make_figure
 
 _COLORS = ("#8fc1e3", "#3f88c5", "#1f4f8b", "#6b4c9a")  # of noise, by level
 _BOND = 1.25  # atoms are bonded if nearer than so many times the sum of covalent radii
@@ -33,6 +34,7 @@ class Way(NamedTuple):
     name: str
     rmsd: NDArray  # (n, calls + 1) | Å, from the true structure after so many calls
     found: NDArray  # (n, calls) | Å, noise level found by each call
+    stop: float  # Å, noise level that counts as relaxed
     starts: Starts
     relaxed: list[Relaxed]
 
@@ -49,7 +51,9 @@ def relax_with_history(
         rmsd(starts.true, [_after(one, k) for one in relaxed]).numpy() for k in range(last + 1)
     ]
     found = [[one.sigmas[min(k, one.calls - 1)] for one in relaxed] for k in range(last)]
-    return Way(starts.name, np.array(distance).T, np.array(found).T, starts, relaxed)
+    sampler = Sampler(settings, denoiser.levels, getattr(denoiser, "defaults", DEFAULTS))
+    stop = denoiser.levels.sigmas[StopRule(sampler).stop_level]
+    return Way(starts.name, np.array(distance).T, np.array(found).T, stop, starts, relaxed)
 
 
 def _after(relaxed: Relaxed, calls: int) -> torch.Tensor:
@@ -64,14 +68,17 @@ def draw(ways: Sequence[Way]) -> Figure:
         ways: what was relaxed, of each kind of start.
     """
     figure, axes = make_figure(7.2, 4.8, rows=2, columns=2)
-    longest = max(2, *(int(np.quantile(_calls(way), 0.99)) for way in ways))
+    longest = max(2, *(int(np.quantile(_calls(way), 0.95)) for way in ways))
     for i, way in enumerate(ways):
         given = way.name == GIVEN
         color = INK if given else _COLORS[i % len(_COLORS)]
-        label = "given (pos_start)" if given else f"noise {way.name} Å"
+        label = "as given (pos_start)" if given else f"noise {way.name} Å"
         _draw_band(axes[0], _held(way.rmsd, longest + 1), 0, color, label)
-        _draw_band(axes[1], _held(way.found, longest), 1, color, label)
-    axes[0].set(ylabel="RMSD from the true structure (Å)", title="median and quartiles")
+        _draw_band(axes[1], _held(way.found, longest), 1, color)
+    axes[1].axhline(ways[0].stop, color=GREY, lw=1, ls=DASHED, label="stop level")
+    axes[1].legend(loc="upper right")
+    n = max(len(way.relaxed) for way in ways)
+    axes[0].set(ylabel="RMSD from the truth (Å)", title=f"median and quartiles of {n} structures")
     axes[1].set(ylabel="noise level found (Å)", title="the model's own estimate")
     for ax, first in zip(axes, (0, 1), strict=False):
         ax.set(xlabel="calls of the network", xlim=(first, longest), ylim=(0, None))
@@ -91,7 +98,7 @@ def _calls(way: Way) -> list[int]:
     return [one.calls for one in way.relaxed]
 
 
-def _draw_band(ax: Axes, values: NDArray, first: int, color: str, label: str) -> None:
+def _draw_band(ax: Axes, values: NDArray, first: int, color: str, label: str | None = None) -> None:
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
     calls = first + np.arange(values.shape[1])
     ax.fill_between(calls, low, high, color=color, alpha=0.25, lw=0)
@@ -110,6 +117,8 @@ def _draw_molecule(axes: Sequence[Axes], way: Way) -> None:
     ]
     flat = true.pos.numpy() - true.pos.numpy().mean(0)
     plane = np.linalg.svd(flat)[2].T  # columns: longest direction first
+    axes[1].sharex(axes[0])
+    axes[1].sharey(axes[0])
     for ax, (name, pos, color, distance) in zip(axes, views, strict=True):
         laid = superpose(pos, true.pos, batch, natoms).numpy() - true.pos.numpy().mean(0)
         _draw_sticks(ax, true, flat @ plane, GREY, 4.0)

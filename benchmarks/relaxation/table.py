@@ -53,7 +53,8 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
     """Read stored results and join them.
 
     Raises:
-        ValueError: a file is none, files differ in structures or starts, or a run stands in two.
+        ValueError: a file is none, files differ in structures or starts, a run stands in two, or
+            runs of one name, its seeds, have other settings.
     """
     joined: dict[str, Any] = {}
     for path in paths:
@@ -74,9 +75,38 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
         for run in runs:
             if (run["name"], run["run"]) in known:
                 raise ValueError(f"{path} holds {run['name']} ({run['run']}), as another file does")
+            for other in joined["runs"]:
+                _check_starts(path, run, other)
+                if run["name"] == other["name"]:
+                    _check_settings(path, run, other)
         joined["runs"] += runs
         joined["same_at_start"] = {**result["same_at_start"], **joined["same_at_start"]}
     return joined
+
+
+def _check_starts(path: Path, run: dict[str, Any], other: dict[str, Any]) -> None:
+    """Refuse runs that began from other structures."""
+    for start, rows in run["starts"].items():
+        for which in rows.keys() & other["starts"].get(start, {}).keys():
+            own, theirs = (r["starts"][start][which]["before_mean"] for r in (run, other))
+            if not math.isclose(own, theirs, rel_tol=1e-4):
+                raise ValueError(
+                    f"{path}: start {start} has other draws, a mean RMSD of {own} Å, not {theirs} Å"
+                )
+
+
+def _check_settings(path: Path, run: dict[str, Any], other: dict[str, Any]) -> None:
+    """Refuse to average runs that were made in different ways."""
+    ours, theirs = (
+        {**r.get("settings", {}), "raw": r.get("raw", False), "starts": [*r["starts"]]}
+        for r in (run, other)
+    )
+    if differing := [key for key in ours if ours[key] != theirs.get(key)]:
+        key = differing[0]
+        raise ValueError(
+            f"{path} holds no seed of {run['name']} in another file: {key} is {ours[key]}, there "
+            f"{theirs.get(key)}; give it a --name of its own"
+        )
 
 
 def format_result(result: dict[str, Any]) -> str:

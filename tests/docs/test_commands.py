@@ -105,13 +105,19 @@ DOWNLOAD = Run(says="wget", reason="downloads many GB; here wget does nothing", 
 INSTALL = Run(reason="needs a network and a new environment; .ci/run has them")
 SLOW_BENCHMARK = "measures each arm in processes of their own, for minutes"
 SLOW_RELAXATIONS = "needs QM7 and a model that was trained on it; tests/ has toy models"
-RELAXED_QM7, RELAXED_SPEED, RELAXED_FIGURE = (
+COMPARED = "--every 20 --noise 0.1 0.2 --checkpoint"
+RELAXED_QM7, RELAXED_SPEED, RELAXED_FIGURE, *RELAXED_BY_SAMPLERS = (
     f"OMP_NUM_THREADS=1 python -m benchmarks.relaxation --data data/qm7/test {options}"
     for options in (
         "--starts --checkpoint CHECKPOINTS --baselines mmff94 gfn2 --baseline-every 10 "
         "--out result.json",
         "--checkpoint CHECKPOINT --every 10 --speed --baselines mmff94 gfn2",
-        "--starts --checkpoint CHECKPOINT --every 5 --figure relaxation.png",
+        "--starts --checkpoint CHECKPOINT --every 10 --figure relaxation.png",
+        f"{COMPARED} JT --sampler direct jt itp --name one --out samplers_one.json",
+        f"{COMPARED} NOISE --time-checkpoint TIME --sampler as itp --name two "
+        "--out samplers_two.json",
+        f"{COMPARED} JT --sampler jt --stop-level 0 --patience 300 --max-calls 300 "
+        "--name 'one, jt, stop 0' --out samplers_published.json",
     )
 )
 
@@ -123,6 +129,15 @@ RELAXED_DEMO = (
 RELAX_SLABS = (
     "OMP_NUM_THREADS=1 python -m benchmarks.relax_slabs --data data/demo_relaxed/val_id "
     "--model demo=DEMO --model ladder=LADDER --labelled data/demo/val_id --out slabs.json"
+)
+TRAINING_TOO = "trains for minutes; tests/test_relax_benchmarks has toy models"
+RELAX_ABLATIONS = (
+    "OMP_NUM_THREADS=1 python -m benchmarks.relax_ablations --data data/qm7 --runs runs/ablations "
+    "--out ablations.json"
+)
+RELAX_OC20 = (
+    "OMP_NUM_THREADS=1 python -m benchmarks.relax_oc20 --data relaxations/ --runs runs/oc20_relax "
+    "--out oc20.json"
 )
 GPU_KERNELS = "python -m benchmarks.gpu kernels --cpu --tiny --sizes S --ops s2 rotate_in"
 ESEN_DEMO = "fairchem main.py --config configs/oc20/esen_dens_demo.yml --timestamp-id esen --seed 0"
@@ -362,6 +377,15 @@ TABLE = {
     RELAXED_QM7: Run("--help", says="--baselines", reason=SLOW_RELAXATIONS),
     RELAXED_SPEED: Run("--help", says="--speed", reason=SLOW_RELAXATIONS),
     RELAXED_FIGURE: Run("--help", says="--figure", reason=SLOW_RELAXATIONS),
+    **{
+        command: Run("--help", says="--sampler", reason=SLOW_RELAXATIONS)
+        for command in RELAXED_BY_SAMPLERS
+    },
+    RELAX_ABLATIONS: Run("--help", says="lmax 3", reason=TRAINING_TOO),
+    RELAX_OC20: Run("--help", says="--folds", reason=TRAINING_TOO),
+    "python -m benchmarks.relax_oc20 --table oc20.json": Run(
+        "--help", says="--table", reason="needs a result of the command before it"
+    ),
     "python -m benchmarks.relaxation --table docs/results/relaxation/qm7_*.json": Run(
         says="GFN2-xTB"
     ),

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+import wandb
+
 from dens.runs.log import RunLog
 from dens.runs.wandb_files import read_records
 
@@ -35,6 +37,12 @@ def log_steps(kind: str, folder: str, first: int, last: int, killed: bool = Fals
             log.log(errors, step=step, split="val")
     if kind == "tensorboard":
         log.writer.close()
+
+
+def end_wandb_run() -> None:
+    """End the W&B run, and wait until its file is complete, which ``wandb.finish`` does not."""
+    wandb.finish()
+    wandb.teardown()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 from fairchem.core.common.registry import registry
-from helpers.logged_run import log_steps, read_rows
+from helpers.logged_run import end_wandb_run, log_steps, read_rows
 from helpers.paths import TESTS
 from helpers.trainers import STOCK_MODEL, trainer_config, write_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,7 +85,7 @@ def test_unreadable_wandb_files_are_one_warning(content, tmp_path, monkeypatch, 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log_steps("wandb", str(tmp_path), 1, 2)
-    wandb.finish()
+    end_wandb_run()
     (warning,) = [r for r in caplog.records if r.levelname == "WARNING" and "W&B" in r.message]
     assert "cannot be read" in warning.message
     assert [line["step"] for line in history(tmp_path)] == [1, 2]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import wandb
 import yaml
-from helpers.logged_run import read_rows
+from helpers.logged_run import end_wandb_run, read_rows
 from helpers.trainers import DENS, EXACT_MODEL, trainer_config, write_dataset
 from PIL import Image
 
@@ -71,13 +70,13 @@ def logged(tmp_path_factory):
         build(folder, 2, logger=logger).train(disable_eval_tqdm=True)
         checkpoint = folder / "checkpoints/the-run/checkpoint.pt"
         kept = checkpoint.read_bytes()
-        wandb.finish()
+        end_wandb_run()
         for epochs in (3, EPOCHS):  # the third epoch is trained twice
             checkpoint.write_bytes(kept)
             trainer = build(folder, epochs, logger=logger)
             trainer.load_checkpoint(str(checkpoint))
             trainer.train(disable_eval_tqdm=True)
-            wandb.finish()
+            end_wandb_run()
     return folder / "logs/wandb/the-run"
 
 

@@ -22,6 +22,10 @@ class TestEquiformerV2(BackboneContract):
     exact: ClassVar = {"use_gate_act": True, "use_grid_mlp": False}
 
 
+class TestEquiformerV2WithStress(TestEquiformerV2):
+    stress = True
+
+
 class TestESCN(BackboneContract):
     """eSCN sums over points of spheres: the denser these are, the better it is equivariant."""
 

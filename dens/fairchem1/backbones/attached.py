@@ -91,7 +91,17 @@ def _check(backbone: type, force_encoding: bool, sigma_encoding: bool | str) -> 
             f"sigma_encoding must be true, false or 'structure', got {sigma_encoding!r} "
             "(model.backbone.sigma_encoding)"
         )
-    if gp_utils.initialized() and not backbone.shares_graphs:
+    if gp_utils.initialized():
+        check_shares_graphs(backbone)
+
+
+def check_shares_graphs(backbone: type) -> None:
+    """Refuse a class of :class:`EncodesForces` whose graphs cannot be split over ranks.
+
+    Raises:
+        ConfigError: names the class.
+    """
+    if not getattr(backbone, "shares_graphs", True):
         raise ConfigError(
             f"--gp-gpus needs EquiformerV2: fairchem-core 1.10 does not split the graphs of "
             f"dens.{backbone.__name__} over ranks (model.backbone.model)"

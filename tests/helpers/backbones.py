@@ -49,10 +49,14 @@ def model_of(family: Family, *, gradient: bool = False, stress: bool = False, **
     heads = {**GRADIENT, "noise": family.noise_head} if gradient else family.heads
     more = {"direct_forces": False, "use_envelope": True} if gradient else {}
     sections = {name: {"module": module} for name, module in heads.items()}
+    if stress and gradient:
+        more["regress_stress"] = True
+    elif stress:
+        sections["stress"] = dict(STRESS_HEAD)
     return {
         "name": "hydra",
         "backbone": {"model": family.backbone, **SETTINGS[family], **more, **settings},
-        "heads": {**sections, **({"stress": dict(STRESS_HEAD)} if stress else {})},
+        "heads": sections,
         "pass_through_head_outputs": True,
         "otf_graph": True,
     }

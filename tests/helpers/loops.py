@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from helpers.stress_settings import SCALES, WEIGHTS
+from helpers.stress_settings import SCALES
 
 
 def one_step(trainer, batch, step=1):
@@ -40,22 +40,24 @@ def loss_by_loop(trainer, out, batch) -> float:
         lambda_e * energy
         + lambda_f * force_sum / max(n_clean, 1)
         + dens.denoising_coefficient * noise_sum / max(n_corrupted, 1)
-        + stress_by_loop(out, batch)
+        + stress_by_loop(trainer, out, batch)
     )
 
 
-def stress_by_loop(out, batch) -> float:
-    """Compute the loss of both parts of the stress over clean structures; 0 without stress."""
-    loss = 0.0
-    for name in WEIGHTS.keys() & out.keys():
-        scale, total = SCALES[name], 0.0
+def stress_by_loop(trainer, out, batch) -> float:
+    """Compute the loss of the stress, or of its parts, over clean structures; 0 without stress."""
+    loss, scales = 0.0, {**SCALES, "stress": {"mean": 0.0, "stdev": 2.0}}
+    for name, settings in trainer.loss_functions:
+        if name not in scales:
+            continue
+        scale, total = scales[name], 0.0
         clean = [s for s in range(len(batch.natoms)) if batch.sigma[s] == 0]
         for s in clean:
-            found, expected = out[name][s].tolist(), batch[name][s].tolist()
+            found, expected = out[name][s].tolist(), batch[name][s].flatten().tolist()
             errors = [
                 abs(a - (b - scale["mean"]) / scale["stdev"])
                 for a, b in zip(found, expected, strict=True)
             ]
             total += sum(errors) / len(errors)
-        loss += WEIGHTS[name] * total / max(len(clean), 1)
+        loss += settings["coefficient"] * total / max(len(clean), 1)
     return loss

@@ -1,4 +1,4 @@
-"""Settings with which a trainer learns the stress in two parts, as the recipes have them."""
+"""Settings with which a trainer learns the stress: in two parts, as the recipes, or by gradient."""
 
 from __future__ import annotations
 
@@ -28,13 +28,21 @@ def predicts_parts(model: dict) -> bool:
 
 
 def learn_stress(config: dict) -> None:
-    """Add both parts of the stress to the arguments of a trainer."""
+    """Add the stress to the arguments of a trainer whose model predicts it; else do nothing."""
     transforms = config["dataset"]["train"]["transforms"]
-    transforms["decompose_tensor"] = copy.deepcopy(DECOMPOSE)
-    transforms["normalizer"] |= copy.deepcopy(SCALES)
-    config["outputs"]["stress"] = {"level": "system", "decomposition": copy.deepcopy(PARTS)}
+    if predicts_parts(config["model"]):
+        transforms["decompose_tensor"] = copy.deepcopy(DECOMPOSE)
+        output, weights, scales = {"decomposition": copy.deepcopy(PARTS)}, WEIGHTS, SCALES
+    elif config["model"].get("backbone", {}).get("regress_stress"):
+        energy = transforms["normalizer"]["energy"]
+        output, weights = {"irrep_dim": 2}, {"stress": 6.0}
+        scales = {"stress": {"mean": 0.0, "stdev": energy["stdev"]}}
+    else:
+        return
+    transforms["normalizer"] |= copy.deepcopy(scales)
+    config["outputs"]["stress"] = {"level": "system", **output}
     config["loss_functions"] += [
-        {name: {"fn": "mae", "coefficient": weight}} for name, weight in WEIGHTS.items()
+        {name: {"fn": "mae", "coefficient": weight}} for name, weight in weights.items()
     ]
     config["evaluation_metrics"]["metrics"]["stress"] = ["mae"]
 

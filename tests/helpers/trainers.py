@@ -7,7 +7,7 @@ import copy
 import numpy as np
 
 from dens.data.store.lmdb import LmdbWriter
-from helpers.stress_settings import learn_stress, predicts_parts
+from helpers.stress_settings import learn_stress
 from helpers.structures import make_structure
 
 BACKBONE = {
@@ -140,8 +140,7 @@ def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -
     if "energy_and_forces" in config["model"]["heads"]:  # of a function and its gradient
         normalizer = config["dataset"]["train"]["transforms"]["normalizer"]
         normalizer["forces"]["stdev"] = normalizer["energy"]["stdev"]
-    if predicts_parts(config["model"]):
-        learn_stress(config)
+    learn_stress(config)
     return config
 
 

@@ -35,7 +35,7 @@ STRUCTURES, BATCH = 20, 2
 STOPPED = 128 + signal.SIGTERM
 MODELS = {  # of DeNS
     "stress": model_of(EQUIFORMER_V2, stress=True, alpha_drop=0.1, drop_path_rate=0.1),
-    "gradient forces": model_of(ESEN, gradient=True),
+    "gradients": model_of(ESEN, gradient=True, stress=True),
 }
 CLOCK = ("per_second", "memory", "time")  # in the names of metrics that differ from run to run
 

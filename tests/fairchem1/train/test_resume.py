@@ -22,7 +22,7 @@ from dens.safe.checkpoints import safe_load
 from dens.settings import ConfigError
 
 
-@pytest.mark.parametrize(("of", "steps", "kills"), [("stress", 40, 5), ("gradient forces", 20, 2)])
+@pytest.mark.parametrize(("of", "steps", "kills"), [("stress", 40, 5), ("gradients", 20, 2)])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, of, steps, kills):
     """Short form of kill_and_resume.py: SIGKILL, also while saving, and SIGTERM."""
     # the last signal may find the run at its end

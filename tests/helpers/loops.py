@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from helpers.stress_settings import SCALES
+from helpers.stress_settings import SCALES, WEIGHTS
 
 
 def one_step(trainer, batch, step=1):
@@ -46,12 +46,10 @@ def loss_by_loop(trainer, out, batch) -> float:
 
 def stress_by_loop(trainer, out, batch) -> float:
     """Compute the loss of the stress, or of its parts, over clean structures; 0 without stress."""
-    loss, scales = 0.0, {**SCALES, "stress": {"mean": 0.0, "stdev": 2.0}}
-    for name, settings in trainer.loss_functions:
-        if name not in scales:
-            continue
-        scale, total = scales[name], 0.0
-        clean = [s for s in range(len(batch.natoms)) if batch.sigma[s] == 0]
+    loss = 0.0
+    clean = [s for s in range(len(batch.natoms)) if batch.sigma[s] == 0]
+    for name in WEIGHTS.keys() & dict(trainer.loss_functions):
+        scale, total = SCALES[name], 0.0
         for s in clean:
             found, expected = out[name][s].tolist(), batch[name][s].flatten().tolist()
             errors = [
@@ -59,5 +57,5 @@ def stress_by_loop(trainer, out, batch) -> float:
                 for a, b in zip(found, expected, strict=True)
             ]
             total += sum(errors) / len(errors)
-        loss += settings["coefficient"] * total / max(len(clean), 1)
+        loss += WEIGHTS[name] * total / max(len(clean), 1)
     return loss

@@ -11,8 +11,9 @@ DECOMPOSE = {"tensor": "stress", "rank": 2, "decomposition": PARTS}
 SCALES = {
     "stress_isotropic": {"mean": 0.02, "stdev": 0.1},
     "stress_anisotropic": {"mean": 0.0, "stdev": 0.03},
+    "stress": {"mean": 0.0, "stdev": 2.0},  # as a gradient: that of the energy
 }
-WEIGHTS = {"stress_isotropic": 5.0, "stress_anisotropic": 7.0}
+WEIGHTS = {"stress_isotropic": 5.0, "stress_anisotropic": 7.0, "stress": 6.0}
 STRESS_HEAD = {"module": "dens.StressHead"}
 STOCK_STRESS_HEAD = {
     "module": "rank2_symmetric_head",
@@ -29,21 +30,18 @@ def predicts_parts(model: dict) -> bool:
 
 def learn_stress(config: dict) -> None:
     """Add the stress to the arguments of a trainer whose model predicts it; else do nothing."""
-    transforms = config["dataset"]["train"]["transforms"]
     if predicts_parts(config["model"]):
-        transforms["decompose_tensor"] = copy.deepcopy(DECOMPOSE)
-        output, weights, scales = {"decomposition": copy.deepcopy(PARTS)}, WEIGHTS, SCALES
+        names, output = list(PARTS), {"decomposition": copy.deepcopy(PARTS)}
     elif config["model"].get("backbone", {}).get("regress_stress"):
-        energy = transforms["normalizer"]["energy"]
-        output, weights = {"irrep_dim": 2}, {"stress": 6.0}
-        scales = {"stress": {"mean": 0.0, "stdev": energy["stdev"]}}
+        names, output = ["stress"], {"irrep_dim": 2}
     else:
         return
-    transforms["normalizer"] |= copy.deepcopy(scales)
+    transforms = config["dataset"]["train"]["transforms"]
+    if "decomposition" in output:
+        transforms["decompose_tensor"] = copy.deepcopy(DECOMPOSE)
+    transforms["normalizer"] |= {name: dict(SCALES[name]) for name in names}
     config["outputs"]["stress"] = {"level": "system", **output}
-    config["loss_functions"] += [
-        {name: {"fn": "mae", "coefficient": weight}} for name, weight in weights.items()
-    ]
+    config["loss_functions"] += [{n: {"fn": "mae", "coefficient": WEIGHTS[n]}} for n in names]
     config["evaluation_metrics"]["metrics"]["stress"] = ["mae"]
 
 

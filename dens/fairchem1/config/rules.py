@@ -86,11 +86,10 @@ def check_shared_graphs(config: Mapping[str, Any]) -> None:
     check_shares_graphs(find_class("model", model["backbone"].get("model"), "model.backbone.model"))
     for name, head in head_classes(model).items():
         # it looks for atoms of other ranks among those of its own
-        if getattr(head, "forward", None) is Rank2SymmetricTensorHead.forward:
-            key = f"model.heads.{name}.module"
+        if head.forward is Rank2SymmetricTensorHead.forward:
             raise ConfigError(
                 "--gp-gpus needs dens.StressHead: fairchem-core 1.10 does not split the graphs of "
-                f"{model['heads'][name]['module']} over ranks ({key})"
+                f"{model['heads'][name]['module']} over ranks (model.heads.{name}.module)"
             )
 
 

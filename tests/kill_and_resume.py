@@ -23,30 +23,40 @@ from types import SimpleNamespace
 import click
 import torch
 import yaml
-from helpers.trainers import MODEL, morered_config, trainer_config, write_dataset
+from helpers.backbones import model_of
+from helpers.trainers import morered_config, trainer_config, write_dataset
 
 from dens.cli import main
+from dens.fairchem1.backbones.families import EQUIFORMER_V2, ESEN
 from dens.fairchem1.checkpoints import state
 from dens.safe.checkpoints import safe_load
 
 STRUCTURES, BATCH = 20, 2
 STOPPED = 128 + signal.SIGTERM
+MODELS = {  # of DeNS
+    "stress": model_of(EQUIFORMER_V2, stress=True, alpha_drop=0.1, drop_path_rate=0.1),
+    "gradients": model_of(ESEN, gradient=True, stress=True),
+}
 CLOCK = ("per_second", "memory", "time")  # in the names of metrics that differ from run to run
 
 
-def write_config(folder: Path, steps: int, method: str = "dens") -> Path:
-    """Write data and config of a run with dropout, drop path, EMA and evaluations."""
-    src = write_dataset(folder / "data", n=STRUCTURES)
-    model = {**MODEL, "backbone": {**MODEL["backbone"], "alpha_drop": 0.1, "drop_path_rate": 0.1}}
+def write_config(folder: Path, steps: int, of: str = "stress") -> Path:
+    """Write data and config of a run with EMA and evaluations, and dropout where there is any.
+
+    Args:
+        of: a name in :data:`MODELS`, or ``morered``.
+    """
+    src = write_dataset(folder / "data", n=STRUCTURES, virial=True)
     optim = {
         "batch_size": BATCH,
         "max_epochs": steps * BATCH // STRUCTURES,
         "checkpoint_every": 8,
         "eval_every": 10,
     }
-    parts = trainer_config(src, model=model, optim=optim)
-    if method == "morered":
-        parts = morered_config(src, optim=optim)
+    if of == "morered":
+        parts, method = morered_config(src, optim=optim), "morered"
+    else:
+        parts, method = trainer_config(src, model=MODELS[of], optim=optim), "dens"
     config = {
         name: parts[name]
         for name in ("task", "model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
@@ -178,13 +188,13 @@ def command(folder: Path | None, steps: int, kills: int, seed: int) -> None:
         click.echo(compare(folder or Path(temporary), steps, kills, seed))
 
 
-def compare(folder: Path, steps: int, kills: int, seed: int = 0, method: str = "dens") -> str:
+def compare(folder: Path, steps: int, kills: int, seed: int = 0, of: str = "stress") -> str:
     """Make both runs, compare them, and return the result in words.
 
     Raises:
         AssertionError: they differ; lists the differences.
     """
-    write_config(folder, steps, method)
+    write_config(folder, steps, of)
     process = start(folder, "plain")
     process.join()
     assert process.exitcode == 0, (folder / "plain.txt").read_text()[-2000:]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers.hosts import MAJOR
-from helpers.paths import CONFIGS, ROOT
+from helpers.paths import CONFIGS, DOCS, ROOT
 
 from dens import cli
 from dens.install.recipes import FOLDER, copy_recipe, find_recipe, list_recipes
@@ -116,6 +116,16 @@ def test_descriptions_are_read_off_the_configs(name, method, backbone, host, ori
 def test_the_list_has_a_line_for_each():
     lines = command().output.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [recipe.name for recipe in RECIPES]
+
+
+def test_the_documentation_names_each():
+    """In a line with its folder; a baseline has the name of its recipe, without ``dens``."""
+    lines = [line for page in DOCS.rglob("*.md") for line in page.read_text().splitlines()]
+    for recipe in RECIPES:
+        folder = recipe.name.split("/")[0]
+        if recipe.method != "baseline":
+            named = [line for line in lines if f"{folder}/" in line and recipe.path.name in line]
+            assert named, recipe.name
 
 
 def test_files_that_differ_stay_unless_forced(tmp_path):

@@ -39,6 +39,7 @@ from dens.data.sources.emt import (
     run_frames,
 )
 from dens.data.store.by_format import writer_of
+from dens.data.store.demo_summary import DemoSummary, check_least
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import atoms_to_data
 from dens.files import atomic_folder
@@ -57,6 +58,10 @@ SPLITS = {
 class SplitSummary:
     """Contents of one split. Forces are those on free atoms, in eV/Å; energies in eV."""
 
+    head = (
+        "split    frames   md  systems  dropped  atoms  energy mean   std [eV]  "
+        "free-atom force: mean norm  rms component  max norm [eV/Å]"
+    )
     systems: int = 0
     md_frames: int = 0
     dropped: int = 0  # frames with overlapping atoms or a force above MAX_FORCE
@@ -82,29 +87,13 @@ class SplitSummary:
             "force_max": float(norms.max()),
         }
 
-
-@dataclass(frozen=True)
-class DemoSummary:
-    """Summary of a demo data set: its folder, its seed, and its splits by name."""
-
-    path: Path
-    seed: int
-    splits: dict[str, SplitSummary]
-
-    def table(self) -> str:
-        """Return the counts and statistics of the splits, one line each."""
-        lines = [
-            "split    frames   md  systems  dropped  atoms  energy mean   std [eV]  "
-            "free-atom force: mean norm  rms component  max norm [eV/Å]"
-        ]
-        for name, split in self.splits.items():
-            lines.append(
-                f"{name:8s} {split.frames:6d} {split.md_frames:4d} {split.systems:8d} "
-                f"{split.dropped:8d} "
-                "{natoms_mean:6.1f} {energy_mean:12.3f} {energy_std:10.3f} {force_mean:27.3f} "
-                "{force_rms:14.3f} {force_max:9.2f}".format(**split.statistics())
-            )
-        return "\n".join(lines)
+    def line(self, name: str) -> str:
+        """Format the counts and statistics."""
+        return (
+            f"{name:8s} {self.frames:6d} {self.md_frames:4d} {self.systems:8d} {self.dropped:8d} "
+            "{natoms_mean:6.1f} {energy_mean:12.3f} {energy_std:10.3f} {force_mean:27.3f} "
+            "{force_rms:14.3f} {force_max:9.2f}".format(**self.statistics())
+        )
 
 
 def make_demo_data(
@@ -115,7 +104,7 @@ def make_demo_data(
     val_frames: int = 200,
     store: str = "lmdb",
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
-) -> DemoSummary:
+) -> DemoSummary[SplitSummary]:
     """Make the demo data set: ``out/train``, ``out/val_id``, ``out/val_ood``, ``out/README.txt``.
 
     ``val_id`` has other random starts of the metals of ``train``; ``val_ood`` has a metal that
@@ -133,10 +122,8 @@ def make_demo_data(
     Raises:
         ValueError: `out` exists or cannot be made, a negative seed, or less than one frame.
     """
-    limits = {"seed": (seed, 0), "train_frames": (train_frames, 1), "val_frames": (val_frames, 1)}
-    for name, (value, least) in limits.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_least(0, seed=seed)
+    check_least(1, train_frames=train_frames, val_frames=val_frames)
     writer_class = writer_of(store)
     summary = DemoSummary(Path(out), seed, {name: SplitSummary() for name in SPLITS})
     with atomic_folder(out) as folder:
@@ -176,7 +163,7 @@ def _fill_split(
         yield
 
 
-def _readme(summary: DemoSummary) -> str:
+def _readme(summary: DemoSummary[SplitSummary]) -> str:
     return f"""Demo data set of dens: adsorbates on metal slabs, in the form of OC20's S2EF data.
 
 Labels: ASE's EMT potential. They show that training works and say nothing about real adsorption.

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from ase.stress import full_3x3_to_voigt_6_stress
 from e3nn import o3
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 from fairchem.core.common.utils import setup_imports
@@ -18,8 +19,10 @@ from helpers.backbones import model_of, stock_model_of
 from helpers.checkpoint_files import dens_trainer, plain_trainer, save
 from helpers.loops import loss_by_loop, one_step
 from helpers.ranks import assert_same, gradients_with_fixed_frames, on_ranks
+from helpers.stress_settings import PARTS, decomposed
 from helpers.structures import make_batch
-from helpers.trainers import DENS, trainer_config
+from helpers.trainers import DENS, trainer_config, write_dataset
+from torch_geometric.data import Batch
 
 from dens.data.store.records import data_to_atoms
 from dens.denoising.config import parse_config
@@ -29,10 +32,18 @@ from dens.fairchem1.backbones.families import Family
 from dens.fairchem1.checkpoints.calculator import load_calculator
 from dens.fairchem1.checkpoints.export import export_checkpoint
 from dens.fairchem1.checkpoints.inspect import inspect_checkpoint
+from dens.fairchem1.model.stress_head import as_stock
 from dens.random import make_generator
 
 setup_imports()
 POSITIONS = ("pos", "cell", "forces", "noise", "noise_forces")
+IRREPS = {
+    "energy": "0e",
+    "forces": "1o",
+    "noise": "1o",
+    "stress_isotropic": "0e",
+    "stress_anisotropic": "2e",
+}
 
 
 def build(config: dict, dtype: torch.dtype = torch.float32, **backbone) -> HydraModel:
@@ -48,6 +59,13 @@ def corrupted(batch, **settings):
     c = corrupt(batch.pos, batch.batch, batch.natoms, config, generator, fixed=batch.fixed)
     attach(batch, c, batch.forces)
     return batch
+
+
+def turning(name: str, rotation: torch.Tensor) -> torch.Tensor:
+    """Return the matrix that turns the components of an output."""
+    if name == "stress":
+        return torch.kron(rotation, rotation)
+    return o3.Irreps(IRREPS[name]).D_from_matrix(rotation)
 
 
 def run(model, batch, seed=0):
@@ -71,6 +89,7 @@ class BackboneContract:
     Attributes:
         family: of the backbone.
         gradient: whether forces are gradients of the energy.
+        stress: whether the stress is predicted too: by a head, in two parts, or as a gradient.
         exact: settings with which it is as equivariant as ``tolerance`` says.
         tolerance: of float64 outputs when all is rotated, relative to the largest.
         plain: further settings, with which dens computes what fairchem does bit for bit.
@@ -78,31 +97,51 @@ class BackboneContract:
 
     family: Family
     gradient = False
+    stress = False
     exact: ClassVar[dict] = {}
     tolerance = 1e-10
     plain: ClassVar[dict] = {}
 
     @property
     def model(self) -> dict:
-        return model_of(self.family, gradient=self.gradient, **self.plain)
+        return model_of(self.family, gradient=self.gradient, stress=self.stress, **self.plain)
+
+    @property
+    def outputs(self) -> set[str]:
+        stress = {"stress"} if self.gradient else set(PARTS)
+        return {"energy", "forces"} | (stress if self.stress else set())
+
+    def batch(self, n_structures: int) -> Batch:
+        structures = make_batch(n_structures, virial=True).to_data_list()
+        return Batch.from_data_list([decomposed(structure) for structure in structures])
+
+    @pytest.fixture
+    def dataset(self, tmp_path) -> str:
+        return write_dataset(tmp_path / "train", virial=True)
 
     @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
     def test_clean_batches_are_stock_bit_for_bit(self, training):
         ours, stock = build(self.model), build(stock_model_of(self.model))
-        missing, unexpected = stock.load_state_dict(ours.state_dict(), strict=False)
+        state = ours.state_dict()
+        if "stress" in ours.output_heads:
+            state = as_stock(state, "stress")
+        missing, unexpected = stock.load_state_dict(state, strict=False)
         assert not missing
         assert {name.split(".")[1] for name in unexpected} == {"force_encoding", "noise"}
-        batch = make_batch(3)
+        batch = self.batch(3)
         if training:
             corrupted(batch, prob=0.0)
             ours.train(), stock.train()
-        out, reference = run(ours, batch), run(stock, make_batch(3))
-        assert set(out) == set(reference) == {"energy", "forces"}
+        out, reference = run(ours, batch), run(stock, self.batch(3))
+        assert set(out) == set(reference) == self.outputs
         for name in reference:
-            assert torch.equal(out[name], reference[name])
+            if name in PARTS:  # whose head has other weights in dens
+                torch.testing.assert_close(out[name], reference[name], rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(out[name], reference[name])
 
     def test_only_the_forces_of_corrupted_atoms_are_encoded(self):
-        model, batch = build(self.model), corrupted(make_batch(2))
+        model, batch = build(self.model), corrupted(self.batch(2))
         reference = run(model, batch.clone())
         assert reference["noise"].shape == batch.pos.shape
         batch.forces[~batch.noise_mask] = 1e3
@@ -110,11 +149,12 @@ class BackboneContract:
         assert all(torch.equal(out[name], reference[name]) for name in reference)
         batch.noise_forces = batch.noise_forces * 2
         out = run(model, batch.clone())
-        for name in ("noise", "energy", "forces"):
+        assert set(out) == self.outputs | {"noise"}
+        for name in out:
             assert not torch.equal(out[name], reference[name])
 
-    def test_energy_forces_and_noise_are_equivariant(self):
-        batch = corrupted(make_batch(2))
+    def test_all_outputs_are_equivariant(self):
+        batch = corrupted(self.batch(2))
         for name in ("sigma", *POSITIONS):
             batch[name] = batch[name].double()
         torch.set_default_dtype(torch.float64)
@@ -126,19 +166,23 @@ class BackboneContract:
             for name in POSITIONS:
                 other[name] = batch[name] @ rotation.T
             turned = run(model, other, seed=1)
+            expected = {
+                name: value.view(len(value), -1) @ turning(name, rotation).T
+                for name, value in out.items()
+            }
         finally:
             torch.set_default_dtype(torch.float32)
-        expected = {**out, **{name: out[name] @ rotation.T for name in ("forces", "noise")}}
+        assert set(expected) == self.outputs | {"noise"}
         for name, value in expected.items():
-            error = (turned[name] - value).abs().max()
+            error = (turned[name].view_as(value) - value).abs().max()
             assert error < self.tolerance * value.abs().max(), name
 
     @pytest.mark.parametrize("reduction", ["joint", "separate"])
     def test_loss_is_that_of_a_plain_loop(self, new_trainer, reduction):
         trainer = new_trainer(model=self.model, dens={**DENS, "reduction": reduction})
-        batch = make_batch(5)
+        batch = self.batch(5)
         out, loss = one_step(trainer, batch)
-        assert 0 < batch.noise_mask.sum() < len(batch.pos)
+        assert 0 < (batch.sigma > 0).sum() < 5
         assert loss.item() == pytest.approx(loss_by_loop(trainer, out, batch), rel=1e-5)
         loss.backward()
         with_gradient = {n for n, p in trainer.model.named_parameters() if p.grad is not None}
@@ -146,7 +190,7 @@ class BackboneContract:
 
     def test_every_parameter_has_a_gradient_in_a_clean_step(self, new_trainer):
         trainer = new_trainer(model=self.model, dens={**DENS, "prob": 0.0})
-        _, loss = one_step(trainer, make_batch(2))
+        _, loss = one_step(trainer, self.batch(2))
         loss.backward()
         for name, parameter in trainer.model.named_parameters():
             assert parameter.grad is not None or not parameter.requires_grad, name
@@ -177,7 +221,8 @@ class BackboneContract:
         trainer.train(disable_eval_tqdm=True)
         path, exported = save(trainer), tmp_path / "stock.pt"
         line = export_checkpoint(path, exported)
-        assert f"stock {self.family.title}, outputs energy, forces" in line
+        names = "energy, forces, stress" if self.stress else "energy, forces"
+        assert f"stock {self.family.title}, outputs {names}" in line
         table = inspect_checkpoint(path)
         settings = self.model["backbone"]
         for key in ("num_layers", "sphere_channels", "edge_channels", "hidden_channels"):
@@ -186,7 +231,7 @@ class BackboneContract:
         assert {"lmax", "mmax"} <= {row.split()[0] for row in table.splitlines()}
         stock = OCPCalculator(checkpoint_path=exported, cpu=True, seed=0)
         own = load_calculator(path, cpu=True, fast=False)
-        for structure in make_batch(2).to_data_list():
+        for structure in self.batch(2).to_data_list():
             atoms = data_to_atoms(structure)
             for calculator in (stock, own):
                 torch.manual_seed(0)  # the frames of edges are random
@@ -195,6 +240,10 @@ class BackboneContract:
             np.testing.assert_allclose(
                 own.results["forces"], stock.results["forces"], rtol=1e-5, atol=1e-7
             )
+            assert ("stress" in own.results) == ("stress" in stock.results) == self.stress
+            if self.stress:
+                expected = full_3x3_to_voigt_6_stress(stock.results["stress"])
+                np.testing.assert_allclose(own.results["stress"], expected, rtol=1e-4, atol=1e-6)
 
     def test_a_run_starts_from_a_plain_model(self, dataset, tmp_path):
         """Before the first step it predicts what the plain model does, and zero effect is new."""
@@ -204,6 +253,6 @@ class BackboneContract:
         assert trainer.step == 0
         assert (trainer.model.backbone.force_encoding.weight == 0).all()
         plain.model.eval(), trainer.model.eval()
-        out, reference = run(trainer.model, make_batch(2)), run(plain.model, make_batch(2))
-        for name in reference:
+        out, reference = run(trainer.model, self.batch(2)), run(plain.model, self.batch(2))
+        for name in reference.keys() - {"stress_anisotropic"}:  # whose weights are others in dens
             torch.testing.assert_close(out[name], reference[name], rtol=1e-5, atol=1e-6)

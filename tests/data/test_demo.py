@@ -17,11 +17,13 @@ from ase.optimize import BFGS
 from helpers.program import run_program
 
 import dens.fairchem1  # noqa: F401  (before fairchem: it supplies what fairchem imports)
+from dens.data.bulk.bulk_demo import make_bulk_demo
 from dens.data.demo import HELD_OUT_METAL, MAX_FORCE, METALS, make_demo_data
 from dens.data.equilibria import slabs
 from dens.data.equilibria.slabs import make_relaxed_demo
 
 SIZES = {"train_frames": 70, "val_frames": 15}
+MAKERS = (make_demo_data, make_bulk_demo, make_relaxed_demo)
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +162,18 @@ def test_failure_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("make", "argument", "message"),
     [
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"train_frames": 0}, "train_frames must be at least 1, got 0"),
+        *((make, {"seed": -1}, "seed must be at least 0, got -1") for make in MAKERS),
+        *(
+            (make, {"train_frames": 0}, "train_frames must be at least 1, got 0")
+            for make in MAKERS[:2]
+        ),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path, argument, message):
+def test_bad_arguments_are_refused(tmp_path, make, argument, message):
     with pytest.raises(ValueError, match=message):
-        make_demo_data(tmp_path / "out", **argument)
+        make(tmp_path / "out", **argument)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from dens.fairchem1.backbones.families import EQUIFORMER_V2, ESCN, ESEN, Family
+from helpers.stress_settings import STOCK_STRESS_HEAD, STRESS_HEAD
 from helpers.trainers import BACKBONE
 
 SHARED = {
@@ -43,14 +44,19 @@ SETTINGS = {
 GRADIENT = {"energy_and_forces": "esen_mlp_efs_head"}  # forces that are gradients of the energy
 
 
-def model_of(family: Family, *, gradient: bool = False, **settings) -> dict:
+def model_of(family: Family, *, gradient: bool = False, stress: bool = False, **settings) -> dict:
     """Make the ``model`` section of a family's backbone with DeNS."""
     heads = {**GRADIENT, "noise": family.noise_head} if gradient else family.heads
     more = {"direct_forces": False, "use_envelope": True} if gradient else {}
+    sections = {name: {"module": module} for name, module in heads.items()}
+    if stress and gradient:
+        more["regress_stress"] = True
+    elif stress:
+        sections["stress"] = dict(STRESS_HEAD)
     return {
         "name": "hydra",
         "backbone": {"model": family.backbone, **SETTINGS[family], **more, **settings},
-        "heads": {name: {"module": module} for name, module in heads.items()},
+        "heads": sections,
         "pass_through_head_outputs": True,
         "otf_graph": True,
     }
@@ -70,5 +76,7 @@ def stock_model_of(model: dict) -> dict:
     model["backbone"].pop("fast", None)
     del model["heads"]["noise"]
     for head in model["heads"].values():
+        if head == STRESS_HEAD:
+            head.update(STOCK_STRESS_HEAD)
         head["module"] = names.get(head["module"], head["module"])
     return model

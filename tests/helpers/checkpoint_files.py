@@ -9,6 +9,7 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 
+from helpers.stress_settings import predicts_parts
 from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, trainer_config, write_dataset
 
 STRESS = {"stress": {"module": "rank2_symmetric_head", "output_name": "stress"}}
@@ -37,7 +38,7 @@ def new_trainer(name: str, src: str, folder: Path, *, model: dict, dens=None, **
     config = trainer_config(src, model=model, dens=dens)
     if dens is None:
         del config["optimizer"]["dens"]
-    if "stress" in model["heads"]:
+    if "stress" in model["heads"] and not predicts_parts(model):
         config["outputs"]["stress"] = {"level": "system", "irrep_dim": 2}
         config["loss_functions"].append({"stress": {"fn": "mae", "coefficient": 1}})
     config["optimizer"].update(sections.pop("optim", {}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from helpers.stress_settings import SCALES, WEIGHTS
+
 
 def one_step(trainer, batch, step=1):
     """Compute outputs and loss of one training step."""
@@ -38,4 +40,22 @@ def loss_by_loop(trainer, out, batch) -> float:
         lambda_e * energy
         + lambda_f * force_sum / max(n_clean, 1)
         + dens.denoising_coefficient * noise_sum / max(n_corrupted, 1)
+        + stress_by_loop(trainer, out, batch)
     )
+
+
+def stress_by_loop(trainer, out, batch) -> float:
+    """Compute the loss of the stress, or of its parts, over clean structures; 0 without stress."""
+    loss = 0.0
+    clean = [s for s in range(len(batch.natoms)) if batch.sigma[s] == 0]
+    for name in WEIGHTS.keys() & dict(trainer.loss_functions):
+        scale, total = SCALES[name], 0.0
+        for s in clean:
+            found, expected = out[name][s].tolist(), batch[name][s].flatten().tolist()
+            errors = [
+                abs(a - (b - scale["mean"]) / scale["stdev"])
+                for a, b in zip(found, expected, strict=True)
+            ]
+            total += sum(errors) / len(errors)
+        loss += WEIGHTS[name] * total / max(len(clean), 1)
+    return loss

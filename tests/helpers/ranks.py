@@ -16,8 +16,9 @@ from dens.fairchem1 import DeNSTrainer
 from dens.fields import DENOISING_FIELDS, select_rows
 from dens.patching import replaced
 from dens.random import make_generator
+from helpers.stress_settings import decomposed
 from helpers.structures import make_structure
-from helpers.trainers import DENS, EXACT_MODEL, trainer_config
+from helpers.trainers import DENS, trainer_config
 
 SIZES = [(2, 2, 2), (1, 2, 3), (2, 2, 3), (1, 2, 2), (2, 2, 2)]
 ALL_FIXED = 4  # a structure without a free atom
@@ -25,7 +26,9 @@ ALL_FIXED = 4  # a structure without a free atom
 
 def structures():
     rng = np.random.default_rng(3)
-    found = [make_structure(rng, size, sid=i) for i, size in enumerate(SIZES)]
+    found = [
+        decomposed(make_structure(rng, size, sid=i, virial=True)) for i, size in enumerate(SIZES)
+    ]
     found[ALL_FIXED].fixed[:] = 1
     return found
 
@@ -52,9 +55,7 @@ def corrupted_batch(of: list[int], corrupted: list[int]) -> Batch:
     return part
 
 
-def gradients(
-    src: str, of: list[int], corrupted: list[int], reduction: str, model: dict = EXACT_MODEL
-) -> dict:
+def gradients(src: str, of: list[int], corrupted: list[int], reduction: str, model: dict) -> dict:
     """Compute gradients, loss and metrics of a step on structures ``of`` with given noise."""
     settings = {**DENS, "reduction": reduction}
     trainer = DeNSTrainer(**trainer_config(src, model=model, dens=settings))
@@ -101,8 +102,8 @@ def _on_rank(rank: int, group: tuple, function, args: tuple):
         dist.destroy_process_group()
 
 
-def gradients_of_rank(rank, src, split, corrupted, reduction) -> dict:
-    return gradients(src, split[rank], corrupted, reduction)
+def gradients_of_rank(rank, src, split, corrupted, reduction, model) -> dict:
+    return gradients(src, split[rank], corrupted, reduction, model)
 
 
 def gradients_with_fixed_frames(rank, src, split, corrupted, model) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,15 +14,7 @@ from dens.data.bulk.crystals import Labelled, label, make_crystals, run_frames, 
 from dens.data.canonical import canonical
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import add_stress, atoms_to_data
-from helpers.trainers import MODEL, NORMALIZER, trainer_config
-
-PARTS = {"stress_isotropic": {"irrep_dim": 0}, "stress_anisotropic": {"irrep_dim": 2}}
-DECOMPOSE = {"tensor": "stress", "rank": 2, "decomposition": PARTS}
-SCALES = {
-    "stress_isotropic": {"mean": 0.02, "stdev": 0.1},
-    "stress_anisotropic": {"mean": 0.0, "stdev": 0.03},
-}
-WEIGHTS = {"stress_isotropic": 5.0, "stress_anisotropic": 7.0}
+from helpers.stress_settings import decomposed
 
 
 def as_record(frame: Labelled, sid: int = 0) -> Data:
@@ -57,32 +48,13 @@ def write_frames(path: Path, frames: Iterable[Labelled]) -> str:
 
 def batch_of(frames: Iterable[Labelled]) -> Batch:
     """Collate labelled frames, under the names of training, with the parts of the stress."""
-    from fairchem.core.modules.transforms import decompose_tensor
-
     records = []
     for i, frame in enumerate(frames):
         data = canonical(as_record(frame, i))
         data.energy, data.forces = data.y, data.force
         del data.y, data.force
-        records.append(decompose_tensor(data, DECOMPOSE))
+        records.append(decomposed(data))
     return Batch.from_data_list(records)
-
-
-def stress_config(src: str, *, head: str = "dens.StressHead", model=None, **sections) -> dict:
-    """Return the arguments of a trainer with stress in two parts, as the recipes have it."""
-    model = copy.deepcopy(model or MODEL)
-    model["heads"]["stress"] = {"module": head}
-    if head == "rank2_symmetric_head":
-        model["heads"]["stress"] |= {"decompose": True, "use_source_target_embedding": True}
-    config = trainer_config(src, model=model, **sections)
-    transforms = {"decompose_tensor": DECOMPOSE, "normalizer": {**NORMALIZER, **SCALES}}
-    config["dataset"]["train"]["transforms"] = copy.deepcopy(transforms)
-    config["outputs"]["stress"] = {"level": "system", "decomposition": copy.deepcopy(PARTS)}
-    config["loss_functions"] += [
-        {name: {"fn": "mae", "coefficient": weight}} for name, weight in WEIGHTS.items()
-    ]
-    config["evaluation_metrics"]["metrics"]["stress"] = ["mae"]
-    return config
 
 
 def as_mptrj(frame: Labelled) -> dict:

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 
 from dens.data.store.lmdb import LmdbWriter
+from helpers.stress_settings import learn_stress
 from helpers.structures import make_structure
 
 BACKBONE = {
@@ -139,6 +140,7 @@ def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -
     if "energy_and_forces" in config["model"]["heads"]:  # of a function and its gradient
         normalizer = config["dataset"]["train"]["transforms"]["normalizer"]
         normalizer["forces"]["stdev"] = normalizer["energy"]["stdev"]
+    learn_stress(config)
     return config
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dens.data.bulk.crystals import LATTICE, make_crystals, run_frames
 from dens.data.store.by_format import writer_of
+from dens.data.store.demo_summary import DemoSummary, check_least
 from dens.data.store.records import add_stress, atoms_to_data
 from dens.files import atomic_folder
 
@@ -22,6 +23,10 @@ SPLITS = ("train", "val")
 class BulkSplit:
     """Contents of a split: labels of its frames, and the number of crystals and dropped frames."""
 
+    head = (
+        "split    frames  crystals  dropped  atoms  energy mean   std [eV]  "
+        "force rms [eV/Å]  stress rms [eV/Å^3]"
+    )
     crystals: int = 0
     dropped: int = 0
     natoms: list[int] = field(default_factory=list, repr=False)
@@ -30,7 +35,7 @@ class BulkSplit:
     stresses: list[np.ndarray] = field(default_factory=list, repr=False)  # eV/Å^3
 
     def line(self, name: str) -> str:
-        """Format a row of :meth:`BulkSummary.table`."""
+        """Format the counts and statistics."""
         forces = np.concatenate(self.forces)
         return (
             f"{name:8s} {len(self.energies):6d} {self.crystals:9d} {self.dropped:8d} "
@@ -38,23 +43,6 @@ class BulkSplit:
             f"{np.std(self.energies):10.3f} {np.sqrt(np.mean(forces**2)):18.3f} "
             f"{np.sqrt(np.mean(np.square(self.stresses))):19.4f}"
         )
-
-
-@dataclass(frozen=True)
-class BulkSummary:
-    """Summary of the demo data of bulk crystals: folder, seed, splits by name."""
-
-    path: Path
-    seed: int
-    splits: dict[str, BulkSplit]
-
-    def table(self) -> str:
-        """Return the counts and statistics of the splits, one line each."""
-        head = (
-            "split    frames  crystals  dropped  atoms  energy mean   std [eV]  "
-            "force rms [eV/Å]  stress rms [eV/Å^3]"
-        )
-        return "\n".join([head, *(split.line(name) for name, split in self.splits.items())])
 
 
 def make_bulk_demo(
@@ -65,17 +53,17 @@ def make_bulk_demo(
     val_frames: int = 120,
     store: str = "lmdb",
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
-) -> BulkSummary:
+) -> DemoSummary[BulkSplit]:
     """Make ``out/train`` and ``out/val`` of other crystals, and ``out/README.txt``.
 
     The arguments are those of :func:`dens.data.demo.make_demo_data`.
 
     Raises:
-        ValueError: `out` exists or cannot be made, or a negative seed.
+        ValueError: `out` exists or cannot be made, a negative seed, or less than one frame.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    summary = BulkSummary(Path(out), seed, {name: BulkSplit() for name in SPLITS})
+    check_least(0, seed=seed)
+    check_least(1, train_frames=train_frames, val_frames=val_frames)
+    summary = DemoSummary(Path(out), seed, {name: BulkSplit() for name in SPLITS})
     sizes = dict(zip(SPLITS, (train_frames, val_frames), strict=True))
     with atomic_folder(out) as folder:
         for index, (name, split) in enumerate(summary.splits.items()):
@@ -105,7 +93,7 @@ def _add_crystal(writer, split: BulkSplit, crystal, size: int) -> None:
         split.stresses.append(frame.stress)
 
 
-def _readme(summary: BulkSummary) -> str:
+def _readme(summary: DemoSummary[BulkSplit]) -> str:
     return f"""Demo data set of dens: bulk crystals of {", ".join(LATTICE)} and their alloys.
 
 Labels: ASE's EMT potential. They show that training works and say nothing about real crystals.

@@ -23,6 +23,7 @@ from dens.data.sources.emt import (
     make_systems,
     relax_to_equilibrium,
 )
+from dens.data.store.demo_summary import DemoSummary, check_least
 from dens.data.store.lmdb import LmdbWriter
 from dens.data.store.records import add_start, atoms_to_data
 from dens.files import atomic_folder
@@ -36,28 +37,17 @@ SYSTEMS = {"train": 324, "val_id": 20, "val_ood": 20}  # of train, two of each k
 class RelaxedSplit:
     """Outcome of the relaxations of a split."""
 
+    head = "split    relaxed  dropped  moved: median   max [Å]"
     dropped: int = 0  # not converged
     moved: list[float] = field(default_factory=list)  # Å | root mean square over free atoms
 
-
-@dataclass(frozen=True)
-class RelaxedSummary:
-    """Summary of the equilibria of the demo: their folder, seed, and splits by name."""
-
-    path: Path
-    seed: int
-    splits: dict[str, RelaxedSplit]
-
-    def table(self) -> str:
-        """Return the counts of the splits, and how far relaxations went, one line each."""
-        lines = ["split    relaxed  dropped  moved: median   max [Å]"]
-        for name, split in self.splits.items():
-            moved = split.moved or [float("nan")]
-            lines.append(
-                f"{name:8s} {len(split.moved):7d} {split.dropped:8d} {np.median(moved):14.3f} "
-                f"{max(moved):9.3f}"
-            )
-        return "\n".join(lines)
+    def line(self, name: str) -> str:
+        """Format the counts, and how far relaxations went."""
+        moved = self.moved or [float("nan")]
+        return (
+            f"{name:8s} {len(self.moved):7d} {self.dropped:8d} {np.median(moved):14.3f} "
+            f"{max(moved):9.3f}"
+        )
 
 
 def make_relaxed_demo(
@@ -66,7 +56,7 @@ def make_relaxed_demo(
     *,
     systems: Mapping[str, int] = SYSTEMS,
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
-) -> RelaxedSummary:
+) -> DemoSummary[RelaxedSplit]:
     """Make the equilibria of the demo: ``out/train``, ``out/val_id``, ``out/val_ood``.
 
     `out` appears once it is complete, with ``README.txt``.
@@ -80,9 +70,8 @@ def make_relaxed_demo(
     Raises:
         ValueError: `out` exists or cannot be made, or a negative seed.
     """
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    summary = RelaxedSummary(Path(out), seed, {name: RelaxedSplit() for name in SPLITS})
+    check_least(0, seed=seed)
+    summary = DemoSummary(Path(out), seed, {name: RelaxedSplit() for name in SPLITS})
     with atomic_folder(out) as folder:
         for index, (name, split) in enumerate(summary.splits.items()):
             with LmdbWriter(folder / name) as writer:
@@ -109,7 +98,7 @@ def _fill(
         yield done
 
 
-def _readme(summary: RelaxedSummary) -> str:
+def _readme(summary: DemoSummary[RelaxedSplit]) -> str:
     return f"""Equilibria of the demo data of dens: adsorbates on metal slabs, without labels.
 
 Relaxed with ASE's EMT potential to {EQUILIBRIUM_FMAX:g} eV/Å, which says nothing about real

@@ -91,7 +91,17 @@ def _check(backbone: type, force_encoding: bool, sigma_encoding: bool | str) -> 
             f"sigma_encoding must be true, false or 'structure', got {sigma_encoding!r} "
             "(model.backbone.sigma_encoding)"
         )
-    if gp_utils.initialized() and not backbone.shares_graphs:
+    if gp_utils.initialized():
+        check_shares_graphs(backbone)
+
+
+def check_shares_graphs(backbone: type) -> None:
+    """Refuse a class of :class:`EncodesForces` whose graphs cannot be split over ranks.
+
+    Raises:
+        ConfigError: names the class.
+    """
+    if not getattr(backbone, "shares_graphs", True):
         raise ConfigError(
             f"--gp-gpus needs EquiformerV2: fairchem-core 1.10 does not split the graphs of "
             f"dens.{backbone.__name__} over ranks (model.backbone.model)"
@@ -111,7 +121,7 @@ class NoiseOutput(nn.Module):
 
 
 def check_gradient_scales(modules: Iterable[nn.Module], normalizers: Mapping[str, Any]) -> None:
-    """Refuse different normalisers of an energy and of forces that are its gradient.
+    """Refuse different normalisers of an energy and of forces, or a stress, that are its gradient.
 
     Args:
         modules: of the model.
@@ -120,15 +130,18 @@ def check_gradient_scales(modules: Iterable[nn.Module], normalizers: Mapping[str
     Raises:
         ConfigError: names both standard deviations.
     """
-    if all(getattr(module, "direct_forces", True) for module in modules):
+    modules = [module for module in modules if not getattr(module, "direct_forces", True)]
+    if not modules:
         return
-    energy, forces = (
-        float(normalizers[name].rmsd) if name in normalizers else 1.0
-        for name in ("energy", "forces")
-    )
-    if not math.isclose(energy, forces, rel_tol=1e-6):
-        raise ConfigError(
-            "forces are gradients of the energy, so both must have the same stdev in their "
-            f"normalizers, got {energy:g} for energy and {forces:g} for forces "
-            "(dataset.train.transforms.normalizer.forces.stdev)"
-        )
+
+    def scale(name: str) -> float:
+        return float(normalizers[name].rmsd) if name in normalizers else 1.0
+
+    stress = any(getattr(module, "regress_stress", False) for module in modules)
+    for name in ("forces", "stress") if stress else ("forces",):
+        if not math.isclose(scale("energy"), scale(name), rel_tol=1e-6):
+            raise ConfigError(
+                f"the model computes {name} as a gradient of the energy, so both must have the "
+                f"same stdev in their normalizers, got {scale('energy'):g} for energy and "
+                f"{scale(name):g} for {name} (dataset.train.transforms.normalizer.{name}.stdev)"
+            )

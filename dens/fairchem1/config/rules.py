@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fairchem.core.common.registry import registry
+from fairchem.core.models.equiformer_v2.heads.rank2 import Rank2SymmetricTensorHead
 from fairchem.core.modules import evaluator
 
+from dens.fairchem1.backbones.attached import check_shares_graphs
 from dens.fairchem1.config.translate import is_foreign
 from dens.settings import ConfigError, closest, unknown_value
 
@@ -70,6 +72,25 @@ def head_classes(model: Mapping[str, Any]) -> dict[str, type]:
         name: find_class("model", head.get("module"), f"model.heads.{name}.module")
         for name, head in heads.items()
     }
+
+
+def check_shared_graphs(config: Mapping[str, Any]) -> None:
+    """Refuse ranks that share graphs (``gp_gpus``) where the model cannot be split over them.
+
+    Raises:
+        ConfigError: names the backbone or the head.
+    """
+    model = config.get("model") or {}
+    if (config.get("gp_gpus") or 1) == 1 or "backbone" not in model:
+        return
+    check_shares_graphs(find_class("model", model["backbone"].get("model"), "model.backbone.model"))
+    for name, head in head_classes(model).items():
+        # it looks for atoms of other ranks among those of its own
+        if head.forward is Rank2SymmetricTensorHead.forward:
+            raise ConfigError(
+                "--gp-gpus needs dens.StressHead: fairchem-core 1.10 does not split the graphs of "
+                f"{model['heads'][name]['module']} over ranks (model.heads.{name}.module)"
+            )
 
 
 def find_class(kind: str, name: Any, key: str) -> type:

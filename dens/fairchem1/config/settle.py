@@ -17,6 +17,7 @@ from dens.fairchem1.checkpoints.start import take_pretrained
 from dens.fairchem1.config.rules import (
     check_names,
     check_primary_metric,
+    check_shared_graphs,
     find_class,
     refuse_ignored,
     run_all,
@@ -52,6 +53,7 @@ def settle(config: Mapping[str, Any], trainer: type | None = None) -> dict[str, 
         run_all(
             lambda: refuse_ignored(config, None),
             lambda: check_keys(config, trainer),
+            lambda: check_shared_graphs(config),
             *_common_checks(config, trainer),
         )
         return _with_floats(config)
@@ -107,5 +109,6 @@ def _check_objective(config: Mapping[str, Any], trainer: type) -> None:
         *(partial(check, config) for check in trainer.config_checks),
         # a model that is only used keeps what its checkpoint says
         lambda: config.get("inference_only") or check_keys(config, trainer),
+        lambda: check_shared_graphs(config),
         *_common_checks(config, trainer),
     )

@@ -9,7 +9,7 @@ from contracts.backbone import BackboneContract, build, corrupted, run
 from fairchem.core.common import gp_utils
 from helpers.backbones import SETTINGS, model_of
 from helpers.structures import make_batch
-from helpers.trainers import DENS, morered_config, trainer_config
+from helpers.trainers import DENS, morered_config, trainer_config, write_dataset
 
 import dens
 from dens.fairchem1.backbones.families import EQUIFORMER_V2, ESCN, ESEN, FAMILIES
@@ -20,6 +20,10 @@ class TestEquiformerV2(BackboneContract):
     family = EQUIFORMER_V2
     plain: ClassVar = {"fast": False}
     exact: ClassVar = {"use_gate_act": True, "use_grid_mlp": False}
+
+
+class TestEquiformerV2WithStress(TestEquiformerV2):
+    stress = True
 
 
 class TestESCN(BackboneContract):
@@ -62,7 +66,30 @@ class TestESENWithGradientForces(BackboneContract):
         model, batch = build(self.model), make_batch(1)
         batch.pos, batch.cell = 30 * batch.pos, 30 * batch.cell
         with torch.no_grad():  # as in validation
-            assert (run(model, batch)["forces"] == 0).all()
+            out = run(model, batch)
+        assert set(out) == self.outputs
+        assert all((out[name] == 0).all() for name in self.outputs - {"energy"})
+
+
+class TestESENWithGradientStress(TestESENWithGradientForces):
+    stress = True
+
+    def test_stress_is_the_gradient_of_the_energy_by_the_strain(self):
+        """By finite differences, the cell periodic, in units of the energy over Å^3."""
+        model, batch = build(self.model), make_batch(1)
+        stress = run(model, batch.clone())["stress"].view(3, 3)
+        volume = torch.linalg.det(batch.cell[0])
+        for i, j in ((0, 0), (0, 1), (2, 1)):
+            energies = []
+            for size in (1e-3, -1e-3):
+                strain = torch.zeros(3, 3)
+                strain[i, j] = strain[j, i] = size if i == j else size / 2
+                moved = batch.clone()
+                moved.pos = batch.pos @ (torch.eye(3) + strain)
+                moved.cell = batch.cell @ (torch.eye(3) + strain)
+                energies.append(run(model, moved)["energy"].item())
+            slope = (energies[0] - energies[1]) / (2e-3 * volume)
+            assert stress[i, j].item() == pytest.approx(slope.item(), rel=1e-2, abs=1e-5)
 
 
 def test_the_table_has_a_tiny_model_of_every_family():
@@ -127,9 +154,11 @@ def test_what_only_equiformer_v2_can_is_refused(dataset, family, monkeypatch):
         build(model_of(family))
 
 
-def test_unequal_normalisers_of_gradient_forces_are_refused(dataset):
+@pytest.mark.parametrize("name", ["forces", "stress"])
+def test_unequal_normalisers_of_gradients_are_refused(tmp_path, name):
     """Energy and forces divided by different numbers are no function and its gradient."""
-    config = trainer_config(dataset, model=model_of(ESEN, gradient=True), dens=DENS)
+    src = write_dataset(tmp_path / "data", virial=True)
+    config = trainer_config(src, model=model_of(ESEN, gradient=True, stress=True), dens=DENS)
     scales = config["dataset"]["train"]["transforms"]["normalizer"]
-    scales["forces"]["stdev"] = 2 * scales["energy"]["stdev"]
-    refused(config, "energy", "forces", "stdev")
+    scales[name]["stdev"] = 2 * scales["energy"]["stdev"]
+    refused(config, f"computes {name} as a gradient", f"2 for energy and 4 for {name}", "stdev")

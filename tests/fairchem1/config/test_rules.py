@@ -3,8 +3,11 @@
 import copy
 
 import pytest
+from helpers.backbones import model_of
+from helpers.stress_settings import STOCK_STRESS_HEAD, STRESS_HEAD
 from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, trainer_config
 
+from dens.fairchem1.backbones.families import ESEN
 from dens.fairchem1.config.settle import settle
 from dens.settings import ConfigError
 
@@ -36,12 +39,18 @@ def without_head(name) -> dict:
     return {**MODEL, "heads": {k: v for k, v in MODEL["heads"].items() if k != name}}
 
 
+def with_stress(head, model=MODEL) -> dict:
+    return {**model, "heads": {**model["heads"], "stress": head}}
+
+
 def test_good_configs_pass():
     settle(config())
     settle(config(trainer="dens"))
     settle(config(optim=optim(dens=None, **FOREIGN), model=without_head("noise")))
     settle(config(trainer="equiformerv2_forces", model=STOCK_MODEL, optim=optim(dens=None)))
     settle(config(model={"name": "dens.EquiformerV2DeNS", **BACKBONE}))
+    settle(config(model=with_stress(STOCK_STRESS_HEAD), gp_gpus=1))
+    settle(config(model=with_stress(STRESS_HEAD), gp_gpus=2))
     # switched off, DeNS needs nothing of the model
     settle(config(model=STOCK_MODEL, optim=optim(dens={**DENS, "prob": 0})))
 
@@ -83,6 +92,23 @@ BAD = [
     (
         {"evaluation_metrics": {"metrics": {"forces": ["mae"]}, "primary_metric": "mae"}},
         "primary_metric must be one of loss, forces_mae, got 'mae'",
+    ),
+    (
+        {"model": model_of(ESEN), "gp_gpus": 2},
+        "--gp-gpus needs EquiformerV2: fairchem-core 1.10 does not split the graphs of dens.ESENB",
+    ),
+    (
+        {"model": with_stress(STOCK_STRESS_HEAD), "gp_gpus": 2},
+        "--gp-gpus needs dens.StressHead: fairchem-core 1.10 does not split the graphs of rank2_s",
+    ),
+    (
+        {
+            "trainer": "equiformerv2_forces",
+            "model": with_stress(STOCK_STRESS_HEAD, STOCK_MODEL),
+            "optim": optim(dens=None),
+            "gp_gpus": 2,
+        },
+        "split the graphs of rank2_symmetric_head over ranks (model.heads.stress.module)",
     ),
 ]
 

@@ -4,51 +4,30 @@ import copy
 
 import pytest
 import torch
+from contracts.backbone import corrupted
 from e3nn import o3
 from fairchem.core.common.utils import cg_change_mat, setup_imports
 from fairchem.core.models.base import HydraModel
+from helpers.stress_settings import STOCK_STRESS_HEAD, STRESS_HEAD
 from helpers.structures import make_batch
-from helpers.trainers import EXACT_MODEL, MODEL
+from helpers.trainers import EXACT_MODEL, MODEL, STOCK_MODEL
 
-from dens.denoising.config import parse_config
-from dens.denoising.corruption import attach, corrupt
 from dens.fairchem1.model.stress_head import as_stock
-from dens.random import make_generator
 
 setup_imports()
 
-DENS = {"prob": 1.0, "corrupt_ratio": 0.5, "sigma": 0.1, "denoising_coefficient": 10.0}
-STOCK_HEAD = {
-    "module": "rank2_symmetric_head",
-    "decompose": True,
-    "use_source_target_embedding": True,
-}
 
-
-def build(model=MODEL, head=None, **backbone) -> HydraModel:
+def build(model=MODEL, head=STRESS_HEAD, **backbone) -> HydraModel:
     """Build a model with a stress head and random weights, biases included."""
     config = copy.deepcopy({k: v for k, v in model.items() if k != "name"})
     config["backbone"].update(backbone)
-    config["heads"]["stress"] = head or {"module": "dens.StressHead"}
+    config["heads"]["stress"] = dict(head)
     torch.manual_seed(0)
     model = HydraModel(**config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
-
-
-def corrupted(batch):
-    c = corrupt(
-        batch.pos,
-        batch.batch,
-        batch.natoms,
-        parse_config(DENS),
-        make_generator(0, 0, 0),
-        fixed=batch.fixed,
-    )
-    attach(batch, c, batch.forces)
-    return batch
 
 
 def run(model, batch) -> dict[str, torch.Tensor]:
@@ -94,17 +73,27 @@ def test_outputs_turn_with_the_structure(noisy):
 
 def test_the_stress_of_fairchems_head_does_not():
     """Why there is a head of our own."""
-    assert deviations(build(EXACT_MODEL, STOCK_HEAD), make_batch(3))["stress"] > 0.05
+    assert deviations(build(EXACT_MODEL, STOCK_STRESS_HEAD), make_batch(3))["stress"] > 0.05
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_stock_head_can_have_its_weights(fast):
-    ours, stock = build(fast=fast), build(head=STOCK_HEAD, fast=False)
+    ours, stock = build(fast=fast), build(head=STOCK_STRESS_HEAD, fast=False)
     stock.load_state_dict(as_stock(ours.state_dict(), "stress"))
     batch = make_batch(4)
     out, expected = run(ours, batch), run(stock, batch)
     for name in expected:
         torch.testing.assert_close(out[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_stress_of_fairchems_head_is_stock_bit_for_bit():
+    """The published recipes have this head on the backbone of dens."""
+    ours = build(head=STOCK_STRESS_HEAD, fast=False)
+    stock = build(STOCK_MODEL, STOCK_STRESS_HEAD)
+    stock.load_state_dict(ours.state_dict(), strict=False)
+    out, expected = run(ours, make_batch(4)), run(stock, make_batch(4))
+    assert set(out) == set(expected)
+    assert all(torch.equal(out[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("radius", [0.01, 1.5], ids=["no neighbours", "few neighbours"])

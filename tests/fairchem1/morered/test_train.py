@@ -147,7 +147,7 @@ def test_short_training_lowers_the_loss(dataset):
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path):
-    result = compare(tmp_path, steps=20, kills=2, method="morered")
+    result = compare(tmp_path, steps=20, kills=2, of="morered")
     assert result.startswith(("1 kill", "2 kills"))
 
 

@@ -5,9 +5,12 @@ import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the sp
 import numpy as np
 import pytest
 from helpers.ranks import assert_same, gradients, gradients_of_rank, on_ranks
+from helpers.stress_settings import STRESS_HEAD
 from helpers.trainers import EXACT_MODEL, trainer_config, write_dataset
 
 from dens.fairchem1 import DeNSTrainer
+
+WITH_STRESS = {**EXACT_MODEL, "heads": {**EXACT_MODEL["heads"], "stress": STRESS_HEAD}}
 
 
 @pytest.mark.parametrize(
@@ -30,9 +33,9 @@ def test_ranks_have_the_gradients_of_one(
     tmp_path, processes, free_port, split, corrupted, reduction, gp
 ):
     """Each rank has the gradients, the logged loss and the metrics of one process."""
-    src = write_dataset(tmp_path / "data")
-    reference = gradients(src, [0, 1, 2, 3, 4], corrupted, reduction)
-    args = (src, split, corrupted, reduction)
+    src = write_dataset(tmp_path / "data", virial=True)
+    reference = gradients(src, [0, 1, 2, 3, 4], corrupted, reduction, WITH_STRESS)
+    args = (src, split, corrupted, reduction, WITH_STRESS)
     for of_rank in on_ranks(processes, len(split), free_port, gradients_of_rank, *args, gp=gp):
         assert_same(of_rank, reference)
 

@@ -45,8 +45,8 @@ shell(
 )
 
 # %%
-# The rows "noise MAE" are the *denoising validation*: structures of the validation set are corrupted
-# at the noise level of training and denoised.
+# The rows "noise MAE" are the *denoising validation*: structures of the validation set are
+# corrupted at the noise level of training and denoised.
 #
 # Each run keeps everything that it logs as lines of JSON:
 

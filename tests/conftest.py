@@ -10,6 +10,9 @@ import sys
 import pytest
 from helpers.hosts import why_not
 
+# fixtures that start processes, each of which imports everything anew
+STARTING_PROCESSES = {"processes", "submit", "children_env", "resumed", "stock"}
+
 
 class SkippedFile(pytest.Module):
     """Test file that is not imported, since it cannot run in this environment."""
@@ -20,6 +23,14 @@ class SkippedFile(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path, parent):
     return SkippedFile.from_parent(parent, path=module_path) if why_not(module_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests whose fixtures start processes as slow: ``make test`` leaves them to CI."""
+    for item in items:
+        if STARTING_PROCESSES & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -203,6 +203,7 @@ class BackboneContract:
         for of_rank in on_ranks(processes, 2, free_port, gradients_with_fixed_frames, *args):
             assert_same(of_rank, reference, tolerance=1e-4)
 
+    @pytest.mark.slow
     def test_a_resumed_run_ends_as_an_undisturbed_one(self, dataset, tmp_path):
         settings = {"run_dir": str(tmp_path), "timestamp_id": "run", "logger": "tensorboard"}
         optim = {"checkpoint_every": 1, "max_epochs": 2}
@@ -216,6 +217,7 @@ class BackboneContract:
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, weights[name]), name
 
+    @pytest.mark.slow
     def test_export_runs_in_the_stock_calculator(self, dataset, tmp_path):
         trainer = dens_trainer(dataset, tmp_path, self.model)
         trainer.train(disable_eval_tqdm=True)

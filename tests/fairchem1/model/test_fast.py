@@ -205,6 +205,7 @@ def runs():
     }
 
 
+@pytest.mark.slow
 def test_a_run_follows_that_of_fairchems_modules(runs):
     expected = np.array(runs["stock"][0])
     assert expected[-7:].mean() < 0.9 * expected[:7].mean()

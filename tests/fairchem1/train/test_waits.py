@@ -15,6 +15,8 @@ from dens import transfer
 from dens.denoising import force_encoding
 from dens.fairchem1.train.optimizer import GroupedAverage
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {**DENS, "prob": 0.0}
 FAST = {**MODEL, "backbone": {**MODEL["backbone"], "fast": True}}
 STOCK = {**MODEL, "backbone": {**MODEL["backbone"], "fast": False}}

@@ -330,6 +330,7 @@ def test_number_of_neighbors_equals_fairchems(tmp_path):
     assert counts.min() > 100
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers(tmp_path):
     for i in range(3):
         write_traj(tmp_path / "in" / f"{i}.traj", 10, seed=i, oxygens=i + 1)
@@ -343,6 +344,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out1", "out2"}
 
 
+@pytest.mark.slow
 def test_killed_conversion_is_resumed(tmp_path):
     write_traj(tmp_path / "a.traj", 150)
     out, pieces = tmp_path / "out", tmp_path / ".out.pieces"

@@ -34,7 +34,7 @@ test: install browser
 	$(BIN)/mypy
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-# Commands of the docs, studies and benchmarks.
+# Several ranks, killed runs, commands of the docs, studies and benchmarks.
 test-slow: install browser
 	$(BIN)/python $(PYTEST) -m slow
 

@@ -20,6 +20,7 @@ import dens
 from dens.hosts import fairchem_major, fairchem_version, install_hint
 
 NAME = "fairchem-dens"
+_OF_CLONES = ("docs", "test")  # extras of those who change dens
 _OWNERS = {b"dens": "dens", b"fairchem": "fairchem-core"}  # of the script, by what it imports
 
 
@@ -124,7 +125,8 @@ def _extras() -> Iterator[tuple[str, str]]:
         return
     needs = [Requirement(line) for line in about.get_all("Requires-Dist") or []]
     complete, lines = [], []
-    for extra in ["", *(about.get_all("Provides-Extra") or [])]:
+    extras = [e for e in about.get_all("Provides-Extra") or [] if e not in _OF_CLONES]
+    for extra in ["", *extras]:
         own = [need for need in needs if _belongs(need, extra)]
         if missing := [line for need in own if (line := _missing(need))]:
             remedy = f"pip install '{NAME}[{extra}]'" if extra else f"pip install {NAME}"

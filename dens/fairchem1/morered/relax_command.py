@@ -20,6 +20,7 @@ from dens.relax.atoms.conversion import convert_each, moved_copy, relaxed_copy
 from dens.relax.atoms.relaxer import Relaxer
 from dens.relax.config import RelaxSettings
 from dens.relax.loop import Relaxed, RelaxLoop
+from dens.runs.terminal.heading import count_of
 from dens.settings import ConfigError
 
 _PATH = click.Path(path_type=Path)
@@ -124,7 +125,7 @@ def relax_command(
         click.echo(f"error: {line}", err=True)
     n_converged = sum(job.converged for job in done)
     click.echo(
-        f"{out}: {len(done)} structures, {n_converged} of them converged"
+        f"{out}: {count_of(len(done), 'structure')}, {n_converged} of them converged"
         if done
         else f"{out} is not written: no structure was relaxed"
     )

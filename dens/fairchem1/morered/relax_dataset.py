@@ -36,6 +36,7 @@ from dens.relax.atoms.conversion import (
 from dens.relax.loop import Relaxed, RelaxLoop
 from dens.relax.quality import distances, share_within
 from dens.relax.structures import Structure
+from dens.runs.terminal.heading import count_of
 from dens.runs.terminal.output import show
 from dens.runs.terminal.progress import follow
 from dens.settings import ConfigError
@@ -252,8 +253,8 @@ def _report(trainer: Any, results: Sequence[_Result]) -> None:
     n, calls = len(results), [result.calls for result in results]
     n_converged = sum(result.converged for result in results)
     show(
-        f"{n} structures, {n_converged} of them converged, in {np.median(calls or [0]):g} calls "
-        f"(median; at most {max(calls, default=0)})"
+        f"{count_of(n, 'structure')}, {n_converged} of them converged, "
+        f"in {np.median(calls or [0]):g} calls (median; at most {max(calls, default=0)})"
     )
     errors = torch.tensor([result.errors for result in results if result.errors])
     if not len(errors):

@@ -30,31 +30,29 @@ common = (
 # Molecules
 # ---------
 #
-# Relaxed structures in any file that ASE reads: here 60 small molecules of the G2 set.
+# Relaxed structures in any file that ASE reads: here twelve small molecules of the G2 set.
 
 known = [molecule(name) for name in g2.names]
-known = [m for m in known if 4 <= len(m) <= 12 and {*m.get_chemical_symbols()} <= {*"HCNO"}]
-ase.io.write(shell.folder / "molecules.xyz", known[5:])
-ase.io.write(shell.folder / "held_out.xyz", known[:5])
-print(f"{len(known) - 5} molecules to train on, 5 held out")
-
-for name in ("molecules", "held_out"):
-    shell(f"dens data convert {name}.xyz --labels none --out data/{name}", lines=3)
+known = [m for m in known if 4 <= len(m) <= 12 and {*m.get_chemical_symbols()} <= {*"HCNO"}][:12]
+ase.io.write(shell.folder / "molecules.xyz", known)
+shell("dens data convert molecules.xyz --labels none --out data/molecules", lines=3)
 
 # %%
 # The recipe is that of QM7. Each epoch draws new noise for every molecule.
 
 shell(
     "fairchem --config configs/qm7/eqv2_morered.yml --timestamp-id molecules "
-    "--dataset.train.src=data/molecules --dataset.val.src=data/held_out --optim.max_epochs=40 "
-    f"--optim.eval_every=160 --optim.scheduler_params.warmup_epochs=2 {common}",
+    "--dataset.train.src=data/molecules --dataset.val.src=data/molecules --optim.max_epochs=200 "
+    "--optim.batch_size=12 --optim.eval_every=200 --optim.scheduler_params.warmup_epochs=10 "
+    f"{common}",
     grep="at epoch",
 )
 
 # %%
-# Relax molecules that were not trained on, displaced by 0.15 Å in each direction:
+# Relax them, displaced by 0.15 Å in each direction. So few molecules teach a model these molecules
+# alone: only the displacements are new.
 
-starts = [m.copy() for m in known[:5]]
+starts = [m.copy() for m in known[::2]]
 for start in starts:
     start.positions += rng.normal(scale=0.15, size=start.positions.shape)
 ase.io.write(shell.folder / "start.xyz", starts)
@@ -73,7 +71,7 @@ def rmsd(atoms, relaxed) -> float:
 results = ase.io.read(shell.folder / "relaxed.traj", ":")
 molecules = [
     (rmsd(start, true), rmsd(result, true))
-    for start, result, true in zip(starts, results, known, strict=False)
+    for start, result, true in zip(starts, results, known[::2], strict=True)
 ]
 
 # %%
@@ -107,8 +105,7 @@ shell(
 )
 
 # %%
-# In Python a relaxer has the surface of an ASE optimizer. These slabs were trained on: only the
-# displacements are new.
+# In Python a relaxer has the surface of an ASE optimizer. Again, only the displacements are new.
 
 relaxer = dens.load_relaxer(shell.folder / "checkpoints/slabs/checkpoint.pt", cpu=True)
 moved = []

@@ -82,6 +82,8 @@ print("slopes:", *(f"{np.polyfit(np.log(scales), np.log(e), 1)[0]:.2f}" for e in
 figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
 axes.loglog(scales, plain, "o-", label="energy of the original")
 axes.loglog(scales, taylor, "o-", label="first-order energy")
+axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+axes.minorticks_off()
 axes.set(xlabel="displacement, Å", ylabel="error of the label, eV")
 axes.legend()
 

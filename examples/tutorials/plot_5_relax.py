@@ -43,8 +43,7 @@ shell("dens data convert molecules.xyz --labels none --out data/molecules", line
 shell(
     "fairchem --config configs/qm7/eqv2_morered.yml --timestamp-id molecules "
     "--dataset.train.src=data/molecules --dataset.val.src=data/molecules --optim.max_epochs=200 "
-    "--optim.batch_size=12 --optim.eval_every=200 --optim.scheduler_params.warmup_epochs=10 "
-    f"{common}",
+    f"--optim.batch_size=12 --optim.eval_every=200 --optim.scheduler_params.warmup_epochs=10 {common}",
     grep="at epoch",
 )
 

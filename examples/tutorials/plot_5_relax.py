@@ -43,7 +43,8 @@ shell("dens data convert molecules.xyz --labels none --out data/molecules", line
 shell(
     "fairchem --config configs/qm7/eqv2_morered.yml --timestamp-id molecules "
     "--dataset.train.src=data/molecules --dataset.val.src=data/molecules --optim.max_epochs=200 "
-    f"--optim.batch_size=12 --optim.eval_every=200 --optim.scheduler_params.warmup_epochs=10 {common}",
+    "--optim.batch_size=12 --optim.eval_every=200 --optim.scheduler_params.warmup_epochs=10 "
+    f"{common}",
     grep="at epoch",
 )
 

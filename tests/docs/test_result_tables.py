@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.__main__ import format_result as format_gpu
+from benchmarks.relax_oc20 import format_result as format_oc20
 from benchmarks.relax_slabs import format_result as format_slabs
 from benchmarks.relaxation.table import format_files
 
 DOCS = Path(__file__).parents[2] / "docs"
 KINDS = ("gpu", "relaxation")
+# of one stored result each, by the beginning of its file's name; all others are one table together
+FORMATS = {"slabs": format_slabs, "oc20": format_oc20}
 PAGES = sorted(DOCS.glob("*.md"))
 TABLE = re.compile(rf"<!-- ({'|'.join(KINDS)}): (\S+) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
@@ -26,7 +29,8 @@ def generate(marker: re.Match) -> str:
     """Return the text between the markers of a table, markers included."""
     kind, pattern = marker[1], marker[2]
     paths = sorted((DOCS / "results" / kind).glob(pattern))
-    formatted = {"gpu": format_gpu}.get(kind, format_slabs if "slabs" in pattern else None)
+    of_file = FORMATS.get(re.split(r"[_.]", pattern)[0])
+    formatted = format_gpu if kind == "gpu" else of_file
     if formatted is None:
         table = format_files(paths)
     else:

@@ -165,7 +165,7 @@ def draw(results: Results, path: Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for row, (name, variant) in zip(axes, variants.items(), strict=True):
-        arms = results.study.arms_of(name)
+        arms = [arm for arm in results.study.arms_of(name) if results.of(name, arm)]
         panels = [(test, error) for test in variant.measured_on for error in ERRORS]
         for axis, (test, error) in zip(row, panels, strict=False):
             for i, arm in enumerate(arms):

@@ -170,6 +170,8 @@ TABLE = {
     f"dens evaluate --config {DEMO2} --checkpoint runs/esen_dens_demo/*/checkpoints/final": Run(
         says="checkpoints/final does not exist", status=2, reason=OF_FAIRCHEM2
     ),
+    "OMP_NUM_THREADS=1 python -m benchmarks.step2 --structures 4 --rounds 12 "
+    "--set max_neighbors=20": Run("--help", says="usage:", reason=OF_FAIRCHEM2),
     f"dens check {DEMO2} job.seed=1": Run(
         says="is a config for fairchem-core 2", status=2, reason=OF_FAIRCHEM2
     ),

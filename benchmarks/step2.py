@@ -127,7 +127,7 @@ def measure(arms: dict[str, Arm], rounds: int, device: str) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the measurements for docs/performance.md."""
+    """Format the measurements for docs/fairchem2.md."""
     lines = ["| eSEN | arm | s / step | to stock | quartiles |", "|---|---|---|---|---|"]
     for case, found in result["cases"].items():
         for arm, seconds in found["seconds"].items():
@@ -152,9 +152,15 @@ def main() -> None:
 
     if args.device == "cpu":
         torch.set_num_threads(1)
-    result: dict[str, Any] = {"cases": {}, "structures": args.structures, "rounds": args.rounds}
-    result |= {"set": args.set, "hardware": hardware(args.device), "torch": torch.__version__}
-    result["commit"] = commit()
+    result: dict[str, Any] = {
+        "structures": args.structures,
+        "rounds": args.rounds,
+        "set": args.set,
+        "hardware": hardware(args.device),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "cases": {},
+    }
     with tempfile.TemporaryDirectory() as folder, process_group(args.device == "cpu"):
         data = write_slabs(Path(folder) / "slabs", args.structures)
         for case in args.cases:

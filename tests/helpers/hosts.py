@@ -20,7 +20,7 @@ def _major() -> str:
 
 MAJOR = _major()  # "1", "2", or "" where there is none
 # Files that run programs, configs or scripts of 1.10 without importing it.
-_PROGRAMS = ("docs", "test_experiments.py", "test_benchmarks.py", "test_relaxation_benchmark.py")
+_PROGRAMS = ("docs", "test_experiments.py", "test_relaxation_benchmark.py")
 
 
 def why_not(path: Path) -> str | None:

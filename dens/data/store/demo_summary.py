@@ -19,7 +19,7 @@ def check_least(least: int, **arguments: int) -> None:
 
 
 class SplitContents(Protocol):
-    """What is collected about a split while it is written."""
+    """Contents of a split, collected while it is written."""
 
     head: str  # of the table
 

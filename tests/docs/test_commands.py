@@ -300,11 +300,11 @@ TABLE = {
         needs=(TRAIN_QM7,), says="relaxed.traj: 12 structures", makes="relaxed.traj"
     ),
     "dens relax slab.traj --checkpoint checkpoint.pt --out relaxed_slab.traj": Run(
-        needs=(TRAIN,), says="relaxed_slab.traj: 1 structures", makes="relaxed_slab.traj"
+        needs=(TRAIN,), says="relaxed_slab.traj: 1 structure,", makes="relaxed_slab.traj"
     ),
     "dens relax slab.traj --checkpoint checkpoint.pt --polish bfgs --fmax 0.05 "
     "--out polished.traj": Run(
-        "--fmax 50", needs=(TRAIN,), says="polished.traj: 1 structures", makes="polished.traj"
+        "--fmax 50", needs=(TRAIN,), says="polished.traj: 1 structure,", makes="polished.traj"
     ),
     # launcher and long runs
     "fairchem --config configs/oc20/eqv2_dens_demo.yml --mode validate "

@@ -52,6 +52,7 @@ OPTIONS = {
 }
 _OVERRIDE = re.compile(r"--([^-=][^=]*=.*)", re.DOTALL)
 _OF_1_10 = ("trainer", "includes")  # keys at the top of its configs
+_FOR_DEVELOPERS = ("full_key:", "object_type=", "reference_type=")  # lines of OmegaConf's errors
 # as traceback.format_exc writes the first of a chain of exceptions
 _FIRST = re.compile(r"^dens\.settings\.ConfigError: (.*?)\n\n", re.DOTALL | re.MULTILINE)
 
@@ -76,8 +77,14 @@ def launch(argv: Sequence[str]) -> Any:
         with ExitStack() as output:
 
             def read_config(path: str, overrides: list[str]) -> Any:
-                config = stock(path, overrides)
+                try:
+                    config = stock(path, overrides)
+                except Exception as error:
+                    if reads_ours(path):
+                        raise ConfigError(describe(path, error)) from error
+                    raise
                 if is_ours(config):
+                    refuse_unknown(config)
                     refuse_torchrun("job.scheduler.ranks_per_node=N")
                     output.enter_context(output_of_run(config))
                 return config
@@ -105,6 +112,38 @@ def is_ours(config: Any) -> bool:
     from dens.fairchem2.train.monitored import MonitoredSteps
 
     return issubclass(unit, MonitoredSteps)
+
+
+def refuse_unknown(config: Any) -> None:
+    """Refuse keys of the section ``runner`` that what it builds does not know.
+
+    Raises:
+        ConfigError: with a line for each, its place and the nearest known key.
+    """
+    from omegaconf import OmegaConf
+
+    from dens.fairchem2.check.parameters import find_problems
+
+    if problems := find_problems(OmegaConf.to_container(config.runner, resolve=True)):
+        raise ConfigError("\n".join(problems))
+
+
+def reads_ours(path: str) -> bool:
+    """Whether a config file, without overrides, trains one of our units, or names them at least."""
+    from fairchem.core._cli import get_hydra_config_from_yaml
+
+    try:
+        return is_ours(get_hydra_config_from_yaml(path, []))
+    except Exception:  # the error is in the file
+        return Path(path).is_file() and "dens.fairchem2" in Path(path).read_text(encoding="utf-8")
+
+
+def describe(path: str | Path, error: Exception) -> str:
+    """Describe in one line why Hydra, OmegaConf or YAML cannot read a config."""
+    message = str(error).strip().partition("\n\n")[0]
+    lines = [line.strip() for line in message.splitlines()]
+    told = [line for line in lines if not line.startswith(_FOR_DEVELOPERS)]
+    return f"{path}: {' '.join(told) or type(error).__name__}"
 
 
 @contextmanager

@@ -80,6 +80,37 @@ def test_a_mistake_in_our_settings_is_one_line(folder, ranks):
     assert last.startswith("error: unknown key sigmaa = 1 (runner.train_eval_unit.dens.sigmaa)")
 
 
+MISTAKES = {
+    "job.timestamp_idd=x": "Could not override 'job.timestamp_idd'. To append to your",
+    "++job.nokey=1": "Key 'nokey' not in 'JobConfig'",
+    "job.device_type=XPU": "Invalid value 'XPU', expected one of [CPU, CUDA]",
+    "++runner.max_epoch=3": "unknown key max_epoch = 3 of fairchem.core.components.train."
+    "train_runner.TrainEvalRunner: did you mean max_epochs? (runner.max_epoch)",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_in_the_config_of_one_of_our_units_is_one_line(folder, argument):
+    status, last = ending(run(folder, f"-c dens.yaml {argument}"))
+    assert status == 2
+    assert last.startswith("error: ")
+    assert MISTAKES[argument] in last
+
+
+def test_a_config_that_cannot_be_read_is_one_line(folder):
+    ours = (folder / "dens.yaml").read_text()
+    (folder / "broken.yaml").write_text(ours.replace("runner:", "runner: [", 1))
+    (folder / "orphan.yaml").write_text("defaults: [nowhere, _self_]\n" + ours)
+    for name, expected in {
+        "broken": 'broken.yaml", line ',
+        "orphan": "Could not load 'nowhere'",
+    }.items():
+        status, last = ending(run(folder, f"-c {name}.yaml"))
+        assert status == 2
+        assert last.startswith(f"error: {name}.yaml: ")
+        assert expected in last
+
+
 def test_converted_data_are_what_fairchem_reads(tmp_path):
     """Labels, constraints, tags and sizes of a data set that our commands wrote."""
     frames = write_traj(tmp_path / "a.traj", 6)

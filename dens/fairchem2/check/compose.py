@@ -8,7 +8,7 @@ from typing import Any
 
 from fairchem.core._cli import get_hydra_config_from_yaml
 
-from dens.fairchem2.launch import refuse_config, refuse_options
+from dens.fairchem2.launch import describe, refuse_config, refuse_options
 from dens.settings import ConfigError
 
 
@@ -24,9 +24,8 @@ def compose(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     refuse_config(path)
     try:
         config = get_hydra_config_from_yaml(str(path), list(overrides))
-    except Exception as error:  # of Hydra, OmegaConf, YAML: several lines with hints for developers
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise ConfigError(f"{path}: {first or type(error).__name__}") from error
+    except Exception as error:
+        raise ConfigError(describe(path, error)) from error
     if "runner" not in config:
         raise ConfigError(f"{path}: expected a section runner, got {', '.join(config)}")
     return config

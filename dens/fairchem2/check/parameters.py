@@ -29,12 +29,17 @@ def check_parameters(config: Mapping[str, Any], findings: Findings) -> None:
     Args:
         config: plain values, resolved.
     """
-    problems = [*_of_calls("runner", config["runner"]), *_of_data(config["runner"])]
+    problems = find_problems(config["runner"])
     for problem in problems:
         findings.error("settings", problem)
     if not problems:
         unit = config["runner"].get("train_eval_unit") or {}
         findings.ok("settings", f"unit {unit.get('_target_', 'none')}")
+
+
+def find_problems(runner: Mapping[str, Any]) -> list[str]:
+    """List unknown and missing parameters in the section ``runner``, each with its place."""
+    return [*_of_calls("runner", runner), *_of_data(runner)]
 
 
 def _of_calls(where: str, node: Any) -> Iterator[str]:

@@ -117,7 +117,7 @@ def _check_data(
     findings: Findings,
 ) -> None:
     outputs = config.get("outputs") or {}
-    targets = [name for term in config.get("loss_functions") or [] for name in term]
+    targets = _targets(config)
     made = () if objective is None else objective.makes
     levels = {n: (outputs.get(n) or {}).get("level", "system") for n in targets if n not in made}
     if not targets:  # the older layout
@@ -131,6 +131,11 @@ def _check_data(
     findings.run("data", check_apart, splits)
 
 
+def _targets(config: Mapping[str, Any]) -> list[str]:
+    """List what has a loss; nothing in the older layout."""
+    return [name for term in config.get("loss_functions") or [] for name in term]
+
+
 def _check_training(
     config: Mapping[str, Any], train: Split, objective: Objective | None, findings: Findings
 ) -> None:
@@ -138,7 +143,8 @@ def _check_training(
     findings.run("data", check_sizes, train, optim, config["world_size"])
     if objective is None or not objective.makes:
         findings.run("forces", check_signs, train)
-        findings.run("normaliser", check_scales, train, config["seed"] or 0, objective is not None)
+        seed, applies_dens = config["seed"] or 0, objective is not None
+        findings.run("normaliser", check_scales, train, _targets(config), seed, applies_dens)
     if isinstance(objective, DeNSObjective):
         findings.run("denoising", check_denoising, objective.config, list(train.sound.values()))
     if isinstance(optim.get("max_epochs"), int):

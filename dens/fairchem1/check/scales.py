@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,14 @@ from dens.fairchem1.check.data import Split
 from dens.runs.check.findings import Findings
 
 FACTOR = 3.0  # a scale that is wrong by more than this factor is worth a warning
-_UNITS = {"energy": "eV", "forces": "eV/Å"}
+_UNITS = {
+    "energy": "eV",
+    "forces": "eV/Å",
+    "stress_isotropic": "eV/Å^3",
+    "stress_anisotropic": "eV/Å^3",
+}
+# their mean would be a direction, which does not turn with the structure
+_DIRECTED = ("forces", "stress_anisotropic")
 _TOTALS = "total energies need element_references or lin_ref"
 _KEY = "dataset.train.transforms"
 
@@ -33,11 +40,14 @@ def limit_fits(settings: Mapping[str, Any], structures: int) -> dict[str, Any]:
     return transforms
 
 
-def check_scales(split: Split, seed: int, applies_dens: bool, findings: Findings) -> None:
+def check_scales(
+    split: Split, targets: Collection[str], seed: int, applies_dens: bool, findings: Findings
+) -> None:
     """Compare normalisers and references with the sound records of the training data.
 
     Args:
         split: the training data.
+        targets: what has a loss; the parts of the stress are looked at if they are among them.
         seed: the seed of the run, for normalisers that are fitted.
         applies_dens: whether the trainer is of DeNS, and so reads ``lin_ref``.
     """
@@ -71,7 +81,17 @@ def check_scales(split: Split, seed: int, applies_dens: bool, findings: Findings
     given = {name: normalizers[name] for name in _UNITS if name in normalizers}
     scales = {name: (float(n.mean), float(n.rmsd)) for name, n in given.items()}
     _compare("energy", energies, energies.std(), scales, findings)
-    _compare("forces", forces, np.sqrt(np.square(forces).mean()), scales, findings)
+    _compare("forces", forces, _rms(forces), scales, findings)
+    for name in ("stress_isotropic", "stress_anisotropic"):
+        parts = [data[name].ravel() for data in records if name in data]
+        if name in targets and len(parts) == len(records):
+            values = torch.cat(parts).double().numpy()
+            spread = _rms(values) if name in _DIRECTED else values.std()
+            _compare(name, values, spread, scales, findings)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _energy(data: Any, reference: Any) -> Tensor:
@@ -105,7 +125,7 @@ def _compare(
     scales: Mapping[str, tuple[float, float]],
     findings: Findings,
 ) -> None:
-    """Compare a normaliser with the mean and the spread of values in eV or eV/Å.
+    """Compare a normaliser with the mean and the spread of values in the units of their target.
 
     ``scales`` holds mean and stdev of all normalisers: one stdev is often shared on purpose.
     """
@@ -118,7 +138,7 @@ def _compare(
         if target == "forces" and given and "energy" in scales and stdev == scales["energy"][1]:
             problem += "; it is that of the energy, as published for OC20 and MD17"
         problems.append(f"{problem} ({key}.stdev)")
-    if target == "forces" and mean != 0:
+    if target in _DIRECTED and mean != 0:
         problems.append(f"mean {mean:.4g} must be 0: it is not equivariant ({key}.mean)")
     elif abs(mean - seen) > FACTOR * max(spread, stdev):
         problems.append(

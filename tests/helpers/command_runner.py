@@ -1,10 +1,11 @@
-"""Run commands as typed in a shell, those of dens and fairchem in forks of one process."""
+"""Run commands as typed in a shell, most of them in forks of one process that has imported dens."""
 
 from __future__ import annotations
 
 import glob
 import multiprocessing
 import os
+import runpy
 import shlex
 import sys
 import traceback
@@ -18,6 +19,8 @@ _PRELOADED = {
     "1": ["dens.fairchem1.launch", "dens.fairchem1.evaluate"],
     "2": ["fairchem.core._cli", "dens.fairchem2.train.unit"],
 }
+# options with which our modules print, and neither measure nor start processes
+_PRINTING = {"--help", "--table", "--list", "--report"}
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED.get(MAJOR, []))
 
@@ -81,6 +84,9 @@ def _call(words: list[str]) -> int:
 
         sys.argv = [program, *words]
         main()
+    elif program == "python" and words[0] == "-m" and _PRINTING & {*words}:
+        sys.argv, sys.path = words[1:], [os.getcwd(), *sys.path]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif program == "python":
         # a new interpreter, as scripts may set what is read when Triton is imported
         os.environ.pop("TRITON_INTERPRET", None)

@@ -8,7 +8,7 @@ BIN2 = $(VENV2)/bin
 STAMP2 = $(VENV2)/.installed
 DEMO2 = configs/fairchem2/esen_dens_demo.yaml
 
-.PHONY: install browser test test-slow docs docs-check docs-links demo install2 test2 demo2 clean
+.PHONY: install browser test test-slow install-docs docs docs-check docs-links demo install2 test2 demo2 clean
 
 install: $(STAMP)
 
@@ -47,7 +47,9 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
-docs: $(DOCS_STAMP)
+install-docs: $(DOCS_STAMP)
+
+docs: install-docs
 	$(BIN)/codespell
 	$(SPHINX) -W --keep-going docs $(SITE)/html
 

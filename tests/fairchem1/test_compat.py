@@ -193,6 +193,7 @@ def run_python(code: str, path: str = "") -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_all_of_fairchem_imports_and_pyg_is_not_deceived():
     flags = run_python(
         "from dens.fairchem1 import compat\n"
@@ -208,6 +209,7 @@ def test_all_of_fairchem_imports_and_pyg_is_not_deceived():
     assert flags == ["torch_scatter" in installed, "torch_sparse" in installed]
 
 
+@pytest.mark.slow
 def test_installed_packages_are_left_alone(tmp_path):
     (tmp_path / "torch_scatter.py").write_text("scatter = segment_csr = segment_coo = 'real'\n")
     (tmp_path / "torch_sparse.py").write_text("class SparseTensor: ...\nSparseStorage = 'real'\n")

@@ -91,6 +91,7 @@ def test_ase_reads_structures_with_labels_and_identifiers(both):
     assert (row.data.sid, row.data.fid) == (data.sid, data.fid)
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers(both, tmp_path):
     write_traj(tmp_path / "a.traj", 25)
     split = ("--split", "by-block", "--block", 1, "--references", "fit", "--shard-size", 8)

@@ -91,6 +91,7 @@ def train_arm(name: str, args: argparse.Namespace) -> list[Path]:
         f"--dataset.train.src={data / 'train'}",
         f"--dataset.val.src={data / 'val'}",
         f"--dataset.train.sample_n={args.steps * BATCH}",
+        "--dataset.val.sample_n=None",  # else that of train
         "--optim.max_epochs=1",
         "--optim.watch.denoising_structures=0",
         "--optim.watch.gradients_every=0",

@@ -1,6 +1,7 @@
 """Test the benchmarks that train before they relax: ablations, and adsorbates left out."""
 
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
+import argparse
 import json
 
 import pytest
@@ -47,12 +48,16 @@ def test_a_failed_process_is_an_error_of_one_line(tmp_path):
         training.run_dens(["recipes", "copy", "none_such", tmp_path / "copied"], tmp_path / "log")
 
 
-def test_ablations_are_valid_and_change_the_config(dataset):
-    sources = [f"--dataset.{split}.src={dataset}" for split in ("train", "val")]
+def test_ablations_are_valid_and_change_the_config(tmp_path, monkeypatch):
+    for split, size in {"train": 2 * relax_ablations.BATCH, "val": 3}.items():
+        write_dataset(tmp_path / split, size)
+    args = argparse.Namespace(data=tmp_path, runs=tmp_path, steps=2, seeds=[0])
+    monkeypatch.setattr(relax_ablations, "train", lambda config, run, runs, settings: settings)
 
     def config_of(arm):
-        command = ["--config", relax_ablations.CONFIG, *sources, "--timestamp-id", "run"]
-        return read_config(*parse_args([*command, *relax_ablations.ARMS[arm]]))
+        (settings,) = relax_ablations.train_arm(arm, args)
+        command = ["--config", relax_ablations.CONFIG, "--timestamp-id", "run"]
+        return read_config(*parse_args([*command, *settings]))
 
     shipped = config_of("as shipped")
     assert shipped["optim"]["batch_size"] == relax_ablations.BATCH

@@ -1,9 +1,9 @@
 """Launch fairchem-core 2's own program, with its command line as it is.
 
-A leading ``main.py`` is dropped, the options and configs of fairchem-core 1.10 are refused with one
-line that names the form that version 2 has for them, and of an error in our settings its lines are
-left, without the traceback of Hydra. Runs of our units print what `dens.runs.terminal` says, unless
-``--verbose`` is given; all other runs start and print as without dens.
+A leading ``main.py`` is dropped, and the options and configs of fairchem-core 1.10 are refused with
+one line that names the form that version 2 has for them. Runs of our units print what
+`dens.runs.terminal` says, unless ``--verbose`` is given, and a mistake in their configs is a line that
+names key and place, without the traceback of Hydra. All other runs start and print as without dens.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 A leading ``main.py`` is dropped, and the options and configs of fairchem-core 1.10 are refused with
 one line that names the form that version 2 has for them. Runs of our units print what
-`dens.runs.terminal` says, unless ``--verbose`` is given, and a mistake in their configs is a line that
-names key and place, without the traceback of Hydra. All other runs start and print as without dens.
+`dens.runs.terminal` says, unless ``--verbose`` is given, and a mistake in their configs is a line
+that names key and place, without the traceback of Hydra. All other runs start and print as without
+dens.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import yaml
 from helpers.command_table import TABLE, TRAIN
 from helpers.documents import PAGES, commands
 from helpers.paths import ROOT
-from helpers.workplace import Workplace, check_command
+from helpers.workplace import check_command
 
 
 def typed() -> set[str]:
@@ -25,11 +25,6 @@ def typed() -> set[str]:
 def test_every_command_is_in_the_table():
     assert sorted(typed() - set(TABLE)) == []
     assert sorted(set(TABLE) - typed()) == []
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.mark.slow

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.command_table import TABLE
-from helpers.workplace import Workplace, check_command
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Workplace:
-    return Workplace(tmp_path_factory.mktemp("clone"))
+from helpers.workplace import check_command
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ _PRELOADED = {
 }
 # options with which our modules print, and neither measure nor start processes
 _PRINTING = {"--help", "--table", "--list", "--report"}
+_started: set[str] = set()  # modules that have run in a new interpreter
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED.get(MAJOR, []))
 
@@ -36,9 +37,12 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
     """Run ``dens ...``, ``fairchem ...`` or ``python ...`` in a folder.
 
     Leading ``NAME=VALUE`` set the environment, and patterns are expanded.
+    A module starts in a new interpreter the first time, in which it must import all that it needs.
     """
-    log = folder / "output.txt"
-    process = _context.Process(target=_run, args=(_words(command, folder), folder, log))
+    words, log = _words(command, folder), folder / "output.txt"
+    in_fork = bool(_started & {*words} and _PRINTING & {*words})
+    _started.update(word for word in words if word.startswith(("benchmarks.", "experiments.")))
+    process = _context.Process(target=_run, args=(words, in_fork, folder, log))
     process.start()
     process.join(timeout)
     if process.is_alive():
@@ -55,7 +59,7 @@ def _words(command: str, folder: Path) -> list[str]:
     return words
 
 
-def _run(words: list[str], folder: Path, log: Path) -> None:
+def _run(words: list[str], in_fork: bool, folder: Path, log: Path) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -63,7 +67,7 @@ def _run(words: list[str], folder: Path, log: Path) -> None:
     os.chdir(folder)
     status = 1
     try:
-        status = _call(words)
+        status = _call(words, in_fork)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
@@ -75,7 +79,7 @@ def _run(words: list[str], folder: Path, log: Path) -> None:
     os._exit(status or 0)
 
 
-def _call(words: list[str]) -> int:
+def _call(words: list[str], in_fork: bool) -> int:
     while "=" in words[0]:
         os.environ.update([words.pop(0).split("=", 1)])
     program, *words = words
@@ -84,7 +88,7 @@ def _call(words: list[str]) -> int:
 
         sys.argv = [program, *words]
         main()
-    elif program == "python" and words[0] == "-m" and _PRINTING & {*words}:
+    elif program == "python" and in_fork:
         sys.argv, sys.path = words[1:], [os.getcwd(), *sys.path]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif program == "python":

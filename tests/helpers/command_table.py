@@ -152,18 +152,8 @@ TABLE = {
     "dens recipes copy oc20/eqv2_dens my_configs": Run(makes="my_configs/oc20/base.yml"),
     "dens doctor": Run(says="the program of dens"),
     CONVERT2: Run(makes="data/own2/train/data.0000.aselmdb"),
-    "dens data check data/own2": Run(
-        needs=(
-            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
-        ),
-        says="ok",
-    ),
-    "dens data stats data/own2 --out stats2.yaml": Run(
-        needs=(
-            "dens data convert trajectories/ --format aselmdb --out data/own2 --split by-system",
-        ),
-        makes="stats2.yaml",
-    ),
+    "dens data check data/own2": Run(needs=(CONVERT2,), says="ok"),
+    "dens data stats data/own2 --out stats2.yaml": Run(needs=(CONVERT2,), makes="stats2.yaml"),
     **{
         f"make docs{what}": Run(reason="builds the site, for minutes; .ci/run does")
         for what in ("", "-check", "-links")

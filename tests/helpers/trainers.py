@@ -103,6 +103,13 @@ def write_dataset(path, n: int = 8, seed: int = 0, **fields) -> str:
     return str(path)
 
 
+def file_config(base: dict, **sections) -> dict:
+    """Make the config that a file has of the arguments of a trainer from `trainer_config`."""
+    kept = ("model", "outputs", "loss_functions", "evaluation_metrics")
+    config = {"trainer": "dens.DeNSTrainer", "optim": base["optimizer"]}
+    return {**config, **{name: base[name] for name in kept}, **sections}
+
+
 def trainer_config(src: str, *, dens=None, model=None, optim=None, **sections) -> dict:
     """Return the keyword arguments with which fairchem builds a trainer."""
     config = {

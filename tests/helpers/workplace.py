@@ -48,8 +48,6 @@ class Workplace:
         write_mptrj(folder / "MPtrj_2022.9_full.json", some_frames(3, 2))
         systems = {"train": 8, "val_id": 2, "val_ood": 1}
         make_relaxed_demo(folder / "data/demo_relaxed", systems=systems)
-        results = folder / "docs/results/relaxation"
-        shutil.copytree(ROOT / "docs/results/relaxation", results, dirs_exist_ok=True)
         self._make_sources()
         _, diff = code_blocks(README.read_text(encoding="utf-8"), "diff")
         stock = (CONFIGS / "oc20/eqv2_demo.yml").read_text(encoding="utf-8")

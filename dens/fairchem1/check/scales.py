@@ -80,18 +80,12 @@ def check_scales(
     forces = torch.cat([data.forces[data.fixed == 0].ravel() for data in records]).double().numpy()
     given = {name: normalizers[name] for name in _UNITS if name in normalizers}
     scales = {name: (float(n.mean), float(n.rmsd)) for name, n in given.items()}
-    _compare("energy", energies, energies.std(), scales, findings)
-    _compare("forces", forces, _rms(forces), scales, findings)
+    _compare("energy", energies, scales, findings)
+    _compare("forces", forces, scales, findings)
     for name in ("stress_isotropic", "stress_anisotropic"):
         parts = [data[name].ravel() for data in records if name in data]
         if name in targets and len(parts) == len(records):
-            values = torch.cat(parts).double().numpy()
-            spread = _rms(values) if name in _DIRECTED else values.std()
-            _compare(name, values, spread, scales, findings)
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.square(values).mean()))
+            _compare(name, torch.cat(parts).double().numpy(), scales, findings)
 
 
 def _energy(data: Any, reference: Any) -> Tensor:
@@ -121,7 +115,6 @@ def _check_references(
 def _compare(
     target: str,
     values: np.ndarray,
-    spread: float,
     scales: Mapping[str, tuple[float, float]],
     findings: Findings,
 ) -> None:
@@ -131,6 +124,8 @@ def _compare(
     """
     unit, key, given = _UNITS[target], f"{_KEY}.normalizer.{target}", scales.get(target)
     (mean, stdev), seen = given or (0.0, 1.0), float(values.mean())
+    # of what has a direction, around 0
+    spread = np.sqrt(np.square(values).mean()) if target in _DIRECTED else values.std()
     problems = []
     if spread > 0 and (stdev == 0 or max(stdev / spread, spread / stdev) > FACTOR):
         name = f"stdev {stdev:.4g}" if given else "without a normaliser, the scale 1"

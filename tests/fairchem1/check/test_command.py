@@ -14,7 +14,7 @@ import torch
 import yaml
 from helpers.checkpoint_files import new_trainer
 from helpers.structures import make_structure
-from helpers.trainers import DENS, MODEL, STOCK_MODEL, trainer_config
+from helpers.trainers import DENS, MODEL, STOCK_MODEL, file_config, trainer_config
 
 from dens import cli
 from dens.data.store.lmdb import LmdbWriter
@@ -66,13 +66,12 @@ def write_config(data: dict[str, str], **changes) -> Path:
     Its 6 steps an epoch make 60 in 10 epochs, more than five horizons of its EMA.
     """
     base = trainer_config(data["train"])
-    config = {
-        "trainer": "dens.DeNSTrainer",
-        "optim": base["optimizer"] | {"max_epochs": 10},
-        **{k: base[k] for k in ("model", "outputs", "loss_functions", "evaluation_metrics")},
-        "dataset": base["dataset"] | {"val": {"src": data["val"]}},
-        "logger": "tensorboard",
-    }
+    config = file_config(
+        base,
+        optim=base["optimizer"] | {"max_epochs": 10},
+        dataset=base["dataset"] | {"val": {"src": data["val"]}},
+        logger="tensorboard",
+    )
     config["dataset"]["train"]["transforms"] = {"normalizer": NORMALIZER}
     for key, value in changes.items():
         *path, last = key.split("__")

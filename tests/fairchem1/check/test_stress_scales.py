@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers.stress_settings import STRESS_HEAD
 from helpers.stressed import some_frames, write_frames
-from helpers.trainers import MODEL, trainer_config
+from helpers.trainers import MODEL, file_config, trainer_config
 
 from dens.data.bulk.stress_labels import parts_of
 from dens.fairchem1.check import command as checkup
@@ -27,13 +27,8 @@ def config(tmp_path_factory) -> dict:
         "stress_isotropic": {"mean": float(np.mean(isotropic)), "stdev": float(np.std(isotropic))},
         "stress_anisotropic": {"mean": 0.0, "stdev": float(np.sqrt(np.square(anisotropic).mean()))},
     }
-    return {
-        "trainer": "dens.DeNSTrainer",
-        "optim": base["optimizer"] | {"max_epochs": 10},
-        "logger": "tensorboard",
-        **{k: base[k] for k in ("model", "outputs", "loss_functions", "evaluation_metrics")},
-        "dataset": base["dataset"],
-    }
+    optim = base["optimizer"] | {"max_epochs": 10}
+    return file_config(base, optim=optim, dataset=base["dataset"], logger="tensorboard")
 
 
 CHANGES = [

@@ -5,7 +5,7 @@ import copy
 import pytest
 from helpers.backbones import model_of
 from helpers.stress_settings import STOCK_STRESS_HEAD, STRESS_HEAD
-from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, trainer_config
+from helpers.trainers import BACKBONE, DENS, MODEL, STOCK_MODEL, file_config, trainer_config
 
 from dens.fairchem1.backbones.families import ESEN
 from dens.fairchem1.config.settle import settle
@@ -14,13 +14,8 @@ from dens.settings import ConfigError
 
 def config(**changes) -> dict:
     """A config as its YAML gives it; ``None`` removes a section."""
-    base = trainer_config("nowhere")
-    yaml = {
-        "trainer": "dens.DeNSTrainer",
-        "optim": base["optimizer"],
-        **{k: base[k] for k in ("model", "outputs", "loss_functions", "evaluation_metrics")},
-    }
-    return {k: v for k, v in {**yaml, **copy.deepcopy(changes)}.items() if v is not None}
+    found = file_config(trainer_config("nowhere"), **copy.deepcopy(changes))
+    return {k: v for k, v in found.items() if v is not None}
 
 
 def optim(**changes) -> dict:

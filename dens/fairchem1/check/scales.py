@@ -136,9 +136,10 @@ def _compare(
     if target in _DIRECTED and mean != 0:
         problems.append(f"mean {mean:.4g} must be 0: it is not equivariant ({key}.mean)")
     elif abs(mean - seen) > FACTOR * max(spread, stdev):
+        hint = f"; {_TOTALS}" if target == "energy" else ""
         problems.append(
             f"mean {mean:.4g} is {abs(mean - seen):.4g} {unit} from the sample's {seen:.4g}, which "
-            f"spreads by {spread:.4g}; {_TOTALS} ({key}.mean)"
+            f"spreads by {spread:.4g}{hint} ({key}.mean)"
         )
     for problem in problems:
         findings.warn(target, problem)

@@ -285,7 +285,7 @@ TABLE = {
         FEW, makes="checkpoints/my-run/checkpoint.pt"
     ),
     "python tests/kill_and_resume.py --steps 200 --kills 20": Run(
-        "--steps 10 --kills 1", says="weights, state and"
+        "--help", says="--kills", reason="tests/fairchem1/train/test_resume.py runs it, for less"
     ),
     # checkpoints
     "dens inspect checkpoint.pt": Run(needs=(TRAIN,), says="layout"),

@@ -20,6 +20,7 @@ from click import ClickException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).parent.parent
+TRAINERS = ("dens", "dens.DeNSTrainer")  # of fairchem-core 1.10, names of the one that is measured
 # by host: no account is asked for, nothing but training takes time, no loader takes another core
 NO_WATCH = {"denoising_structures": 0, "figures_every": 0, "gradients_every": 0}
 ALL_RUNS = {
@@ -152,7 +153,11 @@ def load_study(path: Path) -> Study:
 
 
 def expand(name: str, study: Study) -> list[Run]:
-    """Expand a study into runs, seed by seed, so that an interrupted one has pairs to compare."""
+    """Expand a study into runs, seed by seed, so that an interrupted one has pairs to compare.
+
+    Raises:
+        ClickException: an arm's config is missing, or of another trainer.
+    """
     runs = []
     for seed in study.seeds:
         for variant_name, variant in study.variants.items():
@@ -166,6 +171,12 @@ def expand(name: str, study: Study) -> list[Run]:
                 ):
                     settings = merged(settings, part)
                 config = merged(read_config(ROOT / arm.config), settings)
+                if host_of(arm.config) == 1 and config.get("trainer") not in TRAINERS:
+                    raise ClickException(
+                        f"arms.{arm_name}: trainer must be one of {[*TRAINERS]}, got "
+                        f"{config.get('trainer')!r} in {arm.config}: a baseline is the config with "
+                        "DeNS, and optim.dens.prob: 0"
+                    )
                 place = (name, variant_name, arm_name, seed, arm.config)
                 runs.append(Run(*place, settings, config, variant.tests, study.sigmas))
     return runs

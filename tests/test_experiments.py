@@ -331,6 +331,16 @@ def test_wrong_study_files(tmp_path, change, message):
     assert message in error.value.message
 
 
+def test_a_config_of_another_trainer(tmp_path):
+    """It would train, and then have no log and no noise to measure."""
+    study = load_study(write_study(tmp_path))
+    config = tmp_path / "tiny.yml"
+    config.write_text(config.read_text().replace("trainer: dens", "trainer: equiformerv2_forces"))
+    message = "arms.dens: trainer must be one of .*, got 'equiformerv2_forces' in .*tiny.yml"
+    with pytest.raises(click.ClickException, match=message):
+        expand("tiny_study", study)
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies(path, tmp_path):
     """They expand, their results have the current settings, and the page shows them."""

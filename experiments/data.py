@@ -8,9 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import ase.io
 import click
 import numpy as np
 import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
 
 _PATH = click.Path(path_type=Path)
 
@@ -47,7 +49,12 @@ def aspirin(source: Path, out: Path, n_train: int) -> None:
 @main.command()
 @click.argument("source", type=_PATH)
 @click.argument("out", type=_PATH)
-def oc20(source: Path, out: Path) -> None:
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Energies less that of the last frame, in the place of OC20's linear references.",
+)
+def oc20(source: Path, out: Path, relative: bool) -> None:
     """Split 25 DFT relaxations: OUT/id has blocks of frames of 20 systems, OUT/ood 5 other systems.
 
     Every fifth system is out of domain. OC20's linear references are subtracted from energies. A
@@ -56,12 +63,17 @@ def oc20(source: Path, out: Path) -> None:
     """
     from dens.cli import data
 
-    common = ["--references", str(_only(source, "oc20_linref.npz")), "--max-force", "50"]
+    common = ["--max-force", "50"]
+    if not relative:
+        common += ["--references", str(_only(source, "oc20_linref.npz"))]
     split = ["--split", "by-block", "--fractions", "train=0.8,val=0.1,test=0.1", "--block", "5"]
     with tempfile.TemporaryDirectory() as temporary:
         unpack = _only(_only(source, "oc20_dft_relax_25.npz").parent, "unpack.py")
         subprocess.run([sys.executable, unpack, temporary], check=True, stdout=subprocess.DEVNULL)
         systems = sorted(map(str, Path(temporary).glob("*.traj")))
+        if relative:
+            for system in systems:
+                _subtract_last(system)
         held_out = systems[::5]
         known = [system for system in systems if system not in held_out]
         for files, folder, more in ((held_out, "ood", []), (known, "id", split)):
@@ -117,6 +129,16 @@ def pretrained(config: Path, out: Path) -> None:
         out.mkdir(parents=True)
         best = Path(temporary, "run", "checkpoints", "best_inference_ckpt.pt")
         shutil.copy(best, out / "inference_ckpt.pt")
+
+
+def _subtract_last(path: str) -> None:
+    """Rewrite a trajectory with energies less that of its last frame."""
+    frames = ase.io.read(path, ":")
+    last = frames[-1].get_potential_energy()
+    for frame in frames:
+        energy, forces = frame.get_potential_energy(), frame.get_forces(apply_constraint=False)
+        frame.calc = SinglePointCalculator(frame, energy=energy - last, forces=forces)
+    ase.io.write(path, frames)
 
 
 def _only(source: Path, name: str) -> Path:

@@ -100,3 +100,12 @@ def test_links_lead_to_pages_and_sections(page):
         target = (page.parent / path) if path else page
         assert target.exists(), link
         assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_pages_that_show_a_part_of_it_find_their_part():
+    marker = re.compile(r'^:(?:start-after|end-before): "(.*)"$', re.MULTILINE)
+    shown = re.compile(r"^```\{include\} \S*README\.md\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    markers = [m for page in pages for part in shown.findall(page) for m in marker.findall(part)]
+    assert len(markers) >= 10
+    assert [m for m in markers if m not in TEXT] == []

@@ -10,6 +10,7 @@ from ase.build import add_adsorbate, fcc111
 from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch, Data
 
+from dens import transfer
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.denoising.loss import dens_loss
@@ -161,7 +162,10 @@ class Step:
         name, ratio = ARMS[arm]
         self.model = build(name, size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        self.batch = corrupted(make_batch(structures), ratio).to(device)
+        batch = corrupted(make_batch(structures), ratio)
+        # with what our trainer keeps on the host of a batch that goes to a GPU
+        move = transfer.to_device if arm.startswith("ours") else transfer.copy_to_device
+        self.batch = move(batch, torch.device(device))
         self.model.train()
 
     def __call__(self) -> None:

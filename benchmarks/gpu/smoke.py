@@ -20,6 +20,7 @@ from benchmarks.gpu.harness import Stage, markdown
 ROOT = Path(__file__).parents[2]
 DENS, PLAIN = (f"configs/oc20/eqv2_{name}.yml" for name in ("dens_demo", "demo"))
 STOCK, BF16 = "--model.backbone.fast=false", "--optim.amp_dtype=bfloat16"
+GRAPHS = "--model.backbone.cuda_graphs=true"
 # name: (config, options, what it needs to run: "" always, "many" not with --tiny, "gpu" a GPU)
 RUNS = {
     "fp32, fast": (DENS, [], ""),
@@ -30,6 +31,9 @@ RUNS = {
     "bfloat16, fast: false": (DENS, [BF16, STOCK], "gpu"),
     "--amp (float16)": (DENS, ["--amp"], "gpu"),
     "--gp-gpus 1": (DENS, ["--gp-gpus", "1"], "gpu"),
+    "CUDA graphs": (DENS, [GRAPHS], "gpu"),
+    "CUDA graphs, bfloat16": (DENS, [GRAPHS, BF16], "gpu"),
+    "CUDA graphs, --amp": (DENS, [GRAPHS, "--amp"], "gpu"),
 }
 
 

@@ -27,15 +27,21 @@ ARMS = {
     "ours DeNS, fast: false": ("ours DeNS, r = 0.5", {"fast": False}),
     "ours": ("ours", {}),
     "ours DeNS": ("ours DeNS, r = 0.5", {}),
+    "ours, CUDA graphs": ("ours", {"cuda_graphs": True}),
+    "ours DeNS, CUDA graphs": ("ours DeNS, r = 0.5", {"cuda_graphs": True}),
 }
-FAST = ("ours", "ours DeNS")
+FAST = ("ours", "ours DeNS", "ours, CUDA graphs", "ours DeNS, CUDA graphs")
 # a ratio of the table: (name, numerator, denominator)
 RATIOS = [
     ("plain: fairchem / ours", "fairchem", "ours"),
     ("DeNS: fairchem / ours", "fairchem DeNS", "ours DeNS"),
     ("DeNS: ours, fast: false / fast", "ours DeNS, fast: false", "ours DeNS"),
+    ("plain: fairchem / ours, CUDA graphs", "fairchem", "ours, CUDA graphs"),
+    ("DeNS: fairchem / ours, CUDA graphs", "fairchem DeNS", "ours DeNS, CUDA graphs"),
+    ("DeNS: ours / CUDA graphs", "ours DeNS", "ours DeNS, CUDA graphs"),
     ("fairchem: DeNS / plain", "fairchem DeNS", "fairchem"),
     ("ours: DeNS / plain", "ours DeNS", "ours"),
+    ("ours, CUDA graphs: DeNS / plain", "ours DeNS, CUDA graphs", "ours, CUDA graphs"),
 ]
 
 

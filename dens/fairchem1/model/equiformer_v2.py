@@ -7,6 +7,7 @@ the results equal those of fairchem's own classes with the same weights: bit for
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from fairchem.core.common.registry import registry
@@ -17,7 +18,9 @@ from torch import Tensor
 from dens import transfer
 from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.backbones.attached import EncodesForces
-from dens.fairchem1.model.fast import ScalarHead, VectorHead, speed_up
+from dens.fairchem1.model.fast.layers import speed_up
+from dens.fairchem1.model.fast.output_heads import ScalarHead, VectorHead
+from dens.fairchem1.model.fast.replayed_blocks import replay_blocks
 from dens.fairchem1.model.graph import RadiusGraphs
 from dens.fairchem1.model.no_edges import allow_no_edges
 
@@ -32,17 +35,25 @@ class EquiformerV2Backbone(EncodesForces, RadiusGraphs, equiformer_v2.Equiformer
     Args:
         fast: whether to take the fast path (:mod:`dens.fairchem1.model.fast`) if it covers the
             other settings; the heads of this module follow.
+        cuda_graphs: whether the blocks run as CUDA graphs in training on a GPU; this needs the fast
+            path, and takes no effect with ``activation_checkpoint`` or where ranks share a graph.
         kwargs: settings of :class:`~dens.fairchem1.backbones.attached.EncodesForces`, and of
             fairchem's ``equiformer_v2_backbone``.
     """
 
     shares_graphs = True
 
-    def __init__(self, *, fast: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *, fast: bool = True, cuda_graphs: bool = False, **kwargs: Any) -> None:
         allow_no_edges()
         super().__init__(**kwargs)
         self.fast = fast and speed_up(self)
+        self.cuda_graphs = cuda_graphs and replay_blocks(self)
         self.edge_degree_embedding.register_forward_hook(self._add_encoding)
+
+    def forward(self, data) -> dict[str, Any]:
+        """Run fairchem's forward, its blocks as one where they can be CUDA graphs."""
+        with self.blocks.as_one() if self.cuda_graphs else nullcontext():
+            return super().forward(data)
 
     def _init_edge_rot_mat(self, data, edge_index, edge_distance_vec):
         if len(edge_distance_vec) == 0:  # fairchem looks for the shortest edge

@@ -9,7 +9,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.heads.rank2 import Rank2SymmetricTensorHead
 from torch import Tensor, nn
 
-from dens.fairchem1.model.fast import all_atoms
+from dens.fairchem1.model.fast.layers import all_atoms
 
 
 @registry.register_model("dens_stress_head")

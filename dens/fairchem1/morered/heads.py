@@ -11,7 +11,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import Tensor, nn
 
-from dens.fairchem1.model.fast import VectorHead
+from dens.fairchem1.model.fast.output_heads import VectorHead
 from dens.relax.objective import mean_over_free
 from dens.relax.structures import centre
 from dens.settings import ConfigError

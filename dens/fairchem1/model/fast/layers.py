@@ -1,4 +1,4 @@
-"""Fast path of EquiformerV2 in fairchem-core 1.10: its modules with faster ``forward`` methods.
+"""Layers of EquiformerV2 of fairchem-core 1.10 with faster ``forward`` methods.
 
 :func:`speed_up` changes the classes of a backbone's modules. Parameters, their names and the
 state dict stay, and so does fairchem's code around them: graph, graph parallelism, checkpointing,
@@ -11,9 +11,7 @@ import logging
 import math
 
 import torch
-from fairchem.core.common import gp_utils
 from fairchem.core.models.equiformer_v2 import transformer_block
-from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
 from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
 from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
 from fairchem.core.models.equiformer_v2.transformer_block import (
@@ -23,18 +21,15 @@ from fairchem.core.models.equiformer_v2.transformer_block import (
 from fairchem.core.models.scn.smearing import GaussianSmearing
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dens import transfer
-from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.model.edge_frames import EdgeFrames
 from dens.fairchem1.model.layer_norm import SphericalLayerNorm
-from dens.fast.attention import Edges, attention, radial_function, vector_attention
+from dens.fast.attention import Edges, attention, radial_function
 from dens.fast.backends import backend_of
-from dens.fast.feedforward import feed_forward, scalar_feed_forward
+from dens.fast.feedforward import feed_forward
 from dens.fast.layout import OrderMajor
 from dens.fast.ops import EdgeLists, list_edges
-from dens.ranks import zero_gradient
 
 # settings of the backbone, with the values that the fast path covers
 _COVERED = {
@@ -101,13 +96,15 @@ def _set_grid(module: nn.Module, lmax: int, mmax: int, rows) -> None:
         module.register_buffer(name, matrix, persistent=False)
 
 
-def _embedding(like: SO3_Embedding | nn.Module, values: Tensor) -> SO3_Embedding:
+def embedding_of(like: SO3_Embedding | nn.Module, values: Tensor) -> SO3_Embedding:
+    """Wrap features, (n_atoms, (lmax + 1)^2, channels), for fairchem's modules."""
     out = SO3_Embedding(0, like.lmax_list.copy(), values.shape[2], values.device, values.dtype)
     out.set_embedding(values)
     return out
 
 
-def _edges(module: nn.Module, edge_index: Tensor, distance: Tensor, n_atoms: int) -> Edges:
+def edges_of(module: nn.Module, edge_index: Tensor, distance: Tensor, n_atoms: int) -> Edges:
+    """Collect what a module needs of the edges of the present batch."""
     rotation = module.SO3_rotation[0]
     lists = rotation.lists(edge_index, n_atoms)
     return Edges(*edge_index, distance, rotation.to_frames, rotation.from_frames, lists)
@@ -161,103 +158,23 @@ class _EdgeDegreeEmbedding(EdgeDegreeEmbedding):
     """Edge-degree embedding from the columns of m = 0 alone, as the others are zero."""
 
     def forward(self, atomic_numbers, edge_distance, edge_index, num_nodes, node_offset=0):
-        edges = _edges(self, edge_index, edge_distance, len(atomic_numbers))
+        edges = edges_of(self, edge_index, edge_distance, len(atomic_numbers))
         radial = radial_function(self, self.rad_func.net, atomic_numbers, edges)
         radial = radial.unflatten(1, (self.m_0_num_coefficients, -1))
         back = edges.back[:, : self.m_0_num_coefficients].transpose(1, 2)
         messages = torch.bmm(back, radial)
         summed = messages.new_zeros(num_nodes, *messages.shape[1:])
         summed = summed.index_add(0, edges.target - node_offset, messages)
-        return _embedding(self, summed / self.rescale_factor)
+        return embedding_of(self, summed / self.rescale_factor)
 
 
 class _Attention(SO2EquivariantGraphAttention):
     def forward(self, x, atomic_numbers, edge_distance, edge_index, node_offset=0):
         targets = slice(node_offset, node_offset + len(x.embedding))
-        edges = _edges(self, edge_index, edge_distance, len(atomic_numbers))
-        return _embedding(x, attention(self, all_atoms(x), atomic_numbers, edges, targets))
+        edges = edges_of(self, edge_index, edge_distance, len(atomic_numbers))
+        return embedding_of(x, attention(self, all_atoms(x), atomic_numbers, edges, targets))
 
 
 class _FeedForward(FeedForwardNetwork):
     def forward(self, input_embedding):
-        return _embedding(input_embedding, feed_forward(self, input_embedding.embedding))
-
-
-class _ScalarFeedForward(FeedForwardNetwork):
-    """Feed-forward network for l = 0 alone; parameters without effect get a zero gradient."""
-
-    def forward(self, input_embedding):
-        out = scalar_feed_forward(self, input_embedding.embedding)
-        if torch.is_grad_enabled():
-            unused = [*self.so3_linear_1.parameters(), *self.grid_mlp.parameters()]
-            out = out + zero_gradient(unused)
-        return _embedding(input_embedding, out)
-
-
-class _VectorAttention(SO2EquivariantGraphAttention):
-    """Attention for l = 1 alone, (atoms, 3, 1), at the targets of the given edges."""
-
-    def forward(self, x, atomic_numbers, edges, node_offset):
-        targets = slice(node_offset, node_offset + len(x.embedding))
-        out = vector_attention(self, all_atoms(x), atomic_numbers, edges, targets)
-        if torch.is_grad_enabled():
-            orders = self.so2_conv_2.so2_m_conv[1:]
-            out = out + zero_gradient([self.proj.bias, *orders.parameters()])
-        return out
-
-
-class ScalarHead(EqV2ScalarHead):
-    """fairchem's scalar head, on the fast path if the backbone is."""
-
-    def __init__(self, backbone, *args, **kwargs) -> None:
-        super().__init__(backbone, *args, **kwargs)
-        if getattr(backbone, "fast", False):
-            self.energy_block.__class__ = _ScalarFeedForward
-
-
-class VectorHead(EqV2VectorHead):
-    """fairchem's vector head, on the fast path if the backbone is.
-
-    On the fast path, in training, it predicts zeros for the atoms of a corrupted batch that the
-    loss does not use: those that :meth:`atoms` leaves out.
-    """
-
-    def __init__(self, backbone, *args, **kwargs) -> None:
-        super().__init__(backbone, *args, **kwargs)
-        self.fast = getattr(backbone, "fast", False)
-        if self.fast:
-            speed_up_attention(self.force_block, _VectorAttention)
-
-    def atoms(self, noise_mask: Tensor) -> Tensor:
-        """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
-        return torch.ones_like(noise_mask)
-
-    def _select(self, edges: Edges, noise_mask: Tensor, data, graph) -> Edges:
-        """Select the edges into the atoms that enter the loss; on a GPU without waiting for it."""
-        kept = self.atoms(noise_mask)[edges.target]
-        counts = getattr(graph, "edges_per_atom", None)
-        if counts is None or gp_utils.initialized():
-            return edges.select(kept)
-        number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
-        first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
-        return edges.take(first)
-
-    def forward(self, data, emb) -> dict[str, Tensor]:
-        if not self.fast:
-            return super().forward(data, emb)
-        x, graph = emb["node_embedding"], emb["graph"]
-        n_atoms = len(graph.atomic_numbers_full)
-        edges = _edges(self.force_block, graph.edge_index, graph.edge_distance, n_atoms)
-        edges = edges.back_to(1, self.force_block.layout)
-        fields = denoising_fields(data) if self.training else None
-        if fields is not None:
-            edges = self._select(edges, fields.noise_mask, data, graph)
-        args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
-        if self.activation_checkpoint:
-            out = checkpoint(self.force_block, *args, use_reentrant=not self.training)
-        else:
-            out = self.force_block(*args)
-        out = out.flatten(1)
-        if gp_utils.initialized():
-            out = gp_utils.gather_from_model_parallel_region(out, dim=0)
-        return {self.output_name: out}
+        return embedding_of(input_embedding, feed_forward(self, input_embedding.embedding))

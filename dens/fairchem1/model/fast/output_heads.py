@@ -1,0 +1,100 @@
+"""Energy and vector heads of EquiformerV2 on the fast path, at the places that the loss needs."""
+
+from __future__ import annotations
+
+import torch
+from fairchem.core.common import gp_utils
+from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
+from fairchem.core.models.equiformer_v2.transformer_block import (
+    FeedForwardNetwork,
+    SO2EquivariantGraphAttention,
+)
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dens import transfer
+from dens.denoising.corruption import denoising_fields
+from dens.fairchem1.model.fast.layers import all_atoms, edges_of, embedding_of, speed_up_attention
+from dens.fast.attention import Edges, vector_attention
+from dens.fast.feedforward import scalar_feed_forward
+from dens.ranks import zero_gradient
+
+
+class _ScalarFeedForward(FeedForwardNetwork):
+    """Feed-forward network for l = 0 alone; parameters without effect get a zero gradient."""
+
+    def forward(self, input_embedding):
+        out = scalar_feed_forward(self, input_embedding.embedding)
+        if torch.is_grad_enabled():
+            unused = [*self.so3_linear_1.parameters(), *self.grid_mlp.parameters()]
+            out = out + zero_gradient(unused)
+        return embedding_of(input_embedding, out)
+
+
+class _VectorAttention(SO2EquivariantGraphAttention):
+    """Attention for l = 1 alone, (atoms, 3, 1), at the targets of the given edges."""
+
+    def forward(self, x, atomic_numbers, edges, node_offset):
+        targets = slice(node_offset, node_offset + len(x.embedding))
+        out = vector_attention(self, all_atoms(x), atomic_numbers, edges, targets)
+        if torch.is_grad_enabled():
+            orders = self.so2_conv_2.so2_m_conv[1:]
+            out = out + zero_gradient([self.proj.bias, *orders.parameters()])
+        return out
+
+
+class ScalarHead(EqV2ScalarHead):
+    """fairchem's scalar head, on the fast path if the backbone is."""
+
+    def __init__(self, backbone, *args, **kwargs) -> None:
+        super().__init__(backbone, *args, **kwargs)
+        if getattr(backbone, "fast", False):
+            self.energy_block.__class__ = _ScalarFeedForward
+
+
+class VectorHead(EqV2VectorHead):
+    """fairchem's vector head, on the fast path if the backbone is.
+
+    On the fast path, in training, it predicts zeros for the atoms of a corrupted batch that the
+    loss does not use: those that :meth:`atoms` leaves out.
+    """
+
+    def __init__(self, backbone, *args, **kwargs) -> None:
+        super().__init__(backbone, *args, **kwargs)
+        self.fast = getattr(backbone, "fast", False)
+        if self.fast:
+            speed_up_attention(self.force_block, _VectorAttention)
+
+    def atoms(self, noise_mask: Tensor) -> Tensor:
+        """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
+        return torch.ones_like(noise_mask)
+
+    def _select(self, edges: Edges, noise_mask: Tensor, data, graph) -> Edges:
+        """Select the edges into the atoms that enter the loss; on a GPU without waiting for it."""
+        kept = self.atoms(noise_mask)[edges.target]
+        counts = getattr(graph, "edges_per_atom", None)
+        if counts is None or gp_utils.initialized():
+            return edges.select(kept)
+        number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
+        first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
+        return edges.take(first)
+
+    def forward(self, data, emb) -> dict[str, Tensor]:
+        if not self.fast:
+            return super().forward(data, emb)
+        x, graph = emb["node_embedding"], emb["graph"]
+        n_atoms = len(graph.atomic_numbers_full)
+        edges = edges_of(self.force_block, graph.edge_index, graph.edge_distance, n_atoms)
+        edges = edges.back_to(1, self.force_block.layout)
+        fields = denoising_fields(data) if self.training else None
+        if fields is not None:
+            edges = self._select(edges, fields.noise_mask, data, graph)
+        args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
+        if self.activation_checkpoint:
+            out = checkpoint(self.force_block, *args, use_reentrant=not self.training)
+        else:
+            out = self.force_block(*args)
+        out = out.flatten(1)
+        if gp_utils.initialized():
+            out = gp_utils.gather_from_model_parallel_region(out, dim=0)
+        return {self.output_name: out}

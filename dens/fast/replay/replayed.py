@@ -1,0 +1,109 @@
+"""A differentiable function that runs as CUDA graphs, one for each set of shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dens.fast.replay.capture import Capture
+
+
+class Replays:
+    """Captures of one part of a model by the shapes of its arguments.
+
+    All share their memory, as one is in use at a time: a forward pass must be followed by its
+    backward pass before the next forward pass.
+
+    Args:
+        name: of the part and its setting, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.passes = 0  # forward passes so far
+        self._captures: dict[Hashable, Capture] = {}
+        self._places: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._captures)
+
+    def __deepcopy__(self, memo: dict) -> Replays:
+        return Replays(self.name)  # a copied model has other parameters
+
+    def __reduce__(self) -> tuple:
+        return Replays, (self.name,)
+
+    def __call__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        key: Hashable = (),
+    ) -> Tensor:
+        """Return ``function(*inputs)``, differentiable in inputs and parameters.
+
+        Args:
+            key: what the function depends on besides the inputs' shapes and types.
+
+        Raises:
+            RuntimeError: the function cannot be recorded.
+        """
+        places = [p.data_ptr() for p in parameters]
+        if places != self._places:  # the captures read parameters where they were
+            self._captures.clear()
+            self._places = places
+        device = inputs[0].device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
+        key = (key, shapes, autocast, tuple(p.requires_grad for p in parameters))
+        if key not in self._captures:
+            self._captures[key] = self._capture(_without_cache(function), inputs, parameters)
+        return _Replay.apply(self, self._captures[key], len(inputs), *inputs, *parameters)
+
+    def _capture(self, function, inputs, parameters) -> Capture:
+        beside = next(iter(self._captures.values()), None)
+        try:
+            return Capture(function, inputs, parameters, beside)
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise RuntimeError(f"{self.name}: cannot record a CUDA graph: {reason}") from error
+
+
+def _without_cache(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let autocast round a parameter at each use, not once for all: the next step has another."""
+
+    def run(*inputs: Tensor) -> Tensor:
+        device = inputs[0].device.type
+        settings: dict[str, Any] = {"enabled": torch.is_autocast_enabled(device)}
+        settings["dtype"] = torch.get_autocast_dtype(device)
+        with torch.autocast(device, cache_enabled=False, **settings):
+            return function(*inputs)
+
+    return run
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, replays: Replays, capture: Capture, n_inputs: int, *tensors: Tensor):
+        for place, value in zip(capture.inputs, tensors[:n_inputs], strict=True):
+            place.detach().copy_(value)
+        capture.forward()
+        replays.passes += 1
+        ctx.replays, ctx.capture, ctx.number = replays, capture, replays.passes
+        return capture.output.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        capture, replays = ctx.capture, ctx.replays
+        if ctx.number != replays.passes:
+            raise RuntimeError(
+                f"{replays.name}: another forward pass came before this backward pass, and has "
+                "written over what it needs"
+            )
+        capture.grad_output.copy_(grad)
+        return None, None, None, *capture.backward()

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.arms import ARMS, SIZES, Step
 from benchmarks.measure import commit, hardware
-from dens.fairchem1.model import fast
+from dens.fairchem1.model.fast import layers
 from dens.fast import attention
 
 # kind of operation: where it is called, as (owner, name), in fairchem and in the fast path
@@ -39,7 +39,7 @@ KINDS = {
     "radial function": [
         (radial_function.RadialFunction, "forward"),
         (attention, "radial_function"),
-        (fast, "radial_function"),
+        (layers, "radial_function"),
     ],
     "rotation, gather, sum": [
         (so3.SO3_Embedding, "_expand_edge"),

@@ -24,7 +24,12 @@ BENDS = {
     "new_trainer_context while a rank runs: to find its task",
     ("launch.py", "collections"): "MutableMapping in create_grid: Python 3.10 removed it",
     ("data/safe_lmdb.py", "__globals__"): "pickle in copies of methods: restricted unpickling",
-    ("model/fast.py", "__class__"): "classes of modules of our own models: a faster forward",
+    (
+        "model/fast/layers.py",
+        "__class__",
+    ): "classes of modules of our own models: a faster forward",
+    ("model/fast/output_heads.py", "__class__"): "likewise, in heads",
+    ("model/fast/replayed_blocks.py", "__class__"): "the list of blocks, likewise: all run as one",
     ("model/graph_parallel.py", "transformer_block"): "gp_utils, from the first trainer on: stock "
     "attention loses gradients of the atoms of other ranks",
     ("model/no_edges.py", "SO2_Convolution"): "forward, from the first model of dens on: stock "

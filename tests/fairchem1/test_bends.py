@@ -25,7 +25,7 @@ from helpers.paths import ROOT
 from helpers.structures import make_batch
 from helpers.trainers import BACKBONE, DENS
 
-from dens import EquiformerV2Backbone
+from dens import EquiformerV2Backbone, ForceHead
 from dens.fairchem1 import describe_run
 from dens.fairchem1 import launch as launcher
 from dens.fairchem1.bends import BENDS
@@ -144,14 +144,21 @@ def test_fairchems_data_sets_keep_their_pickle():
         assert ours.__globals__["pickle"] is not pickle
 
 
-@shows("model/fast.py", "__class__")
+@shows("model/fast/layers.py", "__class__")
+@shows("model/fast/output_heads.py", "__class__")
+@shows("model/fast/replayed_blocks.py", "__class__")
 def test_other_models_keep_their_classes():
     settings = {k: v for k, v in BACKBONE.items() if k != "name"}
-    fast, stock = (EquiformerV2Backbone(**settings, fast=fast) for fast in (True, False))
+    fast, stock = (
+        EquiformerV2Backbone(**settings, fast=fast, cuda_graphs=fast) for fast in (True, False)
+    )
+    fast.head, stock.head = ForceHead(fast), ForceHead(stock)
     assert fast.state_dict().keys() == stock.state_dict().keys()
     kinds = {type(module) for module in stock.modules()}
-    assert not {kind for kind in kinds if kind.__module__ == "dens.fairchem1.model.fast"}
-    assert {type(module) for module in fast.modules()} - kinds
+    assert not {kind for kind in kinds if kind.__module__.startswith("dens.fairchem1.model.fast")}
+    others = {kind.__module__ for kind in {type(module) for module in fast.modules()} - kinds}
+    names = ("layers", "output_heads", "replayed_blocks")
+    assert {f"dens.fairchem1.model.fast.{name}" for name in names} <= others
 
 
 @shows("model/graph_parallel.py", "transformer_block")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.live_capture import LiveCapture
+from torch.func import functional_call
 
 from dens.fast.replay import replayed
 from dens.fast.replay.padding import pad_edges, pad_rows, padded_size
@@ -33,6 +34,10 @@ class Layers(torch.nn.Module):
         return self.second(torch.tanh(self.first(x))) + y
 
 
+def calling(model):
+    return lambda parameters, *inputs: functional_call(model, dict(parameters), inputs)
+
+
 def compare(model, replays, n: int, times: int = 1) -> None:
     """Compare a step of a function as it is with one that replays it."""
     generator = torch.Generator().manual_seed(n)
@@ -43,7 +48,11 @@ def compare(model, replays, n: int, times: int = 1) -> None:
         inputs = x.to(DEVICE).requires_grad_(), y.to(DEVICE)
         model.zero_grad()
         for _ in range(times):
-            out = replays(model, inputs, list(model.parameters())) if replay else model(*inputs)
+            out = (
+                replays(calling(model), inputs, dict(model.named_parameters()))
+                if replay
+                else model(*inputs)
+            )
             (out * weight).sum().backward()
         grads = [p.grad for p in model.parameters()]
         found.append([out, inputs[0].grad, *(None if g is None else g.clone() for g in grads)])
@@ -72,7 +81,7 @@ def test_gradients_that_were_kept_are_not_written_over():
     x, y = torch.ones(4, 3, device=DEVICE), torch.ones(4, 2, device=DEVICE)
     for _ in range(2):
         model.zero_grad(set_to_none=False)
-        replays(model, (x, y), list(model.parameters())).sum().backward()
+        replays(calling(model), (x, y), dict(model.named_parameters())).sum().backward()
     expected = Layers().to(DEVICE)
     expected(x, y).sum().backward()
     assert torch.allclose(model.first.weight.grad, expected.first.weight.grad, rtol=1e-5)
@@ -89,7 +98,7 @@ def test_parameters_that_moved_are_recorded_again():
 def test_autocast():
     model, replays = Layers().to(DEVICE), Replays("here")
     x, y = torch.ones(4, 3, device=DEVICE), torch.ones(4, 2, device=DEVICE)
-    args = model, (x, y), list(model.parameters())
+    args = calling(model), (x, y), dict(model.named_parameters())
     single = replays(*args)
     with torch.autocast(DEVICE, torch.bfloat16):
         expected, rounded = model(x, y), replays(*args)
@@ -105,8 +114,8 @@ def test_autocast():
 def test_a_second_forward_pass_before_the_backward_pass_is_refused():
     model, replays = Layers().to(DEVICE), Replays("model.backbone.cuda_graphs")
     x, y = torch.ones(4, 3, device=DEVICE), torch.ones(4, 2, device=DEVICE)
-    first = replays(model, (x, y), list(model.parameters()))
-    replays(model, (x[:2], y[:2]), list(model.parameters()))
+    first = replays(calling(model), (x, y), dict(model.named_parameters()))
+    replays(calling(model), (x[:2], y[:2]), dict(model.named_parameters()))
     with pytest.raises(RuntimeError, match="cuda_graphs: another forward pass came before this"):
         first.sum().backward()
 
@@ -120,7 +129,11 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"^here: cannot record a CUDA graph: operation not .*ng$"
     ):
-        Replays("here")(model, (torch.ones(4, 3), torch.ones(4, 2)), list(model.parameters()))
+        Replays("here")(
+            calling(model),
+            (torch.ones(4, 3), torch.ones(4, 2)),
+            dict(model.named_parameters()),
+        )
 
 
 def test_a_copy_records_its_own():

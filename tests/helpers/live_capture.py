@@ -13,18 +13,18 @@ class LiveCapture:
 
     def __init__(self, function, inputs, parameters, beside=None) -> None:
         self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
-        self.function, self.parameters, self.beside = function, list(parameters), beside
+        self.function, self.parameters, self.beside = function, parameters, beside
         with torch.no_grad():
-            self.output = function(*self.inputs)
+            self.output = function(parameters, *self.inputs)
         self.grad_output = torch.zeros_like(self.output)
 
     def forward(self) -> None:
         with torch.enable_grad():
-            self.live = self.function(*self.inputs)
+            self.live = self.function(self.parameters, *self.inputs)
         self.output.copy_(self.live.detach())
 
     def backward(self) -> list:
-        tensors = [*self.inputs, *self.parameters]
+        tensors = [*self.inputs, *self.parameters.values()]
         wanted = [t for t in tensors if t.requires_grad]
         found = iter(torch.autograd.grad(self.live, wanted, self.grad_output, allow_unused=True))
         return [next(found) if t.requires_grad else None for t in tensors]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -16,9 +16,9 @@ class Capture:
     place each time: the next launch writes over them.
 
     Args:
-        function: of tensors, one tensor; it must not wait for the device.
-        inputs: arguments of the shapes to record, on a GPU; they are copied.
-        parameters: what else the function has gradients for.
+        function: of parameters by name and of inputs, one tensor; it must not wait for the device.
+        inputs: of the shapes to record, on a GPU; they are copied.
+        parameters: what is read where it is at every launch.
         beside: another capture with the same parameters, whose memory this one shares: only one of
             them may be between its forward pass and the end of its backward pass.
 
@@ -34,20 +34,25 @@ class Capture:
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
         beside: Capture | None = None,
     ) -> None:
         self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
-        self._function, self._parameters = function, list(parameters)
+        # others than the model's, whose gradients belong to the stream of its other passes
+        self._parameters = {
+            name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()
+        }
+        self._function = function
         self._pool = beside._pool if beside else torch.cuda.graph_pool_handle()
-        numbers = sum(p.numel() for p in parameters if p.requires_grad)
-        self._flat = beside._flat if beside else parameters[0].new_empty(numbers)
+        learnt = [p for p in self._parameters.values() if p.requires_grad]
+        numbers = sum(p.numel() for p in learnt)
+        self._flat = beside._flat if beside else learnt[0].new_empty(numbers)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         device = self.inputs[0].device
         state = torch.cuda.get_rng_state(device)
         self._warm_up(device)
         with self._recording(self._forward):
-            output = function(*self.inputs)
+            output = function(self._parameters, *self.inputs)
         with self._recording(self._backward):
             self._of_inputs, self._shapes = self._compute_gradients(output)
         self.output = output.detach()
@@ -80,7 +85,7 @@ class Capture:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(self.warm_ups):
-                output = self._function(*self.inputs)
+                output = self._function(self._parameters, *self.inputs)
                 self.grad_output = torch.zeros_like(output)
                 self._compute_gradients(output)
         torch.cuda.current_stream(device).wait_stream(stream)
@@ -91,7 +96,7 @@ class Capture:
         Returns:
             gradients of the inputs, and shapes of those of the parameters; None as above.
         """
-        tensors = [*self.inputs, *self._parameters]
+        tensors = [*self.inputs, *self._parameters.values()]
         wanted = [t for t in tensors if t.requires_grad]
         found = iter(torch.autograd.grad(output, wanted, self.grad_output, allow_unused=True))
         grads = [next(found) if t.requires_grad else None for t in tensors]

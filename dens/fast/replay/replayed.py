@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,28 +41,30 @@ class Replays:
         self,
         function: Callable[..., Tensor],
         inputs: Sequence[Tensor],
-        parameters: Sequence[Tensor],
+        parameters: Mapping[str, Tensor],
         key: Hashable = (),
     ) -> Tensor:
-        """Return ``function(*inputs)``, differentiable in inputs and parameters.
+        """Return ``function(parameters, *inputs)``, differentiable in both.
 
         Args:
+            function: that of the same key, in every call.
             key: what the function depends on besides the inputs' shapes and types.
 
         Raises:
             RuntimeError: the function cannot be recorded.
         """
-        places = [p.data_ptr() for p in parameters]
+        places = [p.data_ptr() for p in parameters.values()]
         if places != self._places:  # the captures read parameters where they were
             self._captures.clear()
             self._places = places
         device = inputs[0].device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
-        key = (key, shapes, autocast, tuple(p.requires_grad for p in parameters))
+        key = (key, shapes, autocast, tuple(p.requires_grad for p in parameters.values()))
         if key not in self._captures:
             self._captures[key] = self._capture(_without_cache(function), inputs, parameters)
-        return _Replay.apply(self, self._captures[key], len(inputs), *inputs, *parameters)
+        tensors = *inputs, *parameters.values()
+        return _Replay.apply(self, self._captures[key], len(inputs), *tensors)
 
     def _capture(self, function, inputs, parameters) -> Capture:
         beside = next(iter(self._captures.values()), None)
@@ -76,12 +78,12 @@ class Replays:
 def _without_cache(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let autocast round a parameter at each use, not once for all: the next step has another."""
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(parameters: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         device = inputs[0].device.type
         settings: dict[str, Any] = {"enabled": torch.is_autocast_enabled(device)}
         settings["dtype"] = torch.get_autocast_dtype(device)
         with torch.autocast(device, cache_enabled=False, **settings):
-            return function(*inputs)
+            return function(parameters, *inputs)
 
     return run
 

@@ -23,7 +23,7 @@ from dens import transfer
 from dens.denoising.config import parse_config
 from dens.denoising.corruption import attach, corrupt
 from dens.denoising.loss import dens_loss
-from dens.fairchem1.model import fast as fast_module
+from dens.fairchem1.model.fast import layers
 from dens.fairchem1.model.graph_parallel import sum_shared_gradients
 from dens.fairchem1.model.layer_norm import SphericalLayerNorm
 from dens.fast import backends, chunks
@@ -301,7 +301,7 @@ def test_what_is_not_covered_is_named_and_left_to_fairchem(caplog, settings, mes
     with caplog.at_level(logging.WARNING):
         stock, fast = pair(**settings)
     assert [message in record.message for record in caplog.records] == [True]
-    assert not any(isinstance(m, fast_module._Attention) for m in fast.modules())
+    assert not any(isinstance(m, layers._Attention) for m in fast.modules())
     assert_same(results(stock, make_batch(1)), results(fast, make_batch(1)), 0)
 
 

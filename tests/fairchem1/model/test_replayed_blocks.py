@@ -77,7 +77,8 @@ def test_steps_in_batches_of_several_sizes():
             (out, grads), (other, other_grads) = step_of(plain, batch), step_of(joined, batch)
             assert_same(out, other, 1e-10)
             assert_same(grads, other_grads, 1e-10)
-    assert len(joined.backbone.blocks.replays) == 3  # one for each size
+    parts = [joined.backbone.blocks, *(joined.output_heads[n] for n in ("forces", "noise"))]
+    assert [len(part.replays) for part in parts] == [3, 3, 3]  # one for each size
 
 
 def test_dropout_draws_anew_in_each_step():
@@ -99,7 +100,8 @@ def test_in_evaluation_the_blocks_run_one_after_another():
         torch.manual_seed(1)
         found.append(model(batch.clone()))
     plain, joined = found
-    assert all(torch.equal(joined[name], value) for name, value in plain.items())
+    for name, value in plain.items():  # a GPU adds up energies in no fixed order
+        assert torch.allclose(joined[name], value, rtol=1e-5, atol=0), name
     assert len(model.backbone.blocks.replays) == 0
     assert isinstance(model.backbone.blocks[0], torch.nn.Module)
 

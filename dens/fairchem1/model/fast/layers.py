@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from fairchem.core.models.equiformer_v2 import transformer_block
@@ -133,8 +135,21 @@ class _Rotation(SO3_Rotation):
                 self.wigner = self.edges.wigner(rot_mat3x3)
                 self.wigner_inv = self.wigner.transpose(1, 2)
         self.to_frames = self.wigner[:, self.rows]
-        self.from_frames = self.to_frames * self.rescale.to(self.to_frames.dtype)[:, None]
+        self.from_frames = self._back(self.to_frames)
         self.listed = None
+
+    def _back(self, to_frames: Tensor) -> Tensor:
+        return to_frames * self.rescale.to(to_frames.dtype)[:, None]
+
+    @contextmanager
+    def of_graph(self, to_frames: Tensor) -> Iterator[None]:
+        """Rotate the edges of another graph in a ``with`` block."""
+        own = self.to_frames, self.from_frames, self.listed
+        self.to_frames, self.from_frames, self.listed = to_frames, self._back(to_frames), None
+        try:
+            yield
+        finally:
+            self.to_frames, self.from_frames, self.listed = own
 
     def lists(self, edge_index: Tensor, n_atoms: int) -> tuple[EdgeLists, EdgeLists] | None:
         """List the edges of each target and of each source, once for a graph."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from fairchem.core.common import gp_utils
 from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
@@ -10,13 +12,16 @@ from fairchem.core.models.equiformer_v2.transformer_block import (
     SO2EquivariantGraphAttention,
 )
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from dens import transfer
 from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.model.fast.layers import all_atoms, edges_of, embedding_of, speed_up_attention
+from dens.fairchem1.model.fast.replayed_blocks import SETTING, can_replay, pad_graph
 from dens.fast.attention import Edges, vector_attention
 from dens.fast.feedforward import scalar_feed_forward
+from dens.fast.replay.replayed import Replays
 from dens.ranks import zero_gradient
 
 
@@ -56,7 +61,8 @@ class VectorHead(EqV2VectorHead):
     """fairchem's vector head, on the fast path if the backbone is.
 
     On the fast path, in training, it predicts zeros for the atoms of a corrupted batch that the
-    loss does not use: those that :meth:`atoms` leaves out.
+    loss does not use: those that :meth:`atoms` leaves out. As a CUDA graph, like the backbone's
+    blocks, it predicts for all atoms: the number of edges must be one of few.
     """
 
     def __init__(self, backbone, *args, **kwargs) -> None:
@@ -64,6 +70,7 @@ class VectorHead(EqV2VectorHead):
         self.fast = getattr(backbone, "fast", False)
         if self.fast:
             speed_up_attention(self.force_block, _VectorAttention)
+        self.replays = Replays(SETTING) if getattr(backbone, "cuda_graphs", False) else None
 
     def atoms(self, noise_mask: Tensor) -> Tensor:
         """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
@@ -83,6 +90,8 @@ class VectorHead(EqV2VectorHead):
         if not self.fast:
             return super().forward(data, emb)
         x, graph = emb["node_embedding"], emb["graph"]
+        if self.replays is not None and can_replay(self):
+            return {self.output_name: self._replay(x.embedding, graph)}
         n_atoms = len(graph.atomic_numbers_full)
         edges = edges_of(self.force_block, graph.edge_index, graph.edge_distance, n_atoms)
         edges = edges.back_to(1, self.force_block.layout)
@@ -98,3 +107,26 @@ class VectorHead(EqV2VectorHead):
         if gp_utils.initialized():
             out = gp_utils.gather_from_model_parallel_region(out, dim=0)
         return {self.output_name: out}
+
+    def _replay(self, x: Tensor, graph) -> Tensor:
+        frames = self.force_block.SO3_rotation[0].to_frames
+        numbers = graph.atomic_numbers_full
+        inputs = pad_graph(x, numbers, graph.edge_distance, graph.edge_index, frames)
+        parameters = dict(self.force_block.named_parameters())
+        return self.replays(self._predict_all, inputs, parameters)[: len(x)]
+
+    def _predict_all(
+        self,
+        parameters: Mapping[str, Tensor],
+        x: Tensor,
+        atomic_numbers: Tensor,
+        edge_distance: Tensor,
+        edge_index: Tensor,
+        to_frames: Tensor,
+    ) -> Tensor:
+        """Predict the vectors of all atoms: (n_atoms, 3)."""
+        block = self.force_block
+        with block.SO3_rotation[0].of_graph(to_frames):
+            edges = edges_of(block, edge_index, edge_distance, len(x))
+        args = embedding_of(block, x), atomic_numbers, edges.back_to(1, block.layout), 0
+        return functional_call(block, dict(parameters), args).flatten(1)

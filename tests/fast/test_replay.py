@@ -87,6 +87,20 @@ def test_gradients_that_were_kept_are_not_written_over():
     assert torch.allclose(model.first.weight.grad, expected.first.weight.grad, rtol=1e-5)
 
 
+def test_several_backward_passes_after_one_forward_pass():
+    """As for the gradients of single terms of a loss: dropout is that of the forward pass."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)), torch.nn.Dropout())
+    model, replays = model.to(DEVICE), Replays("here")
+    out = replays(
+        calling(model), [torch.randn(64, 64, device=DEVICE)], dict(model.named_parameters())
+    )
+    expected = (out != 0).sum(0)  # the gradient of a sum by the last bias, but for dropout's scale
+    for _ in range(3):
+        (bias,) = torch.autograd.grad(out.sum(), [model[3].bias], retain_graph=True)
+        assert torch.allclose(bias, 2.0 * expected)
+
+
 def test_parameters_that_moved_are_recorded_again():
     model, replays = Layers().to(DEVICE), Replays("here")
     compare(model, replays, 4)

@@ -26,5 +26,6 @@ class LiveCapture:
     def backward(self) -> list:
         tensors = [*self.inputs, *self.parameters.values()]
         wanted = [t for t in tensors if t.requires_grad]
-        found = iter(torch.autograd.grad(self.live, wanted, self.grad_output, allow_unused=True))
+        asked = {"allow_unused": True, "retain_graph": True}
+        found = iter(torch.autograd.grad(self.live, wanted, self.grad_output, **asked))
         return [next(found) if t.requires_grad else None for t in tensors]

@@ -60,16 +60,31 @@ class Capture:
 
     def forward(self) -> None:
         """Compute ``output`` from ``inputs``."""
+        self._random = torch.cuda.get_rng_state(self.output.device)
         self._forward.replay()
+        self._spent = False
+
+    def _forward_again(self) -> None:
+        device = self.output.device
+        state = torch.cuda.get_rng_state(device)
+        torch.cuda.set_rng_state(self._random, device)
+        self._forward.replay()
+        torch.cuda.set_rng_state(state, device)
 
     def backward(self) -> list[Tensor | None]:
         """Compute gradients from ``grad_output``, for the forward pass that was the last one.
+
+        A backward pass uses up what the forward pass has left in memory, so a second one computes
+        the forward pass again, from the same random numbers.
 
         Returns:
             those of the inputs, then those of the parameters; None for what has no effect, or
             needs none.
         """
+        if self._spent:
+            self._forward_again()
         self._backward.replay()
+        self._spent = True
         sizes = [shape.numel() for shape in self._shapes if shape is not None]
         # a copy, since a parameter may keep its part as its gradient
         parts = iter(self._flat[: sum(sizes)].clone().split(sizes))

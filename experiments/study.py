@@ -1,9 +1,9 @@
 """Study files: YAML in ``experiments/studies``, expanded into training runs.
 
 A run is one arm (a config) of one variant (such as a size of the training set) with one seed. Its
-config is the arm's file with the settings of study, variant and arm merged into it, in that order.
-Nothing here needs fairchem. Runs of
-fairchem-core 2 and of 1.10 need an environment each.
+config is the arm's file, but for the keys in ``without``, with the settings of study, variant and
+arm merged into it, in that order. Nothing here needs fairchem. Runs of fairchem-core 2 and of 1.10
+need an environment each.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ class Study(Part):
     reference: str = Field(description="the arm that the others are compared with")
     overview: list[str] = Field(
         [], description="the arms that the table over all studies compares with the reference"
+    )
+    without: list[str] = Field(
+        [], description="keys, as optim.dens.clean_end, that the arms' files have and no run takes"
     )
     arms: dict[str, Arm]
     variants: dict[str, Variant]
@@ -156,7 +159,8 @@ def expand(name: str, study: Study) -> list[Run]:
     """Expand a study into runs, seed by seed, so that an interrupted one has pairs to compare.
 
     Raises:
-        ClickException: an arm's config is missing, or of another trainer.
+        ClickException: an arm's config is missing, of another trainer, or lacks a key that it is
+            to be taken without.
     """
     runs = []
     for seed in study.seeds:
@@ -170,7 +174,10 @@ def expand(name: str, study: Study) -> list[Run]:
                     arm.settings,
                 ):
                     settings = merged(settings, part)
-                config = merged(read_config(ROOT / arm.config), settings)
+                config = read_config(ROOT / arm.config)
+                for key in study.without:
+                    config = _without(config, key, arm.config)
+                config = merged(config, settings)
                 if host_of(arm.config) == 1 and config.get("trainer") not in TRAINERS:
                     raise ClickException(
                         f"arms.{arm_name}: trainer must be one of {[*TRAINERS]}, got "
@@ -197,6 +204,16 @@ def read_config(path: Path) -> dict:
     for other in own.pop("includes", []) + others:
         config = merged(config, read_config(path.parent / other))
     return merged(config, own)
+
+
+def _without(config: dict, key: str, file: Path) -> dict:
+    """Leave out a key, written with dots."""
+    first, _, rest = key.partition(".")
+    if first not in config:
+        raise ClickException(f"without: {file} has no key {first} to be left out ({key})")
+    if not rest:
+        return {name: value for name, value in config.items() if name != first}
+    return {**config, first: _without(config[first], rest, file)}
 
 
 def merged(a: Mapping, b: Mapping) -> dict:

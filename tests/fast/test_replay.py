@@ -150,6 +150,17 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
         )
 
 
+def test_captures_share_the_memory_of_their_inputs():
+    model, replays = Layers().to(DEVICE), Replays("here")
+    for n in (6, 4, 5, 6, 4, 5):
+        compare(model, replays, n)
+    captures = replays._captures.values()
+    assert len({place.data_ptr() for capture in captures for place in capture.inputs}) == 2
+    compare(model, replays, 8)  # larger than before: new memory
+    for n in (4, 8, 6):
+        compare(model, replays, n)
+
+
 def test_a_copy_records_its_own():
     model, replays = Layers().to(DEVICE), Replays("here")
     compare(model, replays, 4)

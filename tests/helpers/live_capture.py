@@ -12,7 +12,7 @@ class LiveCapture:
     """
 
     def __init__(self, function, inputs, parameters, beside=None) -> None:
-        self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        self.inputs = list(inputs)
         self.function, self.parameters, self.beside = function, parameters, beside
         with torch.no_grad():
             self.output = function(parameters, *self.inputs)

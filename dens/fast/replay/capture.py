@@ -12,18 +12,18 @@ from torch import Tensor
 class Capture:
     """A function of tensors and parameters, recorded once and launched as one from then on.
 
-    It reads its arguments where they were when it was recorded, and leaves its results in the same
+    It reads its inputs where they were when it was recorded, and leaves its results in the same
     place each time: the next launch writes over them.
 
     Args:
         function: of parameters by name and of inputs, one tensor; it must not wait for the device.
-        inputs: of the shapes to record, on a GPU; they are copied.
+        inputs: where the inputs of each launch will be, on a GPU, with values to record with.
         parameters: what is read where it is at every launch.
         beside: another capture with the same parameters, whose memory this one shares: only one of
             them may be between its forward pass and the end of its backward pass.
 
     Attributes:
-        inputs: memory of the arguments.
+        inputs: memory of the inputs.
         output: memory of the result.
         grad_output: memory of the result's gradient.
     """
@@ -37,7 +37,7 @@ class Capture:
         parameters: Mapping[str, Tensor],
         beside: Capture | None = None,
     ) -> None:
-        self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        self.inputs = list(inputs)
         # others than the model's, whose gradients belong to the stream of its other passes
         self._parameters = {
             name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()

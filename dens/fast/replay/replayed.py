@@ -26,7 +26,8 @@ class Replays:
         self.name = name
         self.passes = 0  # forward passes so far
         self._captures: dict[Hashable, Capture] = {}
-        self._places: list[int] = []
+        self._addresses: list[int] = []
+        self._buffers: dict[Hashable, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._captures)
@@ -53,10 +54,10 @@ class Replays:
         Raises:
             RuntimeError: the function cannot be recorded.
         """
-        places = [p.data_ptr() for p in parameters.values()]
-        if places != self._places:  # the captures read parameters where they were
+        addresses = [p.data_ptr() for p in parameters.values()]
+        if addresses != self._addresses:  # the captures read parameters where they were
             self._captures.clear()
-            self._places = places
+            self._addresses = addresses
         device = inputs[0].device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
@@ -67,12 +68,22 @@ class Replays:
         return _Replay.apply(self, self._captures[key], len(inputs), *tensors)
 
     def _capture(self, function, inputs, parameters) -> Capture:
+        places = [self._place(number, value) for number, value in enumerate(inputs)]
         beside = next(iter(self._captures.values()), None)
         try:
-            return Capture(function, inputs, parameters, beside)
+            return Capture(function, places, parameters, beside)
         except RuntimeError as error:
             reason = next(iter(str(error).splitlines()), "")
             raise RuntimeError(f"{self.name}: cannot record a CUDA graph: {reason}") from error
+
+    def _place(self, number: int, value: Tensor) -> Tensor:
+        """Copy an input to memory that all captures share, as far as it is large enough."""
+        buffer = self._buffers.get((number, value.dtype))
+        if buffer is None or len(buffer) < value.numel():
+            buffer = value.new_empty(value.numel())
+            self._buffers[number, value.dtype] = buffer
+        place = buffer[: value.numel()].view(value.shape)
+        return place.copy_(value.detach()).requires_grad_(value.requires_grad)
 
 
 def _without_cache(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -38,10 +38,6 @@ class Edges(NamedTuple):
     # the edges of each target and of each source, among all atoms; found where needed if None
     lists: tuple[EdgeLists, EdgeLists] | None = None
 
-    def select(self, kept: Tensor) -> Edges:
-        """Select the edges marked in ``kept``: (n_edges,) bool."""
-        return self.take(kept.nonzero().squeeze(1))
-
     def take(self, numbers: Tensor) -> Edges:
         """Take edges by number: int64."""
         return Edges(*(tensor.index_select(0, numbers) for tensor in self[:-1]))

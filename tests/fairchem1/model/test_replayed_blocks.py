@@ -77,8 +77,26 @@ def test_steps_in_batches_of_several_sizes():
             (out, grads), (other, other_grads) = step_of(plain, batch), step_of(joined, batch)
             assert_same(out, other, 1e-10)
             assert_same(grads, other_grads, 1e-10)
-    parts = [joined.backbone.blocks, *(joined.output_heads[n] for n in ("forces", "noise"))]
-    assert [len(part.replays) for part in parts] == [3, 3, 3]  # one for each size
+    assert len(joined.backbone.blocks.replays) == 3  # one for each size
+
+
+def test_heads_take_the_edges_of_the_atoms_in_the_loss():
+    """Together they take as many as one head of a clean batch, to quarters of them."""
+    model, shares = model_of(True, torch.float32).train(), {}
+    batch = corrupted(3).to(DEVICE)
+    for clean in (True, False):
+        if clean:
+            model(make_batch(3).to(DEVICE))
+        else:
+            out = model(batch.clone())
+        for name in ("forces", "noise"):
+            captures = list(model.output_heads[name].replays._captures.values())
+            shares[name, clean] = [len(capture.inputs[2]) for capture in captures]
+    (everything,) = shares["forces", True]
+    assert shares["noise", True] == []  # it has not run
+    assert shares["forces", False][1] + shares["noise", False][0] <= 1.25 * everything
+    assert not out["forces"][batch.noise_mask].any()
+    assert not out["noise"][~batch.noise_mask].any()
 
 
 def test_dropout_draws_anew_in_each_step():

@@ -19,7 +19,7 @@ from dens import transfer
 from dens.denoising.corruption import denoising_fields
 from dens.fairchem1.model.fast.layers import all_atoms, edges_of, embedding_of, speed_up_attention
 from dens.fairchem1.model.fast.replayed_blocks import SETTING, can_replay, pad_graph
-from dens.fast.attention import Edges, vector_attention
+from dens.fast.attention import vector_attention
 from dens.fast.feedforward import scalar_feed_forward
 from dens.fast.replay.replayed import Replays
 from dens.ranks import zero_gradient
@@ -58,11 +58,10 @@ class ScalarHead(EqV2ScalarHead):
 
 
 class VectorHead(EqV2VectorHead):
-    """fairchem's vector head, on the fast path if the backbone is.
+    """fairchem's vector head, on the fast path if the backbone is; a CUDA graph if its blocks are.
 
     On the fast path, in training, it predicts zeros for the atoms of a corrupted batch that the
-    loss does not use: those that :meth:`atoms` leaves out. As a CUDA graph, like the backbone's
-    blocks, it predicts for all atoms: the number of edges must be one of few.
+    loss does not use: those that :meth:`atoms` leaves out.
     """
 
     def __init__(self, backbone, *args, **kwargs) -> None:
@@ -76,28 +75,34 @@ class VectorHead(EqV2VectorHead):
         """Mark the atoms whose vectors enter the loss of a corrupted batch: (n_atoms,) bool."""
         return torch.ones_like(noise_mask)
 
-    def _select(self, edges: Edges, noise_mask: Tensor, data, graph) -> Edges:
-        """Select the edges into the atoms that enter the loss; on a GPU without waiting for it."""
-        kept = self.atoms(noise_mask)[edges.target]
+    def _chosen(self, data, graph) -> Tensor | None:
+        """Find the edges into the atoms that enter the loss; on a GPU without waiting for it.
+
+        Returns:
+            their numbers, in order; None if they are all.
+        """
+        fields = denoising_fields(data) if self.training else None
+        if fields is None:
+            return None
+        kept = self.atoms(fields.noise_mask)[graph.edge_index[1]]
         counts = getattr(graph, "edges_per_atom", None)
         if counts is None or gp_utils.initialized():
-            return edges.select(kept)
+            return kept.nonzero().squeeze(1)
         number = int(counts[self.atoms(transfer.on_host(data).noise_mask)].sum())
-        first = (~kept).to(torch.uint8).argsort(stable=True)[:number]
-        return edges.take(first)
+        return (~kept).to(torch.uint8).argsort(stable=True)[:number]
 
     def forward(self, data, emb) -> dict[str, Tensor]:
         if not self.fast:
             return super().forward(data, emb)
         x, graph = emb["node_embedding"], emb["graph"]
+        chosen = self._chosen(data, graph)
         if self.replays is not None and can_replay(self):
-            return {self.output_name: self._replay(x.embedding, graph)}
+            return {self.output_name: self._replay(x.embedding, graph, chosen)}
         n_atoms = len(graph.atomic_numbers_full)
         edges = edges_of(self.force_block, graph.edge_index, graph.edge_distance, n_atoms)
         edges = edges.back_to(1, self.force_block.layout)
-        fields = denoising_fields(data) if self.training else None
-        if fields is not None:
-            edges = self._select(edges, fields.noise_mask, data, graph)
+        if chosen is not None:
+            edges = edges.take(chosen)
         args = (x, graph.atomic_numbers_full, edges, graph.node_offset)
         if self.activation_checkpoint:
             out = checkpoint(self.force_block, *args, use_reentrant=not self.training)
@@ -108,14 +113,16 @@ class VectorHead(EqV2VectorHead):
             out = gp_utils.gather_from_model_parallel_region(out, dim=0)
         return {self.output_name: out}
 
-    def _replay(self, x: Tensor, graph) -> Tensor:
+    def _replay(self, x: Tensor, graph, chosen: Tensor | None) -> Tensor:
         frames = self.force_block.SO3_rotation[0].to_frames
-        numbers = graph.atomic_numbers_full
-        inputs = pad_graph(x, numbers, graph.edge_distance, graph.edge_index, frames)
+        edges = graph.edge_distance, graph.edge_index, frames
+        if chosen is not None:
+            edges = edges[0][chosen], edges[1][:, chosen], edges[2][chosen]
+        inputs = pad_graph(x, graph.atomic_numbers_full, *edges, of=len(frames))
         parameters = dict(self.force_block.named_parameters())
-        return self.replays(self._predict_all, inputs, parameters)[: len(x)]
+        return self.replays(self._predict, inputs, parameters)[: len(x)]
 
-    def _predict_all(
+    def _predict(
         self,
         parameters: Mapping[str, Tensor],
         x: Tensor,
@@ -124,7 +131,7 @@ class VectorHead(EqV2VectorHead):
         edge_index: Tensor,
         to_frames: Tensor,
     ) -> Tensor:
-        """Predict the vectors of all atoms: (n_atoms, 3)."""
+        """Predict the vectors of the atoms that have edges: (n_atoms, 3)."""
         block = self.force_block
         with block.SO3_rotation[0].of_graph(to_frames):
             edges = edges_of(block, edge_index, edge_distance, len(x))

@@ -107,10 +107,17 @@ def pad_graph(
     edge_distance: Tensor,
     edge_index: Tensor,
     to_frames: Tensor,
+    of: int | None = None,
 ) -> list[Tensor]:
-    """Append atoms and edges up to one of few sizes: the same tensors with more rows."""
+    """Append atoms and edges up to one of few sizes: the same tensors with more rows.
+
+    Args:
+        of: number of the edges that those given were chosen from; they are then padded to
+            quarters of what all are padded to.
+    """
     n_atoms, n_edges = len(atomic_numbers), len(edge_distance)
-    atoms, edges = padded_size(n_atoms + 1), padded_size(n_edges + 1)
+    atoms, quarter = padded_size(n_atoms + 1), padded_size((of or n_edges) + 1) // 4
+    edges = quarter * (n_edges // quarter + 1)
     return [
         pad_rows(embedding, atoms),
         pad_rows(atomic_numbers, atoms),

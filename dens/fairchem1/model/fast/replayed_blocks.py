@@ -129,11 +129,15 @@ def pad_graph(
 
 def replay_blocks(backbone: nn.Module) -> bool:
     """Let the blocks of a backbone run as CUDA graphs, or warn why that is not possible."""
-    reason = "fast: false" if not backbone.fast else ""
-    reason = reason or ("activation_checkpoint: true" if backbone.activation_checkpoint else "")
-    if reason:
-        logging.warning(f"{SETTING} takes no effect with {reason}")
-        return False
+    hinders = {
+        "fast: false": not backbone.fast,
+        "activation_checkpoint: true": backbone.activation_checkpoint,
+        "--gp-gpus": gp_utils.initialized(),
+    }
+    for setting, there in hinders.items():
+        if there:
+            logging.warning(f"{SETTING} takes no effect with {setting}")
+            return False
     backbone.blocks.__class__ = ReplayedBlocks
     backbone.blocks.replays = Replays(SETTING)
     return True

@@ -338,6 +338,7 @@ def test_published_values_of_md17(molecule):
 
 
 LADDER = "oc20/eqv2_dens_relax_demo.yml"
+CLEAN_END = "oc20/eqv2_dens_clean_end.yml"
 S2EF_HEADS = ("energy", "forces", "noise")
 # fairchem_core-1.10.0: layers, lmax, mmax; lr, epochs; energy, forces, stress; batch
 BULK = {
@@ -383,7 +384,8 @@ def test_published_dens_of_mptrj(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in RECIPES if "dens" in Path(name).name and name != LADDER]
+    "name",
+    [name for name in RECIPES if "dens" in Path(name).name and name not in (LADDER, CLEAN_END)],
 )
 def test_baselines_differ_in_dens_only(name):
     path = Path(name)
@@ -401,6 +403,12 @@ def test_baselines_differ_in_dens_only(name):
         model["backbone"].pop("fast", None)  # the same model and results, computed faster
         model["backbone"].pop("model")
     assert config == plain
+
+
+def test_the_clean_end_is_all_that_differs_from_the_published_recipe():
+    config = load(CLEAN_END)
+    assert config["optim"]["dens"].pop("clean_end") == "auto"
+    assert config == load("oc20/eqv2_dens.yml")
 
 
 def test_the_ladder_of_relaxation_differs_from_the_demo_in_its_noise_only():

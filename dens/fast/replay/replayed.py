@@ -72,6 +72,8 @@ class Replays:
         beside = next(iter(self._captures.values()), None)
         try:
             return Capture(function, places, parameters, beside)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = next(iter(str(error).splitlines()), "")
             raise RuntimeError(f"{self.name}: cannot record a CUDA graph: {reason}") from error

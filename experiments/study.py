@@ -8,6 +8,7 @@ need an environment each.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -208,12 +209,15 @@ def read_config(path: Path) -> dict:
 
 def _without(config: dict, key: str, file: Path) -> dict:
     """Leave out a key, written with dots."""
-    first, _, rest = key.partition(".")
-    if first not in config:
-        raise ClickException(f"without: {file} has no key {first} to be left out ({key})")
-    if not rest:
-        return {name: value for name, value in config.items() if name != first}
-    return {**config, first: _without(config[first], rest, file)}
+    config = copy.deepcopy(config)
+    *path, last = key.split(".")
+    section = config
+    for name in path:
+        section = section.get(name, {})
+    if last not in section:
+        raise ClickException(f"without: {file} has no key {key}")
+    del section[last]
+    return config
 
 
 def merged(a: Mapping, b: Mapping) -> dict:

@@ -126,7 +126,7 @@ def test_the_schedule_of_the_corruption(data, workplace, without_step, capsys):
     dens = {**trainer_config(data["train"])["optimizer"]["dens"], "clean_end": "auto"}
     lines = findings(capsys, write_config(data, optim__dens=dens))
     assert any("corrupted from epoch 0 to 5 of 10" in line for line in lines)
-    assert any("24 structures in 10 epochs: with half of" in line for line in lines)
+    assert any("24 structures in 10 epochs: DeNS changed" in line for line in lines)
 
 
 def test_memory_grows_with_the_atoms(data, workplace, capsys, monkeypatch):

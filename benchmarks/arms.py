@@ -160,13 +160,16 @@ class Step:
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         name, ratio = ARMS[arm]
+        self.arm, self.device = arm, torch.device(device)
         self.model = build(name, size).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        batch = corrupted(make_batch(structures), ratio)
-        # with what our trainer keeps on the host of a batch that goes to a GPU
-        move = transfer.to_device if arm.startswith("ours") else transfer.copy_to_device
-        self.batch = move(batch, torch.device(device))
+        self.batch = self.move(corrupted(make_batch(structures), ratio))
         self.model.train()
+
+    def move(self, batch: Batch) -> Batch:
+        """Move a batch to the device as the arm's trainer does: ours keeps it on the host too."""
+        move = transfer.to_device if self.arm.startswith("ours") else transfer.copy_to_device
+        return move(batch, self.device)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()

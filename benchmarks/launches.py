@@ -23,7 +23,6 @@ from fairchem.core.common.utils import setup_imports
 
 from benchmarks.arms import ARMS, SIZES, Step
 from benchmarks.pretended import PretendedGPU
-from dens import transfer
 from dens.fast import attention, chunks
 from dens.fast.products import block_linear
 from dens.patching import replaced
@@ -46,16 +45,11 @@ class FullStep(Step):
 
     def __init__(self, arm: str, size: dict, structures: int, device: str) -> None:
         super().__init__(arm, size, structures, device)
-        self.device, self.moves = torch.device(device), arm.startswith("ours")
         self.on_host = self.batch.to("cpu")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, foreach=True)
 
     def __call__(self) -> None:
-        self.batch = self.on_host.clone()
-        if self.moves:
-            transfer.to_device(self.batch, self.device)
-        else:  # as fairchem does
-            self.batch = transfer.copy_to_device(self.batch, self.device)
+        self.batch = self.move(self.on_host.clone())
         super().__call__()
 
 

@@ -6,6 +6,7 @@ import helpers.interpreter  # noqa: F401  # isort: skip  # before torch_geometri
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.hosts import why_not
@@ -38,6 +39,14 @@ def batch():
     from helpers.structures import make_batch
 
     return make_batch()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of data that are not ours to publish, so that tests of them cannot run everywhere."""
+    if "DENS_DATA" not in os.environ:
+        pytest.skip("DENS_DATA names no folder of real data: md17, oc20, oc22, linref")
+    return Path(os.environ["DENS_DATA"])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,6 @@ def test_files_with_nan_are_taken_as_they_are(tmp_path):
     np.testing.assert_array_equal(load_references(tmp_path / "fit.npz").coeff, fit.coeff)
 
 
-@pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
 @pytest.mark.parametrize(
     ("name", "count", "absent"),
     [
@@ -51,8 +49,8 @@ def test_files_with_nan_are_taken_as_they_are(tmp_path):
         ("oc22_linfit_coeffs", 57, ["He", "B", "F", "P", "S", "Cl", "Br", "Kr", "Tc", "I", "Xe"]),
     ],
 )
-def test_published_files(name, count, absent):
-    path = Path(os.environ["DENS_DATA"], "linref", f"{name}.npz")
+def test_published_files(real_data, name, count, absent):
+    path = real_data / "linref" / f"{name}.npz"
     found = present(path)
     assert len(found) == count
     assert found.isdisjoint(absent)

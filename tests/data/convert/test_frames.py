@@ -396,13 +396,6 @@ def test_exit_status_of_the_program(tmp_path):
     assert output.startswith(f"error: {tmp_path / 'out'} already exists: ")
 
 
-@pytest.fixture(scope="module")
-def real_data() -> Path:
-    if "DENS_DATA" not in os.environ:
-        pytest.skip("DENS_DATA is not set: the folder with md17, oc20, linref")
-    return Path(os.environ["DENS_DATA"])
-
-
 def test_real_oc20_relaxations(real_data, tmp_path):
     unpack = [sys.executable, real_data / "oc20" / "unpack.py", tmp_path / "in"]
     subprocess.run(unpack, check=True, capture_output=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -345,11 +344,10 @@ REAL = {
 }
 
 
-@pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
 @pytest.mark.parametrize("name", REAL)
-def test_real_files_read_back(tmp_path, name):
+def test_real_files_read_back(tmp_path, real_data, name):
     """Compare energies and forces of real files, within float32 of the shifted value."""
-    source = Path(os.environ["DENS_DATA"], "md17", name)
+    source = real_data / "md17" / name
     molecule, unit, factor = REAL[name]
     convert_md17(molecule, source, tmp_path / "out", units=unit, n_train=850, n_val=50, n_test=100)
     energy, forces, pos = real_arrays(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import ase.io
@@ -144,20 +143,17 @@ def test_refusals(folder, tmp_path):
     assert refusal(folder, "--out", tmp_path / "s.yml") == f"{tmp_path / 's.yml'} already exists"
 
 
-def test_oc22_totals_through_their_own_loader(tmp_path):
+def test_oc22_totals_through_their_own_loader(tmp_path, real_data):
     """With lin_ref, the energies are those minus the references."""
-    if "DENS_DATA" not in os.environ:
-        pytest.skip("DENS_DATA is not set: the folder with oc22 and linref")
     import pickle
 
     from dens.data.store.lmdb import LmdbWriter
 
-    real = Path(os.environ["DENS_DATA"])
-    records = pickle.loads((real / "oc22" / "oc22_s2ef_16.pkl").read_bytes())
+    records = pickle.loads((real_data / "oc22" / "oc22_s2ef_16.pkl").read_bytes())
     with LmdbWriter(tmp_path / "train") as writer:
         for record in records:
             writer.write(record)
-    coeff = real / "linref" / "oc22_linfit_coeffs.npz"
+    coeff = real_data / "linref" / "oc22_linfit_coeffs.npz"
     train = {"format": "dens_oc22_lmdb", "lin_ref": str(coeff)}
     (tmp_path / "c.yml").write_text(yaml.safe_dump({"dataset": {"train": train}}))
     output = run("stats", tmp_path, "--config", tmp_path / "c.yml", "--cutoff", 6)

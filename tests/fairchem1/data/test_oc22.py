@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from pathlib import Path
 
@@ -149,12 +148,10 @@ def test_training(tmp_path, lin_ref):
     assert trainer.best_val_metric < 1e9
 
 
-@pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
-def test_real_frames(tmp_path):
-    root = Path(os.environ["DENS_DATA"])
-    with open(root / "oc22" / "oc22_s2ef_16.pkl", "rb") as file:
+def test_real_frames(tmp_path, real_data):
+    with open(real_data / "oc22" / "oc22_s2ef_16.pkl", "rb") as file:
         source = pickle.load(file)
-    lin_ref = str(root / "linref" / "oc22_linfit_coeffs.npz")
+    lin_ref = str(real_data / "linref" / "oc22_linfit_coeffs.npz")
     src = write(tmp_path / "train", source)
     dataset = load(src, lin_ref=lin_ref)
     coeff = np.load(lin_ref)["coeff"]

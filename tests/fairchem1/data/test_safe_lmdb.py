@@ -174,9 +174,8 @@ def test_the_reader_without_fairchem_yields_the_same_records(tmp_path):
             LmdbFolder(path)[1]
 
 
-@pytest.mark.skipif("DENS_DATA" not in os.environ, reason="DENS_DATA names no folder of real data")
-def test_real_frames(dataset):
-    frames = Path(os.environ["DENS_DATA"], "oc22", "oc22_s2ef_16.pkl")
+def test_real_frames(dataset, real_data):
+    frames = real_data / "oc22" / "oc22_s2ef_16.pkl"
     records = pickle.loads(frames.read_bytes())
     put(dataset, {str(i): pickle.dumps(data) for i, data in enumerate(records[:8])})
     ours, theirs = CheckedRecords(load(dataset), LEVELS), load(dataset, "lmdb")

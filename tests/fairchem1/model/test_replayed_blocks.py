@@ -6,18 +6,16 @@ import logging
 
 import pytest
 import torch
+from contracts.backbone import build, corrupted
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.models.base import HydraModel
 from helpers.live_capture import LiveCapture
 from helpers.precision import double, geometry_in_single, in_double
 from helpers.structures import make_batch
-from helpers.trainers import DENS, MODEL
+from helpers.trainers import MODEL
 
 from dens import transfer
-from dens.denoising.config import parse_config
-from dens.denoising.corruption import attach, corrupt
 from dens.fast.replay import replayed
-from dens.random import make_generator
 
 setup_imports()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,18 +32,8 @@ def graphs(monkeypatch):
 
 
 def model_of(cuda_graphs: bool, dtype=torch.float64, **backbone) -> HydraModel:
-    config = copy.deepcopy({k: v for k, v in MODEL.items() if k != "name"})
-    config["backbone"].update({**SETTINGS, **backbone}, cuda_graphs=cuda_graphs)
-    torch.manual_seed(0)
-    return HydraModel(**config).to(dtype).to(DEVICE)
-
-
-def corrupted(structures: int, step: int = 0):
-    batch = make_batch(structures)
-    config = parse_config({**DENS, "prob": 1.0, "corrupt_ratio": 0.5})
-    noise = corrupt(batch.pos, batch.batch, batch.natoms, config, make_generator(step, 0, 0))
-    attach(batch, noise, batch.forces)
-    return batch
+    settings = {**SETTINGS, **backbone, "cuda_graphs": cuda_graphs}
+    return build(MODEL, dtype, **settings).to(DEVICE)
 
 
 def step_of(model: HydraModel, batch, seed: int = 1) -> tuple[dict, dict]:
@@ -72,8 +60,8 @@ def assert_same(expected: dict, found: dict, tolerance: float) -> None:
 def test_steps_in_batches_of_several_sizes():
     with double():
         plain, joined = (geometry_in_single(model_of(flag).train()) for flag in (False, True))
-        for number, structures in enumerate((1, 3, 1, 2)):
-            batch = in_double(corrupted(structures, number)).to(DEVICE)
+        for structures in (1, 3, 1, 2):
+            batch = in_double(corrupted(make_batch(structures), corrupt_ratio=0.5)).to(DEVICE)
             (out, grads), (other, other_grads) = step_of(plain, batch), step_of(joined, batch)
             assert_same(out, other, 1e-10)
             assert_same(grads, other_grads, 1e-10)
@@ -83,7 +71,7 @@ def test_steps_in_batches_of_several_sizes():
 def test_heads_take_the_edges_of_the_atoms_in_the_loss():
     """Together they take as many as one head of a clean batch, to quarters of them."""
     model, shares = model_of(True, torch.float32).train(), {}
-    batch = corrupted(3).to(DEVICE)
+    batch = corrupted(make_batch(3), corrupt_ratio=0.5).to(DEVICE)
     for clean in (True, False):
         if clean:
             model(make_batch(3).to(DEVICE))
@@ -103,7 +91,7 @@ def test_dropout_draws_anew_in_each_step():
     """From the same seed the same numbers, from another one others."""
     with double():
         model = geometry_in_single(model_of(True, drop_path_rate=0.5, alpha_drop=0.1).train())
-        batch = in_double(corrupted(2)).to(DEVICE)
+        batch = in_double(corrupted(make_batch(2), corrupt_ratio=0.5)).to(DEVICE)
         step_of(model, batch)  # records
         first, again, other = (step_of(model, batch, seed)[0]["energy"] for seed in (1, 1, 2))
     assert len(model.backbone.blocks.replays) == 1

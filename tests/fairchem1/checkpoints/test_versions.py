@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoint_files import dens_trainer, save
+from helpers.comparisons import approximately
 from helpers.paths import TESTS
 from helpers.trainers import MODEL, write_dataset
 
@@ -75,7 +76,7 @@ def test_a_stored_checkpoint_is_resumed(stored, tmp_path, children_env):
     if not torch.__version__.startswith("2.4."):
         return  # its dropout draws other numbers than that of the torch that wrote the file
     for key, line in expected.items():
-        assert found[key] == pytest.approx(line, rel=1e-5), key
+        assert found[key] == approximately(line, rel=1e-5), key
 
 
 def test_a_stored_checkpoint_is_exported(stored, tmp_path):

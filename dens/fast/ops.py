@@ -155,8 +155,7 @@ def rotate_out(
 
         incoming = incoming or list_edges(target, n_atoms)
         return fused(values, weights, rotation, degrees, target, n_atoms, incoming)
-    joined = torch.cat(list(values), dim=1).unflatten(1, (sum(map(len, degrees)), -1))
-    return edges.rotate_out(joined, weights, rotation, target, n_atoms)
+    return edges.rotate_out(values, weights, rotation, target, n_atoms)
 
 
 def attention_logits(

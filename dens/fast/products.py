@@ -136,14 +136,16 @@ def _add_complex(grad: Tensor, dtype: torch.dtype, fused: bool) -> Tensor:
 
 
 class _ThreeProducts(FusedFunction):
+    """Each product is written where it belongs: another pass over it costs a tenth of one."""
+
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
         (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)
-        shared = (plus + minus) @ real.t()
         out = x.new_empty(len(x), len(weight))
         out_plus, out_minus = out.chunk(2, dim=1)
-        torch.addmm(shared, minus, (real + imaginary).t(), alpha=-1, out=out_plus)
-        torch.addmm(shared, plus, (imaginary - real).t(), out=out_minus)
+        torch.mm(plus + minus, real.t(), out=out_plus)  # shared by both
+        torch.addmm(out_plus, plus, (imaginary - real).t(), out=out_minus)
+        out_plus.addmm_(minus, (real + imaginary).t(), alpha=-1)
         return out
 
     def backward(ctx, grad):
@@ -151,11 +153,14 @@ class _ThreeProducts(FusedFunction):
         (plus, minus), (real, imaginary) = x.chunk(2, dim=1), weight.chunk(2)
         grad_plus, grad_minus = grad.chunk(2, dim=1)
         grad_sum = grad_plus + grad_minus
-        shared = grad_sum @ real
-        grad_x = torch.empty_like(x)
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         of_plus, of_minus = grad_x.chunk(2, dim=1)
-        torch.addmm(shared, grad_minus, imaginary - real, out=of_plus)
-        torch.addmm(shared, grad_plus, real + imaginary, alpha=-1, out=of_minus)
+        torch.mm(grad_sum, real, out=of_plus)
+        torch.addmm(of_plus, grad_plus, real + imaginary, alpha=-1, out=of_minus)
+        of_plus.addmm_(grad_minus, imaginary - real)
+        of_real, of_imaginary = grad_weight.chunk(2)
         first, second = grad_plus.t() @ plus, grad_minus.t() @ minus
-        third = grad_sum.t() @ (plus - minus)
-        return grad_x, torch.cat([first + second, third - first + second])
+        torch.add(first, second, out=of_real)
+        torch.mm(grad_sum.t(), plus - minus, out=of_imaginary)
+        of_imaginary.sub_(first).add_(second)
+        return grad_x, grad_weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,11 @@ def rotate_in(
 
 
 def rotate_out(
-    values: Tensor, weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
+    values: Sequence[Tensor], weights: Tensor, rotation: Tensor, target: Tensor, n_atoms: int
 ) -> Tensor:
-    """Compute :func:`dens.fast.ops.rotate_out` for joined orders: (n_edges, rows, channels)."""
-    values, weights, rotation = autocast_type(values, weights, rotation)
-    return _RotateOut.apply(values, weights, rotation, target, n_atoms)
+    """Compute :func:`dens.fast.ops.rotate_out`."""
+    weights, rotation, *values = autocast_type(weights, rotation, *values)
+    return _RotateOut.apply(weights, rotation, target, n_atoms, *values)
 
 
 class _RotateIn(FusedFunction):
@@ -105,31 +107,55 @@ def _orders(tensors: list[Tensor], rotated: Tensor, radial: Tensor, layout: Orde
 
 
 class _RotateOut(FusedFunction):
-    def forward(ctx, values, weights, rotation, target, n_atoms):
-        ctx.save_for_backward(values, weights, rotation, target)
-        values, n_out = values.contiguous(), rotation.shape[2]
-        out = values.new_zeros(n_atoms, n_out, values.shape[2])
-        weighted, message = _buffers(values, len(values), values.shape[2], values.shape[1], n_out)
+    def forward(ctx, weights, rotation, target, n_atoms, *values):
+        ctx.save_for_backward(weights, rotation, target, *values)
+        values, (rows, n_out) = _by_row(values, rotation), rotation.shape[1:]
+        width = values[0].shape[2]
+        out = rotation.new_zeros(n_atoms, n_out, width)
+        weighted, message = _buffers(out, len(target), width, rows, n_out)
         for piece, n in chunks(len(target), len(message)):
-            torch.mul(values[piece], _of_features(weights[piece], values), out=weighted[:n])
+            of_features = _of_features(weights[piece], width)
+            for value, part in zip(values, _like(values, weighted[:n]), strict=True):
+                torch.mul(value[piece], of_features, out=part)
             torch.bmm(rotation[piece].transpose(1, 2), weighted[:n], out=message[:n])
             _add_rows(out, target[piece], message[:n])
         return out
 
     def backward(ctx, grad_out):
-        values, weights, rotation, target = ctx.saved_tensors
-        values, grad_out = values.contiguous(), grad_out.contiguous()
-        grad_values, grad_weights = torch.empty_like(values), torch.empty_like(weights)
-        weighted, message = _buffers(values, len(values), values.shape[2], *rotation.shape[1:])
+        weights, rotation, target, *values = ctx.saved_tensors
+        grads = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in values]
+        values, of_values = _by_row(values, rotation), _by_row(grads, rotation)
+        grad_out, (rows, n_out), width = (
+            grad_out.contiguous(),
+            rotation.shape[1:],
+            values[0].shape[2],
+        )
+        grad_weights = torch.empty_like(weights)
+        weighted, products, message = _buffers(grad_out, len(target), width, rows, rows, n_out)
         for piece, n in chunks(len(target), len(message)):
             torch.index_select(grad_out, 0, target[piece], out=message[:n])
-            grads = torch.bmm(rotation[piece], message[:n], out=weighted[:n])
-            of_features = (grads * values[piece]).sum(dim=1)
-            torch.sum(of_features.view(n, weights.shape[1], -1), dim=2, out=grad_weights[piece])
-            torch.mul(grads, _of_features(weights[piece], values), out=grad_values[piece])
-        return grad_values, grad_weights, None, None, None
+            torch.bmm(rotation[piece], message[:n], out=weighted[:n])
+            of_features = _of_features(weights[piece], width)
+            parts = _like(values, weighted[:n]), _like(values, products[:n])
+            for value, of_value, part, product in zip(values, of_values, *parts, strict=True):
+                torch.mul(part, value[piece], out=product)
+                torch.mul(part, of_features, out=of_value[piece])
+            by_head = products[:n].sum(dim=1).view(n, weights.shape[1], -1)
+            torch.sum(by_head, dim=2, out=grad_weights[piece])
+        return grad_weights, None, None, None, *grads
 
 
-def _of_features(weights: Tensor, values: Tensor) -> Tensor:
-    """Repeat weights as contiguous (n, 1, heads * channels): few channels multiply slowly."""
-    return weights.repeat_interleave(values.shape[2] // weights.shape[1], dim=1)[:, None]
+def _by_row(values: Sequence[Tensor], rotation: Tensor) -> list[Tensor]:
+    """View the features of each order as (n_edges, rows of the order, width)."""
+    width = sum(value.shape[1] for value in values) // rotation.shape[1]
+    return [value.contiguous().unflatten(1, (-1, width)) for value in values]
+
+
+def _like(values: Sequence[Tensor], joined: Tensor) -> tuple[Tensor, ...]:
+    """Split rows as they are split over the orders."""
+    return joined.split([value.shape[1] for value in values], dim=1)
+
+
+def _of_features(weights: Tensor, width: int) -> Tensor:
+    """Repeat weights as contiguous (n, 1, width): few channels multiply slowly."""
+    return weights.repeat_interleave(width // weights.shape[1], dim=1)[:, None]

@@ -1,10 +1,12 @@
 """Count what a training step must compute and move, from the shapes; no GPU is needed.
 
     python -m benchmarks.floors --size M --structures 16
+    OMP_NUM_THREADS=1 python -m benchmarks.floors --size M --structures 1 --device cpu
 
 ``now`` are the bytes that the eager fast path reads and writes; ``floor`` those of the same
 operation as one kernel, each input read once and each output written once. Features of atoms stay
-in the L2 cache where they are gathered, so they count once for each atom.
+in the L2 cache where they are gathered, so they count once for each atom. On a CPU the matrix
+products are what counts, at the rate of a step's largest one, which is measured on one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from __future__ import annotations
 import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem: it supplies what fairchem imports
 import argparse
 
+import torch
+
 from benchmarks.arms import SIZES
+from benchmarks.measure import seconds_of, summary
 
 GAUSSIANS = 600  # of a distance
 ATOMS = 75  # of a structure
@@ -20,8 +25,11 @@ ATOMS = 75  # of a structure
 CEILINGS = {"copy": 3.0, "fp32": 50.0, "tf32": 380.0, "bf16": 700.0}
 
 
-def shapes(size: str, structures: int) -> dict:
+def shapes(size: str, structures: int, complex_products: int = 4) -> dict:
     """Return the numbers that the counts need, by short names.
+
+    Args:
+        complex_products: real products of a complex one, 4, or 3 on a CPU (Gauss).
 
     R, r: coefficients of atoms and of edges; W: radial weights; P: grid points; N: atoms; E: edges;
     C, H, V, A, F: channels of atoms, hidden, values, logits (all heads), feed-forward network.
@@ -38,6 +46,7 @@ def shapes(size: str, structures: int) -> dict:
         "side": s["grid_resolution"],
         "edge_channels": s["edge_channels"],
         "degrees": degrees,
+        "complex_products": complex_products,
         "R": (lmax + 1) ** 2,
         "r": degrees[0] + 2 * sum(degrees[1:]),
         "W": 2 * channels * sum(degrees),
@@ -56,7 +65,7 @@ def convolution(s: dict, width: int, out: int, extra: int) -> tuple[float, float
     """Count an SO(2) convolution of one edge: flops, numbers in, numbers out."""
     zero, *others = s["degrees"]
     flops = 2 * zero * width * (zero * out + extra)
-    flops += sum(8 * (n * width) * (n * out) for n in others)  # two signs, real and imaginary
+    flops += sum(2 * s["complex_products"] * (n * width) * (n * out) for n in others)
     return flops, s["r"] * width, s["r"] * out + extra
 
 
@@ -129,8 +138,7 @@ def table(size: str, structures: int, ceilings: dict[str, float] = CEILINGS) -> 
     """Format the counts of one layer, and of a step."""
     s, total = shapes(size, structures), [0.0] * 8
     lines = [
-        f"{size}, {structures} structures: {s['N']} atoms, {s['E']} edges, {s['r']} of {s['R']} "
-        f"rows, {s['P']} grid points; floors of one layer, forward and backward, ms",
+        f"{_described(size, structures, s)}; floors of one layer, forward and backward, ms",
         "",
         "| operation | Gflop | GB now | GB floor | fp32 | tf32 | bf16 | bytes now | bytes floor |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -139,12 +147,48 @@ def table(size: str, structures: int, ceilings: dict[str, float] = CEILINGS) -> 
         flop, now, floor = (o[k] + o[f"{k}_back"] for k in ("flop", "now", "floor"))
         times = [flop / ceilings[k] for k in ("fp32", "tf32", "bf16")]
         row = [flop, now, floor, *times, now / ceilings["copy"], floor / ceilings["copy"]]
-        # the vector heads together visit each edge once, as a layer's attention does
-        blocks = s["layers"] + (name not in _atom_operations(s))
-        total = [t + blocks * value for t, value in zip(total, row, strict=True)]
+        total = [t + _times(name, s) * value for t, value in zip(total, row, strict=True)]
         lines.append(f"| {name} | " + " | ".join(f"{value:.3g}" for value in row) + " |")
     cells = " | ".join(f"{value:.3g}" for value in total)
     return [*lines, f"| step (all layers and vector heads) | {cells} |"]
+
+
+def cpu_table(size: str, structures: int) -> list[str]:
+    """Format the arithmetic of a step, and its time on one thread of this CPU."""
+    s = shapes(size, structures, complex_products=3)
+    rate = products_per_second(s)
+    lines = [f"{_described(size, structures, s)}; arithmetic of one layer, forward and backward", ""]
+    lines += [f"| operation | Gflop | s at {rate:.0f} Gflop/s |", "|---|---|---|"]
+    total = 0.0
+    for name, o in operations(s).items():
+        flop = o["flop"] + o["flop_back"]
+        total += _times(name, s) * flop
+        lines.append(f"| {name} | {flop:.3g} | {flop / rate:.3g} |")
+    return [*lines, f"| step (all layers and vector heads) | {total:.3g} | {total / rate:.3g} |"]
+
+
+def products_per_second(s: dict, rounds: int = 20) -> float:
+    """Measure the largest matrix product of a step, that of m = 0: Gflop/s, upper quartile."""
+    width = s["degrees"][0]
+    n, k, m = s["E"], width * 2 * s["C"], s["A"] + (width + 1) * s["H"]
+    x, weight = torch.randn(n, k), torch.randn(m, k)
+    seconds = [seconds_of(lambda: x @ weight.t(), "cpu") for _ in range(rounds)]
+    return 2e-9 * n * k * m / summary(seconds)["low"]
+
+
+def _described(size: str, structures: int, s: dict) -> str:
+    return (
+        f"{size}, {structures} structures: {s['N']} atoms, {s['E']} edges, {s['r']} of {s['R']} "
+        f"rows, {s['P']} grid points"
+    )
+
+
+def _times(name: str, s: dict) -> int:
+    """Return how often a step does an operation of a layer.
+
+    The vector heads together visit each edge once, as a layer's attention does.
+    """
+    return s["layers"] + (name not in _atom_operations(s))
 
 
 def main() -> None:
@@ -154,8 +198,14 @@ def main() -> None:
     for name, value in CEILINGS.items():
         unit = "TB/s" if name == "copy" else "TFLOP/s"
         parser.add_argument(f"--{name}", type=float, default=value, help=f"{unit}  [{value:g}]")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of the floors")
     args = parser.parse_args()
-    print("\n".join(table(args.size, args.structures, vars(args))))
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+        lines = cpu_table(args.size, args.structures)
+    else:
+        lines = table(args.size, args.structures, vars(args))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

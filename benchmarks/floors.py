@@ -157,8 +157,8 @@ def cpu_table(size: str, structures: int) -> list[str]:
     """Format the arithmetic of a step, and its time on one thread of this CPU."""
     s = shapes(size, structures, complex_products=3)
     rate = products_per_second(s)
-    lines = [f"{_described(size, structures, s)}; arithmetic of one layer, forward and backward", ""]
-    lines += [f"| operation | Gflop | s at {rate:.0f} Gflop/s |", "|---|---|---|"]
+    head = f"{_described(size, structures, s)}; arithmetic of one layer, forward and backward"
+    lines = [head, "", f"| operation | Gflop | s at {rate:.0f} Gflop/s |", "|---|---|---|"]
     total = 0.0
     for name, o in operations(s).items():
         flop = o["flop"] + o["flop_back"]

@@ -51,7 +51,8 @@ class Results:
 
     def of(self, variant: str, arm: str) -> dict[int, Mapping]:
         """Return the finished results of a variant and arm, by seed."""
-        runs = {seed: self.by_run.get((variant, arm, seed)) for seed in self.study.seeds}
+        seeds = self.study.seeds_of(variant)
+        runs = {seed: self.by_run.get((variant, arm, seed)) for seed in seeds}
         return {seed: result for seed, result in runs.items() if result}
 
     def errors(self, row: tuple, weights: str, error: str) -> dict[int, float]:
@@ -63,7 +64,7 @@ class Results:
     def missing(self) -> list[str]:
         """Return the names of the runs without a result."""
         places = dict.fromkeys((variant, arm) for variant, _, arm in self.rows)
-        names = [(v, a, s) for v, a in places for s in self.study.seeds]
+        names = [(v, a, s) for v, a in places for s in self.study.seeds_of(v)]
         return [f"{v}-{a}-seed{s}" for v, a, s in names if (v, a, s) not in self.by_run]
 
 
@@ -78,7 +79,7 @@ def error_table(results: Results, weights: str) -> str:
         runs = results.of(row[0], row[2])
         if not runs:
             continue
-        line = [*row, f"{len(runs)} of {len(results.study.seeds)}"]
+        line = [*row, f"{len(runs)} of {len(results.study.seeds_of(row[0]))}"]
         for error in ERRORS:
             ours = results.errors(row, weights, error)
             base = results.errors((*row[:2], results.study.reference), weights, error)
@@ -238,7 +239,7 @@ def changes(studies: Mapping[str, tuple[Study, Sequence[Mapping]]]) -> list[Chan
                     tuple(results.errors(row, "best", error) for row in rows) for error in ERRORS
                 ]
                 if common := pairs[0][0].keys() & pairs[0][1].keys():
-                    seeds = f"{len(common)} of {len(study.seeds)}"
+                    seeds = f"{len(common)} of {len(study.seeds_of(variant))}"
                     place = (name, variant, settings.structures, epochs[variant])
                     group.append(Change(*place, arm, seeds, pairs))
             if group:

@@ -52,6 +52,7 @@ class Arm(Part):
 class Variant(Part):
     structures: int | None = Field(None, ge=1, description="that training has, for the overview")
     tests: dict[str, str] = Field({}, description="folder by name of a test set")
+    seeds: list[int] | None = Field(None, min_length=1, description="those of the study by default")
 
     @property
     def measured_on(self) -> list[str]:
@@ -80,8 +81,9 @@ class Study(Part):
     def _consistent(self) -> Study:
         if self.reference not in self.arms:
             raise ValueError(f"reference must be one of the arms {[*self.arms]}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must differ, got {self.seeds}")
+        for seeds in [self.seeds, *map(self.seeds_of, self.variants)]:
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"seeds must differ, got {seeds}")
         for name, arm in self.arms.items():
             if not {*(arm.variants or [])} <= {*self.variants}:
                 raise ValueError(
@@ -99,6 +101,10 @@ class Study(Part):
         if bad:
             raise ValueError(f"names of arms and variants must be identifiers, got {bad[0]!r}")
         return self
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """Return the seeds that a variant is run for."""
+        return self.variants[variant].seeds or self.seeds
 
     def arms_of(self, variant: str) -> list[str]:
         """Return the names of the arms that are run for a variant."""
@@ -164,8 +170,11 @@ def expand(name: str, study: Study) -> list[Run]:
             to be taken without.
     """
     runs = []
-    for seed in study.seeds:
-        for variant_name, variant in study.variants.items():
+    seeds = dict.fromkeys(seed for name in study.variants for seed in study.seeds_of(name))
+    for seed in seeds:
+        variants = [name for name in study.variants if seed in study.seeds_of(name)]
+        for variant_name in variants:
+            variant = study.variants[variant_name]
             for arm_name in study.arms_of(variant_name):
                 arm, settings = study.arms[arm_name], {}
                 for part in (

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from helpers.trainers import DENS, MODEL, trainer_config, write_dataset
 
 from experiments import run as runner_module
-from experiments.report import paired_difference, write_report
+from experiments.report import Results, paired_difference, write_report
 from experiments.study import ROOT, expand, load_study
 
 pytestmark = pytest.mark.slow
@@ -169,6 +169,20 @@ def test_runs_are_configs_times_overrides_times_seeds(two_arms):
     assert invoke("--list").output.splitlines()[3] == "done   all-other-seed1"
 
 
+def test_a_variant_has_seeds_of_its_own(tmp_path):
+    variants = {"all": {"tests": {"test": "x"}}, "few": {"tests": {"test": "x"}, "seeds": [1, 5]}}
+    arms = {"reference": {"config": str(tmp_path / "tiny.yml")}}
+    path = write_study(tmp_path, arms=arms, reference="reference", seeds=[0, 1], variants=variants)
+    study = load_study(path)
+    names = [run.name for run in expand(path.stem, study)]
+    both = ["all-reference-seed1", "few-reference-seed1"]
+    assert names == ["all-reference-seed0", *both, "few-reference-seed5"]
+    results = [{"variant": "few", "arm": "reference", "seed": seed} for seed in (0, 1)]
+    found = Results(study, results)
+    assert list(found.of("few", "reference")) == [1]
+    assert found.missing() == [*names[:2], "few-reference-seed5"]
+
+
 def test_finished_runs_are_skipped_and_results_of_other_settings_refused(two_arms, monkeypatch):
     runs, invoke, keep, folder = two_arms
     begun = []
@@ -313,6 +327,7 @@ def _arm_of(*variants: str) -> dict:
         ({"reference": "none"}, "reference must be one of the arms"),
         ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
         ({"seeds": []}, "seeds: List should have at least 1 item"),
+        ({"variants": {"all": {"seeds": [2, 2]}}}, "seeds must differ, got [2, 2]"),
         ({"sgima": 0.1}, "sgima: Extra inputs are not permitted, got 0.1"),
         ({"variants": {"a-b": {"tests": {"t": "x"}}}}, "must be identifiers, got 'a-b'"),
         ({"arms": {"dens": {}}}, "arms.dens.config: Field required"),

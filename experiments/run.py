@@ -7,6 +7,7 @@ run is ``experiments/results/STUDY/RUN.json``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -185,25 +186,33 @@ def describe_host() -> dict:
 
 
 def prepare_data(study: Study, source: Path | None) -> None:
-    """Make the missing data folders.
+    """Make the missing data folders; if another process is at it, wait until it has done so.
 
     Raises:
         ClickException: a command failed, or needs ``--data``.
     """
-    for folder, command in study.data.items():
-        if (ROOT / folder).exists():
-            continue
-        if "{source}" in command and source is None:
-            raise click.ClickException(
-                f"{folder} is missing and made from data of yours: give --data PATH, or set "
-                f"{DATA_VARIABLE}, to the folder with them"
-            )
-        program, *words = (word.format(source=source) for word in shlex.split(command))
-        start = ["-c", LAUNCHER] if program == "dens" else ["-m", program]
-        click.echo(f"{folder}: made by {command}")
-        done = subprocess.run([sys.executable, *start, *words], cwd=ROOT)
-        if done.returncode:
-            raise click.ClickException(f"{folder}: {command} ended with {done.returncode}")
+    if all((ROOT / folder).exists() for folder in study.data):
+        return
+    (ROOT / "data").mkdir(exist_ok=True)
+    with open(ROOT / "data" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for folder, command in study.data.items():
+            if not (ROOT / folder).exists():
+                _make_data(folder, command, source)
+
+
+def _make_data(folder: str, command: str, source: Path | None) -> None:
+    if "{source}" in command and source is None:
+        raise click.ClickException(
+            f"{folder} is missing and made from data of yours: give --data PATH, or set "
+            f"{DATA_VARIABLE}, to the folder with them"
+        )
+    program, *words = (word.format(source=source) for word in shlex.split(command))
+    start = ["-c", LAUNCHER] if program == "dens" else ["-m", program]
+    click.echo(f"{folder}: made by {command}")
+    done = subprocess.run([sys.executable, *start, *words], cwd=ROOT)
+    if done.returncode:
+        raise click.ClickException(f"{folder}: {command} ended with {done.returncode}")
 
 
 def run_all(runner: Runner, runs: list[Run], jobs: int) -> None:

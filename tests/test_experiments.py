@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLong  # the built-in one from Python 3.11
 from pathlib import Path
 
 import click
@@ -367,6 +369,22 @@ def test_keys_that_no_run_takes_from_its_config(tmp_path):
     path.write_text(path.read_text().replace("dens.sigma", "dens.none"))
     with pytest.raises(click.ClickException, match=r"tiny.yml has no key optim.dens.none"):
         expand("tiny_study", load_study(path))
+
+
+def test_data_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
+    """Two commands for one study at once: the second finds what the first has made."""
+    monkeypatch.setattr(runner_module, "ROOT", tmp_path)
+    study = load_study(write_study(tmp_path, data={"data/slabs": "experiments.none"}))
+    with pytest.raises(click.ClickException, match=r"data/slabs: .* ended with 1"):
+        runner_module.prepare_data(study, None)
+    with ThreadPoolExecutor(1) as pool:
+        with open(tmp_path / "data" / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            second = pool.submit(runner_module.prepare_data, study, None)
+            with pytest.raises(TooLong):
+                second.result(timeout=1)
+            (tmp_path / "data" / "slabs").mkdir()
+        second.result()
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -378,6 +378,9 @@ TABLE = {
     ),
     "python -m benchmarks.kernels_sm90": Run("softmax", says="| softmax, backward | bf16 |"),
     "python -m benchmarks.floors --size M --structures 16": Run(says="SO(2) convolution 2"),
+    "OMP_NUM_THREADS=1 python -m benchmarks.floors --size M --structures 1 --device cpu": Run(
+        says="Gflop/s"
+    ),
     "python -m benchmarks.data": Run(
         "--help", says="--data", reason="makes and converts 2,000 slabs"
     ),

@@ -125,12 +125,8 @@ class _RotateOut(FusedFunction):
         weights, rotation, target, *values = ctx.saved_tensors
         grads = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in values]
         values, of_values = _by_row(values, rotation), _by_row(grads, rotation)
-        grad_out, (rows, n_out), width = (
-            grad_out.contiguous(),
-            rotation.shape[1:],
-            values[0].shape[2],
-        )
-        grad_weights = torch.empty_like(weights)
+        grad_out, grad_weights = grad_out.contiguous(), torch.empty_like(weights)
+        (rows, n_out), width = rotation.shape[1:], grad_out.shape[2]
         weighted, products, message = _buffers(grad_out, len(target), width, rows, rows, n_out)
         for piece, n in chunks(len(target), len(message)):
             torch.index_select(grad_out, 0, target[piece], out=message[:n])

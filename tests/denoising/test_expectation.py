@@ -15,7 +15,7 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
     ("settings", "epochs", "said"),
     [
         ({"prob": 0.0}, 4, []),
-        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +14 %"]),
+        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +15 %"]),
         ({}, 50, ["950 structures in 50 epochs: between the lengths that were measured"]),
         ({}, 120, ["950 structures in 120 epochs: DeNS lowered the force errors"]),
         (

@@ -34,7 +34,7 @@ def check_expectation(dens: DeNSConfig, structures: int, epochs: float, findings
         told = "DeNS changed the force errors by -7 to +2 % in runs so short with half of it clean"
     else:
         told = (
-            "DeNS changed the force errors by -5 to +14 % in runs so short, and by -7 to +2 % with "
+            "DeNS changed the force errors by -5 to +15 % in runs so short, and by -7 to +2 % with "
             "clean_end: auto (optim.dens.clean_end)"
         )
     findings.ok("denoising", f"{run}: {told}; measured with {SIZES}")

@@ -167,12 +167,12 @@ def cpu_table(size: str, structures: int) -> list[str]:
     return [*lines, f"| step (all layers and vector heads) | {total:.3g} | {total / rate:.3g} |"]
 
 
-def products_per_second(s: dict, rounds: int = 20) -> float:
+def products_per_second(s: dict) -> float:
     """Measure the largest matrix product of a step, that of m = 0: Gflop/s, upper quartile."""
     width = s["degrees"][0]
     n, k, m = s["E"], width * 2 * s["C"], s["A"] + (width + 1) * s["H"]
     x, weight = torch.randn(n, k), torch.randn(m, k)
-    seconds = [seconds_of(lambda: x @ weight.t(), "cpu") for _ in range(rounds)]
+    seconds = [seconds_of(lambda: x @ weight.t(), "cpu") for _ in range(20)]
     return 2e-9 * n * k * m / summary(seconds)["low"]
 
 

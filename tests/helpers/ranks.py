@@ -4,6 +4,7 @@ import dens.fairchem1  # noqa: F401  # isort: skip  # before fairchem, in the sp
 import datetime
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from fairchem.core.common import gp_utils
@@ -15,7 +16,6 @@ from dens.fairchem1 import DeNSTrainer
 from dens.fields import DENOISING_FIELDS, select_rows
 from dens.patching import replaced
 from dens.random import make_generator
-from helpers.comparisons import approximately
 from helpers.stress_settings import decomposed
 from helpers.structures import make_structure
 from helpers.trainers import DENS, trainer_config
@@ -115,7 +115,7 @@ def gradients_with_fixed_frames(rank, src, split, corrupted, model) -> dict:
 
 def assert_same(grads, reference, tolerance=1e-5):
     metrics, expected = grads.pop("metrics"), dict(reference)
-    assert metrics == approximately(expected.pop("metrics"), rel=1e-4)
+    assert metrics == pytest.approx(expected.pop("metrics"), rel=1e-4)
     largest = max(abs(g).max() for g in expected.values())
     for name, grad in expected.items():
         error = abs(grads[name] - grad).max()

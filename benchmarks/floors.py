@@ -197,14 +197,17 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=16, help="in a batch")
     for name, value in CEILINGS.items():
         unit = "TB/s" if name == "copy" else "TFLOP/s"
-        parser.add_argument(f"--{name}", type=float, default=value, help=f"{unit}  [{value:g}]")
+        parser.add_argument(f"--{name}", type=float, help=f"{unit}  [{value:g}]")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of the floors")
     args = parser.parse_args()
+    given = {name: getattr(args, name) for name in CEILINGS if getattr(args, name) is not None}
+    if args.device == "cpu" and given:
+        parser.error(f"--{next(iter(given))} is of a GPU: with --device cpu the rate is measured")
     if args.device == "cpu":
         torch.set_num_threads(1)
         lines = cpu_table(args.size, args.structures)
     else:
-        lines = table(args.size, args.structures, vars(args))
+        lines = table(args.size, args.structures, {**CEILINGS, **given})
     print("\n".join(lines))
 
 

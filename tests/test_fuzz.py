@@ -115,7 +115,7 @@ CONFIGS = st.builds(
     sigmas=SIGMAS,
     ratio=st.none() | st.sampled_from([1e-9, 0.3, 0.5, 1.0]),
     prob=st.sampled_from([0.0, 0.5, 1.0]),
-    corrupt_fixed_atoms=st.booleans(),
+    corrupt_fixed_atoms=st.sampled_from([True, False, "only"]),
     granularity=st.sampled_from(["structure", "batch"]),
     exclude_md=st.sampled_from([False, "if_marked"]),
     min_num_atoms=st.none() | st.integers(1, 5),
@@ -179,8 +179,8 @@ def test_corruption(config, given_batch, by_structure):
     assert torch.equal(found.sigma > 0, corrupted)
     assert eligible.shape == natoms.shape
     assert not corrupted[~eligible].any()
-    if not config.corrupt_fixed_atoms:
-        assert not found.noise_mask[fixed].any()
+    if config.corrupt_fixed_atoms is not True:
+        assert not found.noise_mask[fixed != (config.corrupt_fixed_atoms == "only")].any()
     if config.prob == 0:
         assert not found.noise_mask.any()
     if config.max_force_norm is not None:

@@ -66,8 +66,11 @@ class DeNSConfig(BaseModel):
     corrupt_ratio: float | None = _share(
         "r_DeNS: probability that an atom of a corrupted structure gets noise; null: all atoms"
     )
-    corrupt_fixed_atoms: bool = setting(
-        "true or false", "whether fixed atoms may get noise too", default=False
+    corrupt_fixed_atoms: bool | Literal["only"] = setting(
+        "true, false or 'only'",
+        "whether fixed atoms may get noise too; only: they alone, so that no atom loses its force "
+        "target",
+        default=False,
     )
     reduction: Literal["joint", "separate"] = setting(
         "'joint' or 'separate'",

@@ -155,7 +155,7 @@ def corrupt(
         batch: (n_atoms,), index of the structure of each atom.
         natoms: (n_structures,), number of atoms of each structure.
         draws: the random numbers, or a generator to draw them from.
-        fixed: (n_atoms,), nonzero for atoms that stay out of C unless ``corrupt_fixed_atoms``.
+        fixed: (n_atoms,), nonzero for fixed atoms, see ``corrupt_fixed_atoms``; None is none.
         eligible: (n_structures,) bool, see :func:`eligible_structures`; None is all.
 
     Returns:
@@ -175,8 +175,9 @@ def corrupt(
     if eligible is not None:
         chosen = chosen & eligible
     mask = mask & chosen[batch]
-    if fixed is not None and not config.corrupt_fixed_atoms:
-        mask = mask & (fixed == 0)
+    if config.corrupt_fixed_atoms is not True:
+        held = torch.zeros_like(mask) if fixed is None else fixed != 0
+        mask = mask & (held == (config.corrupt_fixed_atoms == "only"))
     if config.strict_max_ratio is not None:
         within = _count(mask, batch, n_structures) <= config.strict_max_ratio * natoms
         mask = mask & within[batch]

@@ -26,7 +26,7 @@ BAD = [
     (without(reduction="mean"), "reduction must be 'joint' or 'separate', got 'mean'"),
     (without(granularity="atom"), "granularity must be 'structure' or 'batch', got 'atom'"),
     (without(exclude_md="yes"), "exclude_md must be true, false or 'if_marked', got 'yes'"),
-    (without(corrupt_fixed_atoms=1), "corrupt_fixed_atoms must be true or false, got 1"),
+    (without(corrupt_fixed_atoms=1), "corrupt_fixed_atoms must be true, false or 'only', got 1"),
     (without(denoising_coefficient=-1), "denoising_coefficient must be a number >= 0, got -1"),
     (without(sigm=0.1), "unknown key sigm = 0.1 (optim.dens.sigm): did you mean sigma?"),
     (without(qqq=1), "unknown key qqq = 1 (optim.dens.qqq): the keys are prob, "),

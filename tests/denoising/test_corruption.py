@@ -21,6 +21,7 @@ VARIANTS = {
     "all atoms": {},
     "partial": {"corrupt_ratio": 0.5},
     "partial, fixed too": {"corrupt_ratio": 0.5, "corrupt_fixed_atoms": True},
+    "fixed alone": {"corrupt_ratio": 0.5, "corrupt_fixed_atoms": "only"},
     "some structures": {"prob": 0.5, "corrupt_ratio": 0.5},
     "whole batches": {"prob": 0.5, "granularity": "batch"},
     "ladder": {"sigma": None, "sigma_low": 0.01, "sigma_high": 0.3, "num_sigmas": 4},
@@ -49,8 +50,8 @@ def test_invariants(settings, dtype, seed):
     assert torch.equal(c.pos - original, c.noise)
     assert torch.equal(c.noise[~c.noise_mask], torch.zeros_like(c.noise[~c.noise_mask]))
     assert (c.noise[c.noise_mask] != 0).any(dim=1).all()
-    if not config.corrupt_fixed_atoms:
-        assert not c.noise_mask[batch.fixed == 1].any()
+    if config.corrupt_fixed_atoms is not True:
+        assert not c.noise_mask[(batch.fixed == 1) != (config.corrupt_fixed_atoms == "only")].any()
     for s in range(6):
         atoms = batch.batch == s
         hit = c.noise_mask[atoms]

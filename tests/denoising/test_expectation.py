@@ -1,10 +1,14 @@
-"""What `dens check` says about the length of a training with DeNS."""
+"""What `dens check` says about the length of a training with DeNS, and about data without use."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+from helpers.structures import make_structure
 
 from dens.denoising.config import parse_config
+from dens.runs.check.corruption import check_denoising
 from dens.runs.check.expectation import check_expectation
 from dens.runs.check.findings import Findings
 
@@ -32,3 +36,16 @@ def test_what_is_said(settings, epochs, said):
     assert [line.level for line in findings.lines] == ["ok"] * len(said)
     for line, part in zip(findings.lines, said, strict=True):
         assert part in line.detail
+
+
+@pytest.mark.parametrize(
+    ("setting", "fixed", "lacking"), [("only", 0, "fixed"), (False, 1, "free")]
+)
+def test_data_without_an_atom_to_corrupt(setting, fixed, lacking):
+    record = make_structure(np.random.default_rng(0))
+    record.fixed = torch.full_like(record.fixed, fixed)
+    findings = Findings()
+    check_denoising(parse_config({**BASE, "corrupt_fixed_atoms": setting}), [record], findings)
+    (line,) = findings.lines
+    assert line.level == "warn"
+    assert f"nothing, but they have hardly a {lacking} atom (optim.dens)" in line.detail

@@ -50,10 +50,11 @@ def check_denoising(dens: DeNSConfig, records: Sequence[Any], findings: Findings
         for name in EXCLUDING
         if getattr(dens, name)
     )
+    kind = "fixed" if dens.corrupt_fixed_atoms == "only" else "free"
     findings.warn(
         "denoising",
         f"only {share:.0%} of the sampled structures can ever be corrupted, so DeNS would hardly "
-        f"be trained; excluded by: {reasons or 'nothing, but they have hardly a free atom'} "
+        f"be trained; excluded by: {reasons or f'nothing, but they have hardly a {kind} atom'} "
         "(optim.dens)",
     )
 

@@ -15,6 +15,7 @@ RECIPES = {
     "separate": {"reduction": "separate"},
     "all atoms": {"corrupt_ratio": None},
     "fixed too": {"corrupt_fixed_atoms": True},
+    "fixed alone": {"corrupt_fixed_atoms": "only", "reduction": "separate"},
     "ladder": LADDER,
     "whole batch": {"granularity": "batch", "prob": 1.0},
     "never": {"prob": 0.0},

@@ -200,14 +200,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, help=f"{unit}  [{value:g}]")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of the floors")
     args = parser.parse_args()
-    given = {name: getattr(args, name) for name in CEILINGS if getattr(args, name) is not None}
-    if args.device == "cpu" and given:
+    given = {name: value for name in CEILINGS if (value := getattr(args, name)) is not None}
+    if args.device == "cuda":
+        lines = table(args.size, args.structures, {**CEILINGS, **given})
+    elif given:
         parser.error(f"--{next(iter(given))} is of a GPU: with --device cpu the rate is measured")
-    if args.device == "cpu":
+    else:
         torch.set_num_threads(1)
         lines = cpu_table(args.size, args.structures)
-    else:
-        lines = table(args.size, args.structures, {**CEILINGS, **given})
     print("\n".join(lines))
 
 

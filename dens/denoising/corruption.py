@@ -177,7 +177,7 @@ def corrupt(
     mask = mask & chosen[batch]
     if config.corrupt_fixed_atoms is not True:
         held = torch.zeros_like(mask) if fixed is None else fixed != 0
-        mask = mask & (held == (config.corrupt_fixed_atoms == "only"))
+        mask = mask & (held if config.corrupt_fixed_atoms == "only" else ~held)
     if config.strict_max_ratio is not None:
         within = _count(mask, batch, n_structures) <= config.strict_max_ratio * natoms
         mask = mask & within[batch]

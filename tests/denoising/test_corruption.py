@@ -72,6 +72,14 @@ def test_excluded_structures_are_untouched():
     assert torch.equal(c.noise_mask, eligible[batch.batch] & (batch.fixed == 0))
 
 
+def test_without_marks_no_atom_is_fixed(batch):
+    settings = [{**BASE, "corrupt_fixed_atoms": atoms} for atoms in (False, "only")]
+    structures = batch.pos, batch.batch, batch.natoms
+    free, fixed = (corrupt(*structures, parse_config(s), make_generator(0)) for s in settings)
+    assert free.noise_mask.all()
+    assert not fixed.noise_mask.any()
+
+
 def test_structures_that_a_host_rules_out_are_untouched(batch):
     config = parse_config({"prob": 1.0, "denoising_coefficient": 1.0, "sigma": 0.1})
     batch.corruptible = torch.tensor([True, False, True])

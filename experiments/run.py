@@ -274,7 +274,8 @@ def main(name, jobs, data, only, show, report, studies, folder, results, out) ->
         for run in runs:
             click.echo(f"{'done' if run.name in found else 'to do':<6} {run.name}")
     elif report:
-        from experiments.report import write_overview, write_report
+        from experiments.report.overview import write_overview
+        from experiments.report.results import write_report
 
         write_overview(_all_results(studies, results), out)
         write_report(name, study, [*found.values()], out)

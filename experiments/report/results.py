@@ -1,39 +1,18 @@
-"""Write the report of a study, and a table over all studies, between markers of a Markdown file."""
+"""Write the report of a study: its errors, costs and figure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from scipy.stats import t as student
-
-from experiments.study import Study, expand
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import LogLocator
 
-ERRORS = {"forces_mae": "forces, meV/Å", "energy_mae": "energy, meV"}
+from experiments.report.tables import ERRORS, difference, save_figure, spread, table, write_part
+from experiments.study import Study
+
 WEIGHTS = {"best": "Best checkpoint by validation", "final": "Last step, raw weights"}
-BySeed = Mapping[int, float]
-
-
-def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
-    r"""Return the mean difference over common seeds, and half the width of its 95 % interval.
-
-    .. math:: \bar d \pm t_{n-1,\,0.975}\, s_d / \sqrt{n}, \qquad d_s = a_s - b_s
-
-    Without a common seed both are NaN; with one, the interval is NaN.
-    """
-    d = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
-    if len(d) < 2:
-        return float(d.sum()) if len(d) else np.nan, np.nan
-    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
-    return float(d.mean()), float(half)
 
 
 class Results:
@@ -89,35 +68,6 @@ def error_table(results: Results, weights: str) -> str:
     return table(head + [cell for unit in ERRORS.values() for cell in (unit, "difference")], lines)
 
 
-def spread(values: BySeed) -> str:
-    """Format mean ± standard deviation."""
-    x = np.array([*values.values()])
-    if len(x) < 2:
-        return f"{x[0]:.1f}"
-    return f"{x.mean():.1f} ± {x.std(ddof=1):.1f}"
-
-
-def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
-    """Format the paired difference, with its interval, and in per cent of the reference's mean.
-
-    Args:
-        bold: set in bold if the interval excludes zero.
-    """
-    mean, half = paired_difference(ours, base)
-    if np.isnan(mean):
-        return "missing"
-    interval = "one seed" if np.isnan(half) else f"{mean - half:+.1f} to {mean + half:+.1f}"
-    text = f"{mean:+.1f} [{interval}], {100 * relative_difference(ours, base)[0]:+.0f} %"
-    return f"**{text}**" if bold and abs(mean) > half else text
-
-
-def relative_difference(ours: BySeed, base: BySeed) -> tuple[float, float]:
-    """Return paired difference and interval, divided by the reference's mean over those seeds."""
-    whole = float(np.mean([base[seed] for seed in ours.keys() & base.keys()]))
-    mean, half = paired_difference(ours, base)
-    return mean / whole, half / whole
-
-
 def cost_table(results: Results) -> str:
     """Format steps, parameters and time of training."""
     head = ["variant", "arm", "steps", "parameters", "CPU minutes", "of reference's", "restarts"]
@@ -148,12 +98,6 @@ def denoising_table(results: Results) -> str:
             means = [np.mean([noise[test][sigma][key] for noise in found]) for key in keys]
             lines.append([variant, test, arm, sigma, *(f"{mean:.4f}" for mean in means)])
     return table(head, lines) if lines else ""
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence]) -> str:
-    """Format a Markdown table."""
-    lines = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -187,7 +131,7 @@ def draw(results: Results, path: Path) -> None:
         curves.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 5, 7)))
         curves.yaxis.set_minor_formatter("{x:g}")
         curves.set_axis_on()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -> None:
@@ -206,94 +150,4 @@ def write_report(name: str, study: Study, found: Sequence[Mapping], out: Path) -
         hosts = {f"{h['gpu'] or h['cpu']}, torch {h['torch']}" for h in (r["host"] for r in found)}
         commits = ", ".join(sorted({run["commit"] for run in found}))
         parts.append(f"One thread each on {'; '.join(sorted(hosts))}. Commits: {commits}.")
-    _write_part(out, f"study {name}", parts)
-
-
-class Change(NamedTuple):
-    """Change by an arm of a study, against the reference, for one variant."""
-
-    study: str
-    variant: str
-    structures: int
-    epochs: int
-    arm: str
-    seeds: str
-    pairs: list[tuple[BySeed, BySeed]]  # for each of ERRORS: with the arm, and the reference's
-
-
-def changes(studies: Mapping[str, tuple[Study, Sequence[Mapping]]]) -> list[Change]:
-    """Collect the changes by the arms of ``overview``, the variant with the largest gain first.
-
-    Measured at the best checkpoint, on the first test set of each variant; those with a seed in
-    common with the reference.
-    """
-    found = []
-    for name, (study, measured) in studies.items():
-        results = Results(study, measured)
-        epochs = {run.variant: run.config["optim"]["max_epochs"] for run in expand(name, study)}
-        for variant, settings in study.variants.items():
-            group = []
-            for arm in study.overview:
-                rows = [(variant, settings.measured_on[0], a) for a in (arm, study.reference)]
-                pairs = [
-                    tuple(results.errors(row, "best", error) for row in rows) for error in ERRORS
-                ]
-                if common := pairs[0][0].keys() & pairs[0][1].keys():
-                    seeds = f"{len(common)} of {len(study.seeds_of(variant))}"
-                    place = (name, variant, settings.structures, epochs[variant])
-                    group.append(Change(*place, arm, seeds, pairs))
-            if group:
-                found.append(group)
-    found.sort(key=lambda group: relative_difference(*group[0].pairs[0])[0])
-    return [change for group in found for change in group]
-
-
-def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: Path) -> None:
-    """Replace the table over all studies in `out`, or append it; write the figure beside it."""
-    found = changes(studies)
-    if not found:
-        return
-    head = ["study", "variant", "structures", "epochs", "arm", "seeds", *ERRORS.values()]
-    lines = [
-        [c.study, c.variant, f"{c.structures:,}", c.epochs, c.arm, c.seeds]
-        + [difference(*pair, bold=True) for pair in c.pairs]
-        for c in found
-    ]
-    image = Path("results", "overview.png")
-    draw_overview(found, out.parent / image)
-    _write_part(out, "overview", [table(head, lines), f"![Change by DeNS]({image})"])
-
-
-def draw_overview(found: Sequence[Change], path: Path) -> None:
-    """Draw the relative change of force errors against the number of epochs, for each arm."""
-    figure, axis = plt.subplots(figsize=(7, 4))
-    for i, arm in enumerate(dict.fromkeys(change.arm for change in found)):
-        own = [change for change in found if change.arm == arm]
-        percents, bars = 100 * np.array([relative_difference(*c.pairs[0]) for c in own]).T
-        x = [change.epochs * (1 + 0.06 * i) for change in own]  # side by side
-        axis.errorbar(x, percents, bars, fmt="o", capsize=2, color=f"C{i}", label=arm)
-    axis.axhline(0, color="gray", linewidth=1)
-    axis.set(xscale="log", xlabel="epochs", ylabel="force errors against the baseline, %")
-    axis.set_ylim(max(axis.get_ylim()[0], -60), min(axis.get_ylim()[1], 60))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.legend()
-    _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def _write_part(out: Path, name: str, parts: Sequence[str]) -> None:
-    """Replace the text between the markers `name`, or append it."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    section = "\n\n".join([begin, *parts, end])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = out.read_text(encoding="utf-8") if out.exists() else "# Results\n"
-    if begin not in text:
-        text = f"{text.rstrip()}\n\n{begin}{end}\n"
-    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-    out.write_text(re.sub(pattern, lambda _: section, text, flags=re.DOTALL), encoding="utf-8")
+    write_part(out, f"study {name}", parts)

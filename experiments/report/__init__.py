@@ -1,0 +1,1 @@
+"""Reports of studies, written into Markdown files: tables and figures."""

@@ -33,10 +33,18 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
 )
 def test_what_is_said(settings, epochs, said):
     findings = Findings()
-    check_expectation(parse_config({**BASE, **settings}), 950, epochs, findings)
+    check_expectation(parse_config({**BASE, **settings}), 950, epochs, False, findings)
     assert [line.level for line in findings.lines] == ["ok"] * len(said)
     for line, part in zip(findings.lines, said, strict=True):
         assert part in line.detail
+
+
+def test_what_is_said_of_fine_tuning():
+    findings = Findings()
+    check_expectation(parse_config(BASE), 200, 80, True, findings)
+    (line,) = findings.lines
+    assert "200 structures in 80 epochs: DeNS changed the force errors by 0 to +15 %" in line.detail
+    assert "in fine-tuning" in line.detail
 
 
 @pytest.mark.parametrize(

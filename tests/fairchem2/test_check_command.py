@@ -58,6 +58,7 @@ def test_shipped_configs_are_sound(name, root, uma):
     assert "\nerror" not in f"\n{output}"
     assert "ok     step: loss" in output, output
     assert ("denoising: " in output) == ("baseline" not in name and name != "esen_demo")
+    assert ("by 0 to +15 % in fine-tuning" in output) == (name == "uma_finetune")
     if name.startswith("uma"):
         assert "heads and scales are those of the pretrained model" in output
 

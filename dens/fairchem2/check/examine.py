@@ -142,7 +142,8 @@ def _check_run(
             sampler = make(dataset=train.records.host, num_replicas=ranks, rank=0)
             epochs = check_length(runner, len(sampler), ranks, findings)
             if dens is not None and epochs is not None:
-                check_expectation(dens, len(train.records), epochs, findings)
+                finetuned = "checkpoint_location" in config.runner.train_eval_unit.model
+                check_expectation(dens, len(train.records), epochs, finetuned, findings)
         with findings.attempt("unit"):
             unit = build_unit(config)
             with findings.attempt("step"):

@@ -10,12 +10,19 @@ SIZES = "50 to 2,600 structures"  # of the training sets measured (docs/results.
 LONG_EPOCHS = 60  # from so many on, where a data set was measured, DeNS was the better one
 
 
-def check_expectation(dens: DeNSConfig, structures: int, epochs: float, findings: Findings) -> None:
+def check_expectation(
+    dens: DeNSConfig,
+    structures: int,
+    epochs: float,
+    finetuned: bool,
+    findings: Findings,
+) -> None:
     """Report in which epochs structures are corrupted, and what to expect of that.
 
     Args:
         structures: number of structures in the training set.
         epochs: number of epochs of the whole training.
+        finetuned: whether it starts from a pretrained model.
     """
     if dens.prob == 0:
         return
@@ -26,7 +33,9 @@ def check_expectation(dens: DeNSConfig, structures: int, epochs: float, findings
         span = f"from epoch {begin:.3g} to {end:.3g} of {epochs:.3g}"
         findings.ok("denoising", f"structures are corrupted {span} (optim.dens)")
     run = f"{counted(structures, 'structure')} in {epochs:.3g} epochs"
-    if dens.corrupt_fixed_atoms == "only":
+    if finetuned:
+        told = "DeNS changed the force errors by 0 to +15 % in fine-tuning: compare with prob = 0"
+    elif dens.corrupt_fixed_atoms == "only":
         told = "noise for fixed atoms changed the force errors by 0 to +2 % in 4 to 24 epochs"
     elif epochs >= LONG_EPOCHS:
         told = "DeNS lowered the force errors by 2 to 32 % in runs so long"

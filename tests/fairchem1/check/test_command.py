@@ -127,6 +127,13 @@ def test_the_schedule_of_the_corruption(data, workplace, without_step, capsys):
     lines = findings(capsys, write_config(data, optim__dens=dens))
     assert any("corrupted from epoch 0 to 5 of 10" in line for line in lines)
     assert any("24 structures in 10 epochs: DeNS changed" in line for line in lines)
+    assert not any("in fine-tuning" in line for line in lines)
+
+
+def test_what_to_expect_of_fine_tuning(data, workplace, without_step, capsys):
+    Path("plain.pt").touch()
+    lines = findings(capsys, write_config(data, model__pretrained="plain.pt"))
+    assert any("by 0 to +15 % in fine-tuning" in line for line in lines), lines
 
 
 def test_memory_grows_with_the_atoms(data, workplace, capsys, monkeypatch):

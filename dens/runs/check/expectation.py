@@ -38,7 +38,7 @@ def check_expectation(
     elif dens.corrupt_fixed_atoms == "only":
         told = "noise for fixed atoms changed the force errors by 0 to +2 % in 4 to 24 epochs"
     elif epochs >= LONG_EPOCHS:
-        told = "DeNS lowered the force errors by 2 to 32 % in runs so long"
+        told = "DeNS lowered the force errors by 2 to 30 % in runs so long"
     elif epochs > SHORT[0]:
         told = "between the lengths that were measured: compare with prob = 0"
     elif clean_end(dens, epochs) >= SHORT[1]:

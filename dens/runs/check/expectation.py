@@ -42,10 +42,10 @@ def check_expectation(
     elif epochs > SHORT[0]:
         told = "between the lengths that were measured: compare with prob = 0"
     elif clean_end(dens, epochs) >= SHORT[1]:
-        told = "DeNS changed the force errors by -7 to +2 % in runs so short with half of it clean"
+        told = "DeNS changed the force errors by -7 to +3 % in runs so short with half of it clean"
     else:
         told = (
-            "DeNS changed the force errors by -5 to +15 % in runs so short, and by -7 to +2 % with "
+            "DeNS changed the force errors by -5 to +15 % in runs so short, and by -7 to +3 % with "
             "clean_end: auto (optim.dens.clean_end)"
         )
     findings.ok("denoising", f"{run}: {told}; measured with {SIZES}")

@@ -97,20 +97,24 @@ def joint_table(found: Sequence[Change]) -> str:
     lines = []
     for arm in dict.fromkeys(change.arm for change in found):
         own = [c for c in found if c.arm == arm and (c.study, c.variant) in worse]
-        if not worse or len(own) < len(worse):
-            continue
-        cells = []
-        for i, _ in enumerate(ERRORS):
-            percent = {
-                (change.study, change.variant, seed): 100 * error / change.pairs[i][1][seed]
-                for change in own
-                for seed, error in change.pairs[i][0].items()
-                if seed in change.pairs[i][1]
-            }
-            cells.append(with_interval(*paired_difference(percent, dict.fromkeys(percent, 100.0))))
-        lines.append([arm, len(own), len(percent), *cells])
+        if len(own) == len(worse) > 0:
+            percents = [_percent(own, number) for number in range(len(ERRORS))]
+            means = [paired_difference(of, dict.fromkeys(of, 100.0)) for of in percents]
+            cells = [with_interval(*mean) for mean in means]
+            lines.append([arm, len(own), len(percents[0]), *cells])
     head = ["arm", "variants", "pairs", *(f"{unit.split(',')[0]}, %" for unit in ERRORS.values())]
     return table(head, lines) if lines else ""
+
+
+def _percent(changes: Sequence[Change], error: int) -> BySeed:
+    """Return one of ERRORS in per cent of the reference's, by study, variant and seed."""
+    return {
+        (change.study, change.variant, seed): 100 * ours[seed] / base[seed]
+        for change in changes
+        for ours, base in [change.pairs[error]]
+        for seed in ours
+        if seed in base
+    }
 
 
 def draw_overview(found: Sequence[Change], path: Path) -> None:

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ERRORS = {"forces_mae": "forces, meV/Å", "energy_mae": "energy, meV"}
-BySeed = Mapping[Hashable, float]
+BySeed = Mapping[Hashable, float]  # over several studies by study, variant and seed
 
 
 def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
@@ -24,7 +24,7 @@ def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
 
     Without a common seed both are NaN; with one, the interval is NaN.
     """
-    d = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
+    d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
     if len(d) < 2:
         return float(d.sum()) if len(d) else np.nan, np.nan
     half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))

@@ -153,8 +153,8 @@ def _check_training(
         findings.run("steps", check_schedule, optim, len(train.dataset), ranks, validates)
         if isinstance(objective, DeNSObjective):
             length = len(train.dataset), optim["max_epochs"]
-            pretrained = bool({"pretrained", "finetune_config"} & {*config["model"]})
-            findings.run("denoising", check_expectation, objective.config, *length, pretrained)
+            finetuned = bool({"pretrained", "finetune_config"} & {*config["model"]})
+            findings.run("denoising", check_expectation, objective.config, *length, finetuned)
 
 
 def _sampling(config: Mapping[str, Any], train: Split) -> Sampling:

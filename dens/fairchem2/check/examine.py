@@ -20,7 +20,7 @@ from dens.fairchem2.check.datasets2 import LOADERS, Records, open_records
 from dens.fairchem2.check.length import check_length
 from dens.fairchem2.check.one_step import build_unit, choose, on_cpu, process_group, train_step
 from dens.fairchem2.check.parameters import check_parameters
-from dens.fairchem2.check.pretrained import check_pretrained
+from dens.fairchem2.check.pretrained import check_pretrained, is_finetuned
 from dens.fairchem2.check.task_data import (
     Sampled,
     check_apart,
@@ -142,7 +142,7 @@ def _check_run(
             sampler = make(dataset=train.records.host, num_replicas=ranks, rank=0)
             epochs = check_length(runner, len(sampler), ranks, findings)
             if dens is not None and epochs is not None:
-                finetuned = "checkpoint_location" in config.runner.train_eval_unit.model
+                finetuned = is_finetuned(runner["train_eval_unit"])
                 check_expectation(dens, len(train.records), epochs, finetuned, findings)
         with findings.attempt("unit"):
             unit = build_unit(config)

@@ -15,6 +15,11 @@ from dens.settings import ConfigError
 _MODEL = "runner.train_eval_unit.model"
 
 
+def is_finetuned(unit: Mapping[str, Any]) -> bool:
+    """Tell whether training starts from a checkpoint; `unit` as for :func:`check_pretrained`."""
+    return "checkpoint_location" in (unit.get("model") or {})
+
+
 def check_pretrained(unit: Mapping[str, Any], findings: Findings) -> None:
     """Report a missing checkpoint, new heads, and scales that are not those of kept heads.
 
@@ -24,9 +29,9 @@ def check_pretrained(unit: Mapping[str, Any], findings: Findings) -> None:
     Raises:
         ConfigError: the checkpoint does not exist.
     """
-    model = unit.get("model") or {}
-    if "checkpoint_location" not in model:
+    if not is_finetuned(unit):
         return
+    model = unit["model"]
     path, where = model["checkpoint_location"], f"{_MODEL}.checkpoint_location"
     if path is None or not Path(path).is_file():
         raise ConfigError(f"{path} does not exist ({where})")

@@ -47,6 +47,9 @@ class Arm(Part):
     variants: list[str] | None = Field(
         None, min_length=1, description="those it is run for; all by default"
     )
+    seeds: list[int] | None = Field(
+        None, min_length=1, description="those of a variant's that it is run for; all by default"
+    )
 
 
 class Variant(Part):
@@ -81,7 +84,8 @@ class Study(Part):
     def _consistent(self) -> Study:
         if self.reference not in self.arms:
             raise ValueError(f"reference must be one of the arms {[*self.arms]}")
-        for seeds in [self.seeds, *map(self.seeds_of, self.variants)]:
+        parts = [self, *self.variants.values(), *self.arms.values()]
+        for seeds in filter(None, (part.seeds for part in parts)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"seeds must differ, got {seeds}")
         for name, arm in self.arms.items():
@@ -89,8 +93,16 @@ class Study(Part):
                 raise ValueError(
                     f"arms.{name}.variants must be of {[*self.variants]}, got {arm.variants}"
                 )
-        if self.arms[self.reference].variants is not None:
-            raise ValueError(f"reference {self.reference!r} must be run for all variants")
+            for variant in arm.variants or self.variants:
+                if not self.seeds_of(variant, name):
+                    raise ValueError(
+                        f"arms.{name}.seeds must have some of {variant}'s, got {arm.seeds}"
+                    )
+        reference = self.arms[self.reference]
+        if reference.variants is not None or reference.seeds is not None:
+            raise ValueError(
+                f"reference {self.reference!r} must be run for all variants and their seeds"
+            )
         if self.overview:
             if not {*self.overview} <= {*self.arms}:
                 raise ValueError(f"overview must be some of the arms {[*self.arms]}")
@@ -102,9 +114,10 @@ class Study(Part):
             raise ValueError(f"names of arms and variants must be identifiers, got {bad[0]!r}")
         return self
 
-    def seeds_of(self, variant: str) -> list[int]:
-        """Return the seeds that a variant is run for."""
-        return self.variants[variant].seeds or self.seeds
+    def seeds_of(self, variant: str, arm: str) -> list[int]:
+        """Return the seeds that an arm of a variant is run for."""
+        seeds, own = self.variants[variant].seeds or self.seeds, self.arms[arm].seeds
+        return [seed for seed in seeds if own is None or seed in own]
 
     def arms_of(self, variant: str) -> list[str]:
         """Return the names of the arms that are run for a variant."""
@@ -170,32 +183,25 @@ def expand(name: str, study: Study) -> list[Run]:
             to be taken without.
     """
     runs = []
-    seeds = dict.fromkeys(seed for name in study.variants for seed in study.seeds_of(name))
-    for seed in seeds:
-        variants = [name for name in study.variants if seed in study.seeds_of(name)]
-        for variant_name in variants:
-            variant = study.variants[variant_name]
-            for arm_name in study.arms_of(variant_name):
-                arm, settings = study.arms[arm_name], {}
-                for part in (
-                    ALL_RUNS[host_of(arm.config)],
-                    study.settings,
-                    variant.settings,
-                    arm.settings,
-                ):
-                    settings = merged(settings, part)
-                config = read_config(ROOT / arm.config)
-                for key in study.without:
-                    config = _without(config, key, arm.config)
-                config = merged(config, settings)
-                if host_of(arm.config) == 1 and config.get("trainer") not in TRAINERS:
-                    raise ClickException(
-                        f"arms.{arm_name}: trainer must be one of {[*TRAINERS]}, got "
-                        f"{config.get('trainer')!r} in {arm.config}: a baseline is the config with "
-                        "DeNS, and optim.dens.prob: 0"
-                    )
-                place = (name, variant_name, arm_name, seed, arm.config)
-                runs.append(Run(*place, settings, config, variant.tests, study.sigmas))
+    places = [(variant, arm) for variant in study.variants for arm in study.arms_of(variant)]
+    seeds = dict.fromkeys(s for v in study.variants for s in study.seeds_of(v, study.reference))
+    wanted = [(*p, seed) for seed in seeds for p in places if seed in study.seeds_of(*p)]
+    for variant_name, arm_name, seed in wanted:
+        variant, arm, settings = study.variants[variant_name], study.arms[arm_name], {}
+        for part in (ALL_RUNS[host_of(arm.config)], study.settings, variant.settings, arm.settings):
+            settings = merged(settings, part)
+        config = read_config(ROOT / arm.config)
+        for key in study.without:
+            config = _without(config, key, arm.config)
+        config = merged(config, settings)
+        if host_of(arm.config) == 1 and config.get("trainer") not in TRAINERS:
+            raise ClickException(
+                f"arms.{arm_name}: trainer must be one of {[*TRAINERS]}, got "
+                f"{config.get('trainer')!r} in {arm.config}: a baseline is the config with "
+                "DeNS, and optim.dens.prob: 0"
+            )
+        place = (name, variant_name, arm_name, seed, arm.config)
+        runs.append(Run(*place, settings, config, variant.tests, study.sigmas))
     return runs
 
 

@@ -187,6 +187,29 @@ def test_a_variant_has_seeds_of_its_own(tmp_path):
     assert found.missing() == [*names[:2], "few-reference-seed5"]
 
 
+def test_an_arm_has_some_of_the_seeds(two_arms):
+    _, invoke, _, folder = two_arms
+    path = folder / "studies" / "tiny_study.yml"
+    text = yaml.safe_load(path.read_text())
+    text["arms"]["other"]["seeds"] = [2, 5]
+    path.write_text(yaml.safe_dump(text))
+    study = load_study(path)
+    names = [run.name for run in expand(path.stem, study)]
+    assert names[:2] == ["all-reference-seed0", "all-reference-seed1"]
+    assert sorted(names[2:]) == ["all-other-seed2", "all-reference-seed2"]
+    assert sorted(Results(study, []).missing()) == sorted(names)
+
+    text["arms"]["other"]["seeds"] = [5]
+    path.write_text(yaml.safe_dump(text))
+    refused = invoke("--list")
+    assert refused.exit_code == 1
+    assert "arms.other.seeds must have some of all's, got [5]" in refused.output
+    text["arms"] |= {"reference": {**text["arms"]["reference"], "seeds": [0]}}
+    del text["arms"]["other"]["seeds"]
+    path.write_text(yaml.safe_dump(text))
+    assert "'reference' must be run for all variants and their seeds" in invoke("--list").output
+
+
 def test_finished_runs_are_skipped_and_results_of_other_settings_refused(two_arms, monkeypatch):
     runs, invoke, keep, folder = two_arms
     begun = []

@@ -54,7 +54,7 @@ def changes(studies: Mapping[str, tuple[Study, Sequence[Mapping]]]) -> list[Chan
                     tuple(results.errors(row, "best", error) for row in rows) for error in ERRORS
                 ]
                 if common := pairs[0][0].keys() & pairs[0][1].keys():
-                    seeds = f"{len(common)} of {len(study.seeds_of(variant))}"
+                    seeds = f"{len(common)} of {len(study.seeds_of(variant, arm))}"
                     place = (name, variant, settings.structures, epochs[variant])
                     group.append(Change(*place, arm, seeds, pairs))
             if group:

@@ -30,7 +30,7 @@ class Results:
 
     def of(self, variant: str, arm: str) -> dict[int, Mapping]:
         """Return the finished results of a variant and arm, by seed."""
-        seeds = self.study.seeds_of(variant)
+        seeds = self.study.seeds_of(variant, arm)
         runs = {seed: self.by_run.get((variant, arm, seed)) for seed in seeds}
         return {seed: result for seed, result in runs.items() if result}
 
@@ -43,7 +43,7 @@ class Results:
     def missing(self) -> list[str]:
         """Return the names of the runs without a result."""
         places = dict.fromkeys((variant, arm) for variant, _, arm in self.rows)
-        names = [(v, a, s) for v, a in places for s in self.study.seeds_of(v)]
+        names = [(v, a, s) for v, a in places for s in self.study.seeds_of(v, a)]
         return [f"{v}-{a}-seed{s}" for v, a, s in names if (v, a, s) not in self.by_run]
 
 
@@ -58,7 +58,7 @@ def error_table(results: Results, weights: str) -> str:
         runs = results.of(row[0], row[2])
         if not runs:
             continue
-        line = [*row, f"{len(runs)} of {len(results.study.seeds_of(row[0]))}"]
+        line = [*row, f"{len(runs)} of {len(results.study.seeds_of(row[0], row[2]))}"]
         for error in ERRORS:
             ours = results.errors(row, weights, error)
             base = results.errors((*row[:2], results.study.reference), weights, error)

@@ -25,6 +25,7 @@ class Progress(NamedTuple):
 
     epoch: float  # with the fraction of the present one, the step included
     max_epochs: float
+    structures: int  # in the training set
 
     @property
     def fraction(self) -> float:
@@ -94,6 +95,10 @@ class Objective(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Describe the method and its main settings in a line."""
+
+    def describe_phases(self, progress: Progress) -> str:
+        """Say in which epochs structures are corrupted; nothing if in all of them."""
+        return ""
 
     @abstractmethod
     def draws(self, batch: Any, streams: Iterable[torch.Generator], whole: torch.Generator) -> Any:

@@ -30,7 +30,7 @@ OBJECTIVES = {
     "morered": MoreRedObjective(MoreRedConfig()),
     "taylor": TaylorObjective(prob=0.7, scale=0.05),
 }
-PROGRESS = Progress(0.5, 10)
+PROGRESS = Progress(0.5, 10, 100)
 N = 6
 
 

@@ -11,7 +11,7 @@ from dens.noise_levels import NoiseLevels
 from dens.settings import ConfigError, parse_settings, setting
 
 UNSCHEDULED = {"early_epochs": None, "clean_start": 0.0, "clean_end": 0.0}
-LONGEST_AUTO = 0.5  # the largest fraction that ``clean_end: auto`` becomes
+LONGEST_AUTO = 0.5  # the largest fraction that ``clean_end: auto`` becomes where it is not all
 
 
 def _positive(description: str, unit: str = "Å", expects: str = "a number > 0, or null") -> Any:
@@ -125,8 +125,9 @@ class DeNSConfig(BaseModel):
     )
     clean_end: float | Literal["auto"] = setting(
         "a number in [0, 1), or 'auto'",
-        "fraction of training at its end in which nothing is corrupted; auto: half of up to 35 "
-        "epochs, a fifth of 100 and more",
+        "fraction of training at its end in which nothing is corrupted; auto: half of 8 to 35 "
+        "epochs, a fifth of 100 and more, and all of fewer than 8, if there are fewer than 100,000 "
+        "structures",
         default=0.0,
     )
 

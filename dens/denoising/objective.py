@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dens.denoising.clean_phases import at, is_scheduled, probability
+from dens.denoising.clean_phases import at, describe_phases, is_scheduled, probability
 from dens.denoising.config import DeNSConfig, corrupt_all
 from dens.denoising.corruption import (
     Draws,
@@ -51,6 +51,11 @@ class DeNSObjective(Objective):
         sigmas = " to ".join(f"{sigma:g}" for sigma in levels)
         ratio = "all" if dens.corrupt_ratio is None else f"{dens.corrupt_ratio:.0%}"
         return f"DeNS with prob {dens.prob:g}, sigma {sigmas} Å on {ratio} of the atoms"
+
+    def describe_phases(self, progress: Progress) -> str:
+        if self.config.prob == 0 or not is_scheduled(self.config):
+            return ""
+        return describe_phases(self.config, progress.max_epochs, progress.structures)
 
     def draws(
         self, batch: Any, streams: Iterable[torch.Generator], whole: torch.Generator

@@ -89,9 +89,10 @@ def _rows(trainer: Any, mode: str) -> dict[str, str]:
     objective, model = getattr(trainer, "objective", None), trainer._unwrapped_model
     losses = [f"{name} {loss.get('coefficient', 1):g}" for name, loss in _losses(trainer)]
     method = objective.describe() if objective is not None else f"{type(trainer).__name__}, no DeNS"
-    command = trainer.config["cmd"]
+    trains, command = objective is not None and mode == "train", trainer.config["cmd"]
     return {
         "method": method + f"; weights {', '.join(losses)}" * bool(losses),
+        "corruption": objective.describe_phases(trainer.progress) if trains else "",
         "data": "; ".join(_describe_data(trainer)),
         "model": describe_model(model, list(getattr(model, "output_heads", ()))),
         "steps": _describe_length(trainer) if mode == "train" else "",

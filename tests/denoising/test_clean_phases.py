@@ -16,14 +16,17 @@ from dens.random import make_generator
 from dens.settings import ConfigError
 
 BASE = {"prob": 0.9, "sigma": 0.1, "denoising_coefficient": 1.0}
-STEPS, EPOCHS = 40, 4  # ten steps an epoch
+STEPS, EPOCHS, STRUCTURES = 40, 4, 950  # ten steps an epoch
 
 
-def corrupting(**settings) -> list[int]:
+def corrupting(structures: int = STRUCTURES, **settings) -> list[int]:
     """List the steps, counted from 1, at which a training may corrupt structures."""
     dens = parse_config({**BASE, **settings})
-    of_steps = {n: Progress(n * EPOCHS / STEPS, EPOCHS) for n in range(1, STEPS + 1)}
-    return [n for n, progress in of_steps.items() if clean_phases.probability(dens, progress) > 0]
+    return [
+        n
+        for n in range(1, STEPS + 1)
+        if clean_phases.probability(dens, Progress(n * EPOCHS / STEPS, EPOCHS, structures)) > 0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,9 @@ def corrupting(**settings) -> list[int]:
         ({}, 1, 40),
         ({"clean_end": 0.5}, 1, 20),
         ({"clean_end": 0.3}, 1, 28),
-        ({"clean_end": "auto"}, 1, 20),
+        ({"clean_end": "auto", "structures": 100_000}, 1, 20),
+        ({"clean_end": "auto"}, 1, 0),
+        ({"clean_start": 0.2, "clean_end": "auto"}, 1, 0),
         ({"clean_start": 0.1}, 5, 40),
         ({"clean_start": 0.25, "clean_end": 0.25}, 11, 30),
         ({"early_epochs": 3}, 1, 30),
@@ -44,13 +49,14 @@ def test_steps_that_corrupt(settings, first, last):
 
 
 def test_the_examples_of_the_module():
-    assert doctest.testmod(clean_phases) == (0, 4)
+    assert doctest.testmod(clean_phases) == (0, 5)
 
 
 @pytest.mark.parametrize("setting", ["clean_end", "clean_start"])
 def test_a_schedule_changes_no_draw(setting):
     """Steps that corrupt do what they do without a schedule, so that runs can be compared."""
-    step, clean = Progress(2.0, 4.0), Progress(4.0 if setting == "clean_end" else 1.0, 4.0)
+    step = Progress(2.0, 4.0, STRUCTURES)
+    clean = step._replace(epoch=4.0 if setting == "clean_end" else 1.0)
     batches = []
     for dens in (BASE, {**BASE, setting: 0.5 if setting == "clean_end" else 0.25}):
         objective = DeNSObjective(parse_config(dens))
@@ -73,11 +79,26 @@ def test_measuring_denoising_ignores_the_schedule():
 
 def test_what_is_logged():
     """Only what changes in training."""
-    progress = Progress(3.0, 4.0)
+    progress = Progress(3.0, 4.0, STRUCTURES)
     assert DeNSObjective(parse_config(BASE)).schedule(progress) == {}
     both = {**BASE, "clean_end": 0.5, "denoising_coefficient_end": 0.0}
     expected = {"prob": 0.0, "denoising_coefficient": 0.25}
     assert DeNSObjective(parse_config(both)).schedule(progress) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ""),
+        ({"clean_end": "auto", "prob": 0.0}, ""),
+        ({"clean_end": 0.5}, "from epoch 0 to 2 of 4"),
+        ({"clean_start": 0.25, "early_epochs": 3}, "from epoch 1 to 3 of 4"),
+        ({"clean_end": "auto"}, "in none of 4 epochs (clean_end: auto)"),
+    ],
+)
+def test_what_the_header_of_a_run_says(settings, said):
+    objective = DeNSObjective(parse_config({**BASE, **settings}))
+    assert objective.describe_phases(Progress(0.0, EPOCHS, STRUCTURES)) == said
 
 
 @pytest.mark.parametrize(

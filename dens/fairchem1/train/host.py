@@ -183,7 +183,8 @@ class ObjectiveMixin(TrainingMetrics, LossTerms, ReproducibleSteps):
     @property
     def progress(self) -> Progress:
         """How far training has come."""
-        return Progress(self.epoch, self.config["optim"]["max_epochs"])
+        structures = len(self.train_dataset or ())
+        return Progress(self.epoch, self.config["optim"]["max_epochs"], structures)
 
     def predict_batch(self, batch) -> Prediction:
         with torch.autocast("cuda", enabled=self.scaler is not None):  # as fairchem evaluates

@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 from dens.denoising.config import DeNSConfig, parse_config
 from dens.fairchem2.check.compose import compose
@@ -134,17 +135,22 @@ def _check_run(
 ) -> None:
     """Take a step, and count those of the run."""
     job = config.job
+    loader = None
     with process_group(on_cpu(config)):
         with findings.attempt("steps"):
             own = job.scheduler.num_nodes * job.scheduler.ranks_per_node
             ranks = max(num_gpus, own) // (job.graph_parallel.group_size or 1)
             make = hydra.utils.instantiate(config.runner.train_dataloader.batch_sampler_fn)
             sampler = make(dataset=train.records.host, num_replicas=ranks, rank=0)
-            epochs = check_length(runner, len(sampler), ranks, findings)
+            loader = DataLoader(train.records.host, batch_sampler=sampler)
+            epochs = check_length(runner, len(loader), ranks, findings)
             if dens is not None and epochs is not None:
                 finetuned = is_finetuned(runner["train_eval_unit"])
                 check_expectation(dens, len(train.records), epochs, finetuned, findings)
+        if loader is None:
+            findings.warn("step", "not tried: the errors above come first")
+            return
         with findings.attempt("unit"):
             unit = build_unit(config)
             with findings.attempt("step"):
-                train_step(config, unit, choose(train.hosts), findings)
+                train_step(config, unit, loader, choose(train.hosts), findings)

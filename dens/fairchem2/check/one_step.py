@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import torch
 from fairchem.core.common import distutils
+from torch.utils.data import DataLoader
 
 from dens.runs.check.findings import Findings
 
@@ -59,13 +60,23 @@ def build_unit(config: Any) -> Any:
         raise (error.__cause__ or error) from None  # the same without Hydra's lines about the call
 
 
-def train_step(config: Any, unit: Any, structures: Sequence[Any], findings: Findings) -> None:
-    """Train a unit for one step, and report what came out."""
+def train_step(
+    config: Any, unit: Any, loader: DataLoader, structures: Sequence[Any], findings: Findings
+) -> None:
+    """Train a unit for the first step of a run, and report what came out.
+
+    Args:
+        config: of the run.
+        unit: the run's training unit.
+        loader: of its training data, for the length of the run.
+        structures: those of the step.
+        findings: where to report.
+    """
     runner = config.runner
     collate = hydra.utils.instantiate(runner.train_dataloader.collate_fn)
     batch = collate(list(structures))
     phase = SimpleNamespace(
-        dataloader=[batch], max_steps=runner.get("max_steps"), max_epochs=runner.get("max_epochs")
+        dataloader=loader, max_steps=runner.get("max_steps"), max_epochs=runner.get("max_epochs")
     )
     state = SimpleNamespace(train_state=phase)
     before = {name: p.detach().clone() for name, p in unit.model.named_parameters()}

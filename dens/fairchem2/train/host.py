@@ -52,7 +52,7 @@ class UnitHost:
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
-        self.progress = Progress(0.0, 1.0)  # of the last step
+        self.progress = Progress(0.0, 1.0, 0)  # of the last step
         self.step = 0  # number of the last step, from 0 as fairchem counts
         self.stock_collate: Callable[[Sequence[Any]], Any] | None = None  # of the validation set
 

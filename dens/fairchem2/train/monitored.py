@@ -112,7 +112,8 @@ class MonitoredSteps(ReproducibleSteps):
         phase, done = state.train_state, self.train_progress
         steps = len(phase.dataloader)
         epoch = done.num_epochs_completed + min((done.num_steps_completed_in_epoch + 1) / steps, 1)
-        self.host.progress = Progress(epoch, phase.max_epochs or (phase.max_steps or steps) / steps)
+        epochs = phase.max_epochs or (phase.max_steps or steps) / steps
+        self.host.progress = Progress(epoch, epochs, len(phase.dataloader.dataset))
         self.host.step = done.num_steps_completed
         if self.logger is not None:
             self.logger.step, self.logger.epoch = self.host.step, epoch

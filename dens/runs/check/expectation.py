@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dens.denoising.clean_phases import SHORT, clean_end, is_scheduled
+from dens.denoising.clean_phases import FEW, MANY, SHORT, clean_end, describe_phases, is_scheduled
 from dens.denoising.config import DeNSConfig
 from dens.runs.check.findings import Findings, counted
 
@@ -26,12 +26,10 @@ def check_expectation(
     """
     if dens.prob == 0:
         return
+    end = clean_end(dens, epochs, structures)
     if is_scheduled(dens):
-        begin, end = dens.clean_start * epochs, (1 - clean_end(dens, epochs)) * epochs
-        if dens.early_epochs is not None:
-            end = min(end, dens.early_epochs)
-        span = f"from epoch {begin:.3g} to {end:.3g} of {epochs:.3g}"
-        findings.ok("denoising", f"structures are corrupted {span} (optim.dens)")
+        phases = describe_phases(dens, epochs, structures)
+        findings.ok("denoising", f"structures are corrupted {phases} (optim.dens)")
     run = f"{counted(structures, 'structure')} in {epochs:.3g} epochs"
     if finetuned:
         told = "DeNS changed the force errors by 0 to +15 % in fine-tuning: compare with prob = 0"
@@ -41,7 +39,7 @@ def check_expectation(
         told = "DeNS lowered the force errors by 2 to 30 % in runs so long"
     elif epochs > SHORT[0]:
         told = "between the lengths that were measured: compare with prob = 0"
-    elif clean_end(dens, epochs) >= SHORT[1]:
+    elif end >= SHORT[1]:
         told = "DeNS changed the force errors by -7 to +3 % in runs so short with half of it clean"
     else:
         told = (

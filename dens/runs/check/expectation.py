@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dens.denoising.clean_phases import FEW, MANY, SHORT, clean_end, describe_phases, is_scheduled
+from dens.denoising.clean_phases import SHORT, clean_end, describe_phases, is_scheduled
 from dens.denoising.config import DeNSConfig
 from dens.runs.check.findings import Findings, counted
 

@@ -74,6 +74,18 @@ def test_stock_loss_on_clean_batches_and_in_evaluation(new_trainer):
     assert torch.equal(trainer._compute_loss(out, batch), reference)
 
 
+def test_a_short_training_with_an_automatic_clean_end_is_the_baseline(dataset):
+    """Two epochs of a few structures: weights are those of prob: 0, and not those of DeNS."""
+    found = []
+    for settings in ({"prob": 0.0}, {"clean_end": "auto"}, {}):
+        trainer = DeNSTrainer(**trainer_config(dataset, dens={**DENS, **settings}))
+        trainer.train(disable_eval_tqdm=True)
+        found.append(trainer.model.state_dict())
+    baseline, short, dens = found
+    assert all(torch.equal(short[name], value) for name, value in baseline.items())
+    assert not all(torch.equal(dens[name], value) for name, value in baseline.items())
+
+
 def test_corruption_follows_seed_and_step(new_trainer):
     trainer = new_trainer(dens={**DENS, "prob": 1.0})
 

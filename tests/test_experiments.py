@@ -21,7 +21,6 @@ from click.testing import CliRunner
 from helpers.trainers import DENS, MODEL, trainer_config, write_dataset
 
 from experiments import run as runner_module
-from experiments.report.overview import Change, joint_table
 from experiments.report.results import Results, write_report
 from experiments.report.tables import paired_difference
 from experiments.study import ROOT, expand, load_study
@@ -331,27 +330,6 @@ def test_table_over_all_studies(two_arms):
     assert f"{place} 1 of 3 | -30.0 [one seed], -30 % |" in pages[1]
     assert f"{place} 2 of 3 | **-29.5 [-35.9 to -23.1], -29 %** |" in pages[2]
     assert pages[2].count("tiny_study | all") == 1
-
-
-def test_variants_that_an_arm_makes_worse_together():
-    """Three pairs of two variants: +10, +30 and +20 %; their spread is 10, the quantile 4.3027."""
-
-    def change(variant, arm, *pairs):
-        return Change("study", variant, 8, 4, arm, "", [*pairs])
-
-    base, alone = {0: 100.0, 1: 50.0}, ({3: 12.0}, {3: 10.0})
-    lower, same = ({0: 80.0, 1: 40.0}, base), (base, base)
-    found = [
-        change("better", "dens", lower, same),
-        change("worse", "dens", ({0: 110.0, 1: 65.0, 2: 1.0}, base), same),
-        change("worse", "auto", lower, same),
-        change("worst", "dens", alone, alone),
-    ]
-    text = joint_table(found)
-    assert "| dens | 2 | 3 | +20.0 [-4.8 to +44.8] | +6.7 [-22.0 to +35.4] |" in text
-    assert "auto" not in text  # not run for all of them
-    assert "| auto | 2 | 3 | -6.7 [" in joint_table([*found, change("worst", "auto", alone, alone)])
-    assert joint_table(found[:1]) == ""
 
 
 def test_paired_difference():

@@ -14,11 +14,9 @@ from experiments.report.tables import (
     ERRORS,
     BySeed,
     difference,
-    paired_difference,
     relative_difference,
     save_figure,
     table,
-    with_interval,
     write_part,
 )
 from experiments.study import Study, expand
@@ -74,47 +72,9 @@ def write_overview(studies: Mapping[str, tuple[Study, Sequence[Mapping]]], out: 
         + [difference(*pair, bold=True) for pair in c.pairs]
         for c in found
     ]
-    parts = [table(head, lines)]
-    if together := joint_table(found):
-        said = f"The variants that `{found[0].arm}` makes worse, each pair of runs counted alike:"
-        parts += [said, together]
     image = Path("results", "overview.png")
     draw_overview(found, out.parent / image)
-    write_part(out, "overview", [*parts, f"![Change by DeNS]({image})"])
-
-
-def joint_table(found: Sequence[Change]) -> str:
-    """Format the changes over all pairs of runs of the variants that their first arm makes worse.
-
-    A pair is a run of the arm and one of the reference, with the same seed; each counts alike, by
-    its change in per cent. Arms that not all these variants have are left out, and without such a
-    variant the text is empty.
-    """
-    first: dict[tuple[str, str], Change] = {}
-    for change in found:
-        first.setdefault((change.study, change.variant), change)
-    worse = {place for place, c in first.items() if relative_difference(*c.pairs[0])[0] > 0}
-    lines = []
-    for arm in dict.fromkeys(change.arm for change in found):
-        own = [c for c in found if c.arm == arm and (c.study, c.variant) in worse]
-        if len(own) == len(worse) > 0:
-            percents = [_percent(own, number) for number in range(len(ERRORS))]
-            means = [paired_difference(of, dict.fromkeys(of, 100.0)) for of in percents]
-            cells = [with_interval(*mean) for mean in means]
-            lines.append([arm, len(own), len(percents[0]), *cells])
-    head = ["arm", "variants", "pairs", *(f"{unit.split(',')[0]}, %" for unit in ERRORS.values())]
-    return table(head, lines) if lines else ""
-
-
-def _percent(changes: Sequence[Change], error: int) -> BySeed:
-    """Return one of ERRORS in per cent of the reference's, by study, variant and seed."""
-    return {
-        (change.study, change.variant, seed): 100 * ours[seed] / base[seed]
-        for change in changes
-        for ours, base in [change.pairs[error]]
-        for seed in ours
-        if seed in base
-    }
+    write_part(out, "overview", [table(head, lines), f"![Change by DeNS]({image})"])
 
 
 def draw_overview(found: Sequence[Change], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ERRORS = {"forces_mae": "forces, meV/Å", "energy_mae": "energy, meV"}
-BySeed = Mapping[Hashable, float]  # over several studies by study, variant and seed
+BySeed = Mapping[int, float]
 
 
 def paired_difference(ours: BySeed, theirs: BySeed) -> tuple[float, float]:
@@ -48,14 +48,9 @@ def difference(ours: BySeed, base: BySeed, bold: bool = False) -> str:
     mean, half = paired_difference(ours, base)
     if np.isnan(mean):
         return "missing"
-    text = f"{with_interval(mean, half)}, {100 * relative_difference(ours, base)[0]:+.0f} %"
-    return f"**{text}**" if bold and abs(mean) > half else text
-
-
-def with_interval(mean: float, half: float) -> str:
-    """Format a mean difference with its interval, which is NaN for a single seed."""
     interval = "one seed" if np.isnan(half) else f"{mean - half:+.1f} to {mean + half:+.1f}"
-    return f"{mean:+.1f} [{interval}]"
+    text = f"{mean:+.1f} [{interval}], {100 * relative_difference(ours, base)[0]:+.0f} %"
+    return f"**{text}**" if bold and abs(mean) > half else text
 
 
 def relative_difference(ours: BySeed, base: BySeed) -> tuple[float, float]:

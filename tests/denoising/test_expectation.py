@@ -19,13 +19,19 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
     ("settings", "epochs", "said"),
     [
         ({"prob": 0.0}, 4, []),
-        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +15 %"]),
+        ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +10 %"]),
+        ({}, 4, ["950 structures in 4 epochs: DeNS changed the force errors by +14 to +15 %"]),
+        (
+            {"clean_end": 0.5},
+            4,
+            ["from epoch 0 to 2 of 4", "by +2 to +3 % with half of them clean"],
+        ),
         ({}, 50, ["950 structures in 50 epochs: between the lengths that were measured"]),
         ({}, 120, ["950 structures in 120 epochs: DeNS lowered the force errors"]),
         (
             {"clean_end": "auto"},
             30,
-            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "by -7 to +3 %"],
+            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "by -7 to -1 %"],
         ),
         ({"corrupt_fixed_atoms": "only"}, 30, ["noise for fixed atoms changed the force errors"]),
         ({"clean_start": 0.1, "early_epochs": 5}, 30, ["from epoch 3 to 5 of 30", "changed"]),
@@ -37,6 +43,14 @@ def test_what_is_said(settings, epochs, said):
     assert [line.level for line in findings.lines] == ["ok"] * len(said)
     for line, part in zip(findings.lines, said, strict=True):
         assert part in line.detail
+
+
+def test_a_run_that_corrupts_nothing_is_warned_of():
+    findings = Findings()
+    check_expectation(parse_config({**BASE, "clean_end": "auto"}), 950, 4, False, findings)
+    (line,) = findings.lines
+    assert line.level == "warn"
+    assert "950 structures in 4 epochs: clean_end: auto corrupts nothing" in line.detail
 
 
 def test_what_is_said_of_fine_tuning():

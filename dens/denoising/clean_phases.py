@@ -9,7 +9,7 @@ from dens.objective import Progress
 
 # `clean_end: auto` (docs/results.md): all of fewer epochs than FEW, of fewer structures than MANY;
 # else up to so many epochs half of them, from so many on a fifth
-FEW, MANY = 8, 100_000
+FEW, MANY = 16, 100_000
 SHORT, LONG = (35, LONGEST_AUTO), (100, 0.2)
 _ROUNDING = 1e-9  # of a fraction of training
 
@@ -18,8 +18,8 @@ def clean_end(dens: DeNSConfig, epochs: float, structures: int) -> float:
     """Return the fraction of training at its end in which nothing is corrupted.
 
     With ``auto`` it falls with the number of epochs: half of training up to 35 epochs, a fifth from
-    100 on, and between them linearly in the logarithm. Fewer than 8 epochs of fewer than 100,000
-    structures are clean throughout: there DeNS gained nothing. Large sets have gained in 2 epochs.
+    100 on, and between them linearly in the logarithm. Fewer than 16 epochs of fewer than
+    100,000 structures are clean throughout: there DeNS gained nothing. Large sets have gained in 2.
 
     Args:
         epochs: number of epochs of the whole training.
@@ -28,7 +28,7 @@ def clean_end(dens: DeNSConfig, epochs: float, structures: int) -> float:
     >>> from dens.denoising.config import parse_config
     >>> settings = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1, "clean_end": "auto"}
     >>> dens = parse_config(settings)
-    >>> [round(clean_end(dens, epochs, 950), 2) for epochs in (4, 8, 35, 68, 100, 1500)]
+    >>> [round(clean_end(dens, epochs, 950), 2) for epochs in (15, 16, 35, 68, 100, 1500)]
     [1.0, 0.5, 0.5, 0.31, 0.2, 0.2]
     >>> clean_end(dens, 2, 2_000_000)
     0.5

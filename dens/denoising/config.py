@@ -125,9 +125,9 @@ class DeNSConfig(BaseModel):
     )
     clean_end: float | Literal["auto"] = setting(
         "a number in [0, 1), or 'auto'",
-        "fraction of training at its end in which nothing is corrupted; auto: half of 8 to 35 "
-        "epochs, a fifth of 100 and more, and all of fewer than 8, if there are fewer than 100,000 "
-        "structures",
+        "fraction of training at its end in which nothing is corrupted; auto: half of 16 to 35 "
+        "epochs, a fifth of 100 and more, and all of fewer than 16, if there are fewer than "
+        "100,000 structures",
         default=0.0,
     )
 

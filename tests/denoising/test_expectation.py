@@ -24,7 +24,7 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
         (
             {"clean_end": 0.5},
             4,
-            ["from epoch 0 to 2 of 4", "by +2 to +3 % with half of them clean"],
+            ["from epoch 0 to 2 of 4", "by 0 to +3 % in 4 to 8 with half"],
         ),
         ({}, 50, ["950 structures in 50 epochs: between the lengths that were measured"]),
         ({}, 120, ["950 structures in 120 epochs: DeNS lowered the force errors"]),

@@ -32,8 +32,8 @@ def check_expectation(
         findings.warn(
             "denoising",
             f"{run}: clean_end: auto corrupts nothing, since DeNS has gained nothing in so few; "
-            "with 0.5, the first half is corrupted, which changed the force errors by +2 to +3 % "
-            "in 4 epochs (optim.dens.clean_end)",
+            "with 0.5, the first half is corrupted, which changed the force errors by 0 to +3 % in "
+            "4 to 8 epochs (optim.dens.clean_end)",
         )
         return
     if is_scheduled(dens):
@@ -49,9 +49,9 @@ def check_expectation(
         told = "between the lengths that were measured: compare with prob = 0"
     elif epochs < FEW:
         told = (
-            "DeNS changed the force errors by +14 to +15 % in 4 epochs, by +2 to +3 % with half of "
-            f"them clean; clean_end: auto corrupts none of fewer than {MANY:,} structures "
-            "(optim.dens.clean_end)"
+            "DeNS changed the force errors by +14 to +15 % in 4 epochs, and by 0 to +3 % in 4 to 8 "
+            f"with half of them clean; clean_end: auto corrupts none of fewer than {MANY:,} "
+            "structures (optim.dens.clean_end)"
         )
     elif end >= SHORT[1]:
         told = "DeNS changed the force errors by -7 to -1 % in runs so short with half of it clean"

@@ -124,9 +124,9 @@ def test_a_sound_config_passes_with_the_right_numbers(data, workplace, capsys):
 
 def test_the_schedule_of_the_corruption(data, workplace, without_step, capsys):
     dens = {**trainer_config(data["train"])["optimizer"]["dens"], "clean_end": "auto"}
-    lines = findings(capsys, write_config(data, optim__dens=dens))
-    assert any("corrupted from epoch 0 to 5 of 10" in line for line in lines)
-    assert any("24 structures in 10 epochs: DeNS changed" in line for line in lines)
+    lines = findings(capsys, write_config(data, optim__dens=dens, optim__max_epochs=20))
+    assert any("corrupted from epoch 0 to 10 of 20" in line for line in lines)
+    assert any("24 structures in 20 epochs: DeNS changed" in line for line in lines)
     assert not any("in fine-tuning" in line for line in lines)
 
 

@@ -19,7 +19,7 @@ def clean_end(dens: DeNSConfig, epochs: float, structures: int) -> float:
 
     With ``auto`` it falls with the number of epochs: half of training up to 35 epochs, a fifth from
     100 on, and between them linearly in the logarithm. Fewer than 16 epochs of fewer than
-    100,000 structures are clean throughout: there DeNS gained nothing. Large sets have gained in 2.
+    100,000 structures are clean throughout: there DeNS gained nothing.
 
     Args:
         epochs: number of epochs of the whole training.
@@ -42,13 +42,24 @@ def clean_end(dens: DeNSConfig, epochs: float, structures: int) -> float:
     return most + (least - most) * min(place, 1.0)
 
 
-def describe_phases(dens: DeNSConfig, epochs: float, structures: int) -> str:
-    """Say in which epochs structures are corrupted, with the arguments of :func:`clean_end`."""
+def corrupted_epochs(dens: DeNSConfig, epochs: float, structures: int) -> tuple[float, float]:
+    """Return where corruption begins and ends, in epochs, with the arguments of `clean_end`.
+
+    Both are equal where nothing is corrupted.
+    """
     begin, end = dens.clean_start * epochs, (1 - clean_end(dens, epochs, structures)) * epochs
     if dens.early_epochs is not None:
         end = min(end, dens.early_epochs)
-    if begin >= end:
-        return f"in none of {epochs:.3g} epochs (clean_end: {dens.clean_end})"
+    return begin, max(begin, end)
+
+
+def describe_phases(dens: DeNSConfig, epochs: float, structures: int) -> str:
+    """Say in which epochs structures are corrupted, with the arguments of `clean_end`."""
+    begin, end = corrupted_epochs(dens, epochs, structures)
+    if begin == end:
+        automatic = isinstance(dens.clean_end, str)
+        why = "clean_end: auto" if automatic else "clean_start, clean_end, early_epochs"
+        return f"in none of {epochs:.3g} epochs ({why})"
     return f"from epoch {begin:.3g} to {end:.3g} of {epochs:.3g}"
 
 

@@ -94,6 +94,10 @@ def test_what_is_logged():
         ({"clean_end": 0.5}, "from epoch 0 to 2 of 4"),
         ({"clean_start": 0.25, "early_epochs": 3}, "from epoch 1 to 3 of 4"),
         ({"clean_end": "auto"}, "in none of 4 epochs (clean_end: auto)"),
+        (
+            {"clean_start": 0.5, "early_epochs": 1},
+            "in none of 4 epochs (clean_start, clean_end, early_epochs)",
+        ),
     ],
 )
 def test_what_the_header_of_a_run_says(settings, said):

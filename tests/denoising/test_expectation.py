@@ -45,12 +45,25 @@ def test_what_is_said(settings, epochs, said):
         assert part in line.detail
 
 
-def test_a_run_that_corrupts_nothing_is_warned_of():
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"clean_end": "auto"},
+            "in none of 4 epochs (clean_end: auto): DeNS has gained nothing in so few",
+        ),
+        (
+            {"clean_start": 0.5, "early_epochs": 1},
+            "structures are corrupted in none of 4 epochs (clean_start, clean_end, early_epochs) (",
+        ),
+    ],
+)
+def test_a_run_that_corrupts_nothing_is_warned_of(settings, said):
     findings = Findings()
-    check_expectation(parse_config({**BASE, "clean_end": "auto"}), 950, 4, False, findings)
+    check_expectation(parse_config({**BASE, **settings}), 950, 4, False, findings)
     (line,) = findings.lines
     assert line.level == "warn"
-    assert "950 structures in 4 epochs: clean_end: auto corrupts nothing" in line.detail
+    assert said in line.detail
 
 
 def test_what_is_said_of_fine_tuning():

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from dens.denoising.clean_phases import FEW, MANY, SHORT, clean_end, describe_phases, is_scheduled
+from dens.denoising.clean_phases import (
+    FEW,
+    MANY,
+    SHORT,
+    clean_end,
+    corrupted_epochs,
+    describe_phases,
+    is_scheduled,
+)
 from dens.denoising.config import DeNSConfig
 from dens.runs.check.findings import Findings, counted
 
 SIZES = "50 to 2,600 structures"  # of the training sets measured (docs/results.md)
+_TOO_SHORT = (
+    ": DeNS has gained nothing in so few; with 0.5, the first half is corrupted, which changed the "
+    "force errors by 0 to +3 % in 4 to 8 epochs"
+)
 LONG_EPOCHS = 60  # from so many on, where a data set was measured, DeNS was the better one
 
 
@@ -26,19 +38,16 @@ def check_expectation(
     """
     if dens.prob == 0:
         return
-    run = f"{counted(structures, 'structure')} in {epochs:.3g} epochs"
     end = clean_end(dens, epochs, structures)
-    if end == 1:
-        findings.warn(
-            "denoising",
-            f"{run}: clean_end: auto corrupts nothing, since DeNS has gained nothing in so few; "
-            "with 0.5, the first half is corrupted, which changed the force errors by 0 to +3 % in "
-            "4 to 8 epochs (optim.dens.clean_end)",
-        )
-        return
     if is_scheduled(dens):
-        phases = describe_phases(dens, epochs, structures)
-        findings.ok("denoising", f"structures are corrupted {phases} (optim.dens)")
+        said = f"structures are corrupted {describe_phases(dens, epochs, structures)}"
+        begin, stop = corrupted_epochs(dens, epochs, structures)
+        if begin == stop:
+            why = _TOO_SHORT if end == 1 else ""
+            findings.warn("denoising", f"{said}{why} (optim.dens)")
+            return
+        findings.ok("denoising", f"{said} (optim.dens)")
+    run = f"{counted(structures, 'structure')} in {epochs:.3g} epochs"
     if finetuned:
         told = "DeNS changed the force errors by 0 to +15 % in fine-tuning: compare with prob = 0"
     elif dens.corrupt_fixed_atoms == "only":

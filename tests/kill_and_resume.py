@@ -132,7 +132,8 @@ def disturbed_run(folder: Path, steps: int, kills: int, seed: int) -> int:
         hit += 1
     process = start(folder, "disturbed")
     process.join()
-    assert process.exitcode == 0, (folder / "disturbed.txt").read_text()[-2000:]
+    said = (folder / "disturbed.txt").read_text()[-2000:]
+    assert process.exitcode == 0, f"exit status {process.exitcode} after: {said}"
     return hit
 
 

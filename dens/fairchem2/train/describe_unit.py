@@ -9,7 +9,6 @@ from typing import Any
 import wandb
 from fairchem.core.common import distutils
 
-from dens.objective import Progress
 from dens.runs.terminal.heading import count_of, describe_device, describe_model, format_header
 from dens.runs.terminal.output import active_output, show
 from dens.runs.terminal.progress import Plan
@@ -28,12 +27,10 @@ def announce(unit: Any, state: Any) -> None:
 
 def _rows(unit: Any, state: Any, steps: int) -> dict[str, str]:
     model, job = getattr(unit.model, "module", unit.model), unit.job_config
-    train = state.train_state.dataloader
-    whole = Progress(0, steps / len(train), len(train.dataset))
     weights = [f"{task.name} {task.loss_fn.coefficient:g}" for task in unit.labels.tasks]
     return {
         "method": f"{unit.objective.describe()}; weights {', '.join(weights)}",
-        "corruption": unit.objective.describe_phases(whole),
+        "corruption": unit.objective.describe_phases(unit.progress_of(state)),
         "data": "; ".join(_describe_data(state)),
         "model": describe_model(model, list(getattr(model, "output_heads", ()))),
         "steps": _describe_length(unit, state, steps),

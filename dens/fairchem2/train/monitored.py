@@ -107,16 +107,20 @@ class MonitoredSteps(ReproducibleSteps):
         backbone = getattr(self.model, "module", self.model).backbone
         self._dens_monitor = TrainingMonitor(self.host, self.watch, schedule, backbone)
 
-    def begin_step(self, state: Any) -> Progress:
-        """Note and return how far training has come, the present step included."""
+    def progress_of(self, state: Any) -> Progress:
+        """Return how far training has come, the present step included."""
         phase, done = state.train_state, self.train_progress
         steps = len(phase.dataloader)
         epoch = done.num_epochs_completed + min((done.num_steps_completed_in_epoch + 1) / steps, 1)
         epochs = phase.max_epochs or (phase.max_steps or steps) / steps
-        self.host.progress = Progress(epoch, epochs, len(phase.dataloader.dataset))
-        self.host.step = done.num_steps_completed
+        return Progress(epoch, epochs, len(phase.dataloader.dataset))
+
+    def begin_step(self, state: Any) -> Progress:
+        """Note and return how far training has come, the present step included."""
+        self.host.progress = self.progress_of(state)
+        self.host.step = self.train_progress.num_steps_completed
         if self.logger is not None:
-            self.logger.step, self.logger.epoch = self.host.step, epoch
+            self.logger.step, self.logger.epoch = self.host.step, self.host.progress.epoch
         return self.host.progress
 
     def step_terms(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ase.io import read
 from ase.optimize import BFGS
+from torch_geometric.data import Data
 
 import dens
 from dens.data.store.lmdb import LmdbWriter
@@ -43,7 +44,7 @@ def main() -> None:
 
 def write_starts(data: Path, out: Path) -> None:
     """Write the first frames of the first ten relaxations as a data set."""
-    first = {}
+    first: dict[int, Data] = {}
     for frame in open_dataset(data):
         if not frame.md and (frame.sid not in first or frame.fid < first[frame.sid].fid):
             first[frame.sid] = frame

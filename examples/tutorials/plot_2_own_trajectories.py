@@ -113,19 +113,18 @@ shell("fairchem main.py --config own.yml --timestamp-id own")
 # forces of its frames.
 
 model = dens.load_calculator(shell.folder / "checkpoints/own/best_checkpoint.pt", cpu=True)
-predicted, true = [], []
+pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
 
 def compare(atoms) -> None:
     """Keep the model's forces and EMT's."""
-    predicted.append(atoms.get_forces())
     reference = atoms.copy()
     reference.calc = EMT()
-    true.append(reference.get_forces())
+    pairs.append((atoms.get_forces(), reference.get_forces()))
 
 
 dynamics(100, model, compare, steps=24)
-predicted, true = np.array(predicted), np.array(true)
+predicted, true = np.stack(pairs, axis=1)
 error = np.abs(predicted - true).mean()
 print(f"mean absolute error of the forces: {error:.3f} eV/Å; of zeros: {np.abs(true).mean():.3f}")
 

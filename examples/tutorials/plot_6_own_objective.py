@@ -67,7 +67,8 @@ for scale in scales:
     for seed in range(20):
         stream = torch.Generator().manual_seed(seed)
         batch = batch_of(slab)
-        objective.apply(batch, objective.draws(batch, [stream], stream), Progress(0, 1))
+        step = Progress(epoch=0, max_epochs=1, structures=1)
+        objective.apply(batch, objective.draws(batch, [stream], stream), step)
         moved = slab.copy()
         moved.positions = batch.pos.numpy()
         moved.calc = EMT()

@@ -43,6 +43,7 @@ class Shell:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
         )
+        self._answers = iter(self._server.stdout or ())
 
     def __call__(self, command: str, *, lines: int = 0, grep: str = "", status: int = 0) -> None:
         """Run a command of dens, fairchem or python, and print what it says.
@@ -59,7 +60,7 @@ class Shell:
         log = self.folder / "output.txt"
         task = {"words": self._words(command), "folder": str(self.folder), "log": str(log)}
         print(json.dumps(task), file=self._server.stdin, flush=True)
-        got = int(self._server.stdout.readline())
+        got = int(next(self._answers))
         said = log.read_text(encoding="utf-8").splitlines()
         shown = [_LOG_PREFIX.sub("", line).rstrip() for line in said if grep in line][-lines:]
         if got != status or (grep and not shown):
@@ -101,9 +102,7 @@ class Shell:
 
     def close(self) -> None:
         """End the process, and remove the folder."""
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
+        self._server.communicate()
         self._temporary.cleanup()
 
 

@@ -5,13 +5,13 @@
 Kills come at random moments: every third while a checkpoint is written, and every fifth is a
 SIGTERM, after which the run saves. Each time the run resumes from its last checkpoint. At the end
 weights, moving averages, optimizer, schedule, best checkpoint and log must equal those of the other
-run bit for bit. The runs are forked from this process, so that imports are done once.
+run bit for bit. The runs are forked from a process that has only done their imports: one that has
+trained has threads, which its forks would lack.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +24,7 @@ import click
 import torch
 import yaml
 from helpers.backbones import model_of
+from helpers.command_runner import fork_server
 from helpers.trainers import morered_config, trainer_config, write_dataset
 
 from dens.cli import main
@@ -104,10 +105,8 @@ def _kill_in_save(moment: int) -> None:
 
 
 def start(folder: Path, name: str, kill_in_save: int | None = None):
-    """Start :func:`run` in a forked process."""
-    process = multiprocessing.get_context("fork").Process(
-        target=run, args=(folder, name, kill_in_save)
-    )
+    """Start :func:`run` in a process of its own."""
+    process = fork_server.Process(target=run, args=(folder, name, kill_in_save))
     process.start()
     return process
 
@@ -185,6 +184,8 @@ def unequal(a, b, where: str = "") -> list[str]:
 @click.option("--seed", default=0, show_default=True)
 def command(folder: Path | None, steps: int, kills: int, seed: int) -> None:
     """Compare a run of STEPS steps with one that is killed KILLS times."""
+    # said at the end of the semaphores of killed runs, which are removed
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with tempfile.TemporaryDirectory() as temporary:
         click.echo(compare(folder or Path(temporary), steps, kills, seed))
 

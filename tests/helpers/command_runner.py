@@ -22,8 +22,8 @@ _PRELOADED = {
 # options with which our modules print, and neither measure nor start processes
 _PRINTING = {"--help", "--table", "--list", "--report"}
 _started: set[str] = set()  # modules that have run in a new interpreter
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(_PRELOADED.get(MAJOR, []))
+fork_server = multiprocessing.get_context("forkserver")
+fork_server.set_forkserver_preload(_PRELOADED.get(MAJOR, []))
 
 
 class Result(NamedTuple):
@@ -42,7 +42,7 @@ def run_command(command: str, folder: Path, timeout: float = 300) -> Result:
     words, log = _words(command, folder), folder / "output.txt"
     in_fork = bool(_started & {*words} and _PRINTING & {*words})
     _started.update(word for word in words if word.startswith(("benchmarks.", "experiments.")))
-    process = _context.Process(target=_run, args=(words, in_fork, folder, log))
+    process = fork_server.Process(target=_run, args=(words, in_fork, folder, log))
     process.start()
     process.join(timeout)
     if process.is_alive():

@@ -31,7 +31,7 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
         (
             {"clean_end": "auto"},
             30,
-            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "by -12 to -1 %"],
+            ["corrupted from epoch 0 to 15 of 30 (optim.dens)", "by -12 to +1 %"],
         ),
         ({"corrupt_fixed_atoms": "only"}, 30, ["noise for fixed atoms changed the force errors"]),
         ({"clean_start": 0.1, "early_epochs": 5}, 30, ["from epoch 3 to 5 of 30", "changed"]),

@@ -63,10 +63,10 @@ def check_expectation(
             "structures (optim.dens.clean_end)"
         )
     elif end >= SHORT[1]:
-        told = "DeNS changed the force errors by -12 to -1 % in runs so short with half of it clean"
+        told = "DeNS changed the force errors by -12 to +1 % in runs so short with half of it clean"
     else:
         told = (
-            "DeNS changed the force errors by -5 to +10 % in runs so short, and by -12 to -1 % "
+            "DeNS changed the force errors by -5 to +10 % in runs so short, and by -12 to +1 % "
             "with clean_end: auto (optim.dens.clean_end)"
         )
     findings.ok("denoising", f"{run}: {told}; measured with {SIZES}")

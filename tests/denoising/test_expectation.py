@@ -20,7 +20,7 @@ BASE = {"prob": 0.5, "sigma": 0.1, "denoising_coefficient": 1.0}
     [
         ({"prob": 0.0}, 4, []),
         ({}, 30, ["950 structures in 30 epochs: DeNS changed the force errors by -5 to +10 %"]),
-        ({}, 4, ["950 structures in 4 epochs: DeNS changed the force errors by +14 to +15 %"]),
+        ({}, 4, ["950 structures in 4 epochs: DeNS changed the force errors by +15 to +17 %"]),
         (
             {"clean_end": 0.5},
             4,

@@ -58,7 +58,7 @@ def check_expectation(
         told = "between the lengths that were measured: compare with prob = 0"
     elif epochs < FEW:
         told = (
-            "DeNS changed the force errors by +14 to +15 % in 4 epochs, and by 0 to +3 % in 4 to 8 "
+            "DeNS changed the force errors by +15 to +17 % in 4 epochs, and by 0 to +3 % in 4 to 8 "
             f"with half of them clean; clean_end: auto corrupts none of fewer than {MANY:,} "
             "structures (optim.dens.clean_end)"
         )
